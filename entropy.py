@@ -1,0 +1,222 @@
+"""Entropy dynamics: where did the model's uncertainty move between a weak snapshot and the live model?
+
+Token entropies of both models over exactly the training batches (paper v2, section 3.2 and eq. 7), from them one sampling
+weight per sample and one gap code per token: settled, consolidating, regressing, hard.
+
+    python entropy.py --weak out/toy/base.pt --live out/toy/sft.pt            # counts and entropies per code and family
+    python entropy.py --weak out/toy/base.pt --live out/toy/sft.pt --show 3   # and three samples, coloured by code
+
+Shapes: N samples, M loss tokens of all samples together, C width, V vocabulary. Entropies are in nats.
+"""
+
+import argparse
+import os
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from data import clean_set, fingerprint, micro_batches, toy_encoding
+from model import load_checkpoint
+
+CODES = ("settled", "consolidating", "regressing", "hard")
+
+
+@torch.no_grad()
+def token_entropy(hidden, weight, chunk_rows=1024):
+    """Entropy of softmax(hidden @ weight.T) per row, paper v2 eq. 7 -> hidden.shape[:-1], nats.
+
+    hidden (..., C), weight (V, C). At most chunk_rows * V logits exist at a time. Half precision is raised to fp32.
+    H = log sum e^z - sum softmax(z) z, with z shifted so that its largest is 0: then both terms are >= 0, and a
+    distribution sharpened to 1e-30 still has a positive entropy. log(p + eps) would report eps instead.
+
+    >>> token_entropy(torch.zeros(1, 8), torch.ones(4, 8)).exp()
+    tensor([4.])
+    """
+    rows, out = hidden.reshape(-1, hidden.size(-1)), []
+    for h in rows.split(chunk_rows):
+        z = F.linear(h, weight)                                               # (chunk, V)
+        z = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
+        z = z - z.amax(-1, keepdim=True)
+        p = z.exp()
+        total = p.sum(-1)
+        # log1p of the sum without the maximum's own 1 would be sharper still, but that needs a second pass over V
+        out.append(total.log() - (p * z).sum(-1) / total)
+    return torch.cat(out).reshape(hidden.shape[:-1]) if out else hidden.new_zeros(hidden.shape[:-1])
+
+
+def gap_weights(ent_weak, ent_live, alpha=0.1, beta=0.8, gamma=0.1, kind="code"):
+    """Sampling weights from the samples' mean entropies, section 1.2 of the method -> (N,) float64, sums to 1.
+
+    ent_weak, ent_live (N,) nats; d_ent = ent_live - ent_weak. Three published readings of (alpha, beta, gamma):
+    code: each term divided by its own sum, so that alpha, beta and gamma are exactly its shares of the mass;
+    v1: the same terms as they are; v2: alpha [-d_ent]+ + beta ent_live + gamma [d_ent]+, close to uncertainty sampling.
+    A term whose sum is 0 contributes 0; where all are 0 there is no gap to prefer and the weights are uniform.
+    Raises ValueError on shapes that differ, values that are no entropies, negative shares, an unknown kind.
+
+    >>> gap_weights(torch.tensor([1., 1.]), torch.tensor([0., 1.5])).numpy().round(6).tolist()      # .05 + .8, .05 + .1
+    [0.85, 0.15]
+    """
+    w, s = ent_weak.double(), ent_live.double()
+    if w.shape != s.shape or w.dim() != 1:
+        raise ValueError(f"gap_weights: expected two vectors of one length, found {tuple(w.shape)} and {tuple(s.shape)}")
+    if not (torch.isfinite(w).all() and torch.isfinite(s).all() and (w >= 0).all() and (s >= 0).all()):
+        raise ValueError("gap_weights: entropies must be finite and >= 0; a NaN here means that a checkpoint has diverged")
+    if min(alpha, beta, gamma) < 0:
+        raise ValueError(f"gap_weights: alpha, beta, gamma must be >= 0, found {alpha}, {beta}, {gamma}")
+    d_ent = s - w
+    consolidating, regressing = (-d_ent).clamp_min(0), d_ent.clamp_min(0)
+    share = lambda term: term / term.sum() if term.sum() > 0 else term
+    if kind == "code":
+        out = alpha * share(w) + beta * share(consolidating) + gamma * share(regressing)
+    elif kind == "v1":
+        out = alpha * w + beta * consolidating + gamma * regressing
+    elif kind == "v2":
+        out = alpha * consolidating + beta * s + gamma * regressing
+    else:
+        raise ValueError(f"gap_weights: unknown kind {kind!r}; expected code, v1 or v2")
+    return out / out.sum() if out.sum() > 0 else torch.full_like(out, 1 / len(out))
+
+
+def gap_mask(ent_weak, ent_live, tau=0.0, h=0.0):
+    """Gap code per token, section 1.3 of the method -> uint8, indices into CODES; the mask is code > 0.
+
+    ent_weak, ent_live: any one shape, nats; tau, h >= 0: thresholds in nats. tau = h = 0 puts every token with any
+    entropy at all into the mask, which is the paper.
+
+    >>> gap_mask(torch.tensor([.1, 2., .1, 2.]), torch.tensor([.1, 1., 1., 2.]), tau=.5, h=1.).tolist()
+    [0, 1, 2, 3]
+    """
+    if tau < 0 or h < 0:
+        raise ValueError(f"gap_mask: tau and h must be >= 0 nats, found {tau} and {h}")
+    d_ent = ent_live - ent_weak
+    code = torch.zeros_like(d_ent, dtype=torch.uint8)
+    code[(d_ent.abs() <= tau) & (ent_weak > h)] = 3
+    code[d_ent < -tau] = 1
+    code[d_ent > tau] = 2
+    return code
+
+
+@torch.no_grad()
+def measure(weak, live, samples, micro_batch=64, chunk_rows=1024, rank=0, world=1, autocast=None):
+    """Token entropies of both models over the samples, teacher-forced -> gaps: dict of tensors keyed by sample id.
+
+    ids (N,); offsets (N + 1,): the loss tokens of sample n are offsets[n]:offsets[n + 1] of the flat vectors ent_weak and
+    ent_live (M,); mean_weak, mean_live (N,). Positions are the loss positions of training, found by the same collate().
+    Each rank measures its share; all ranks return the whole. Raises ValueError where a sample has no loss token.
+    """
+    for s in samples:
+        if not s.loss[1:].any():
+            raise ValueError(f"entropy: sample {s.id} has no loss token; expected a completion in every sample")
+    device, found = next(live.parameters()).device, {}
+    for batch in micro_batches(samples, micro_batch, rank, world):
+        b = batch.to(device)
+        with autocast() if autocast else torch.no_grad():
+            ent = [token_entropy(m(b.x)[b.loss_mask], m.lm_head.weight, chunk_rows).cpu() for m in (weak, live)]
+        counts = batch.loss_mask.sum(1).tolist()
+        found.update(zip(batch.ids.tolist(), zip(ent[0].split(counts), ent[1].split(counts))))
+    if world > 1:
+        shares = [None] * world
+        dist.all_gather_object(shares, found)
+        found = {k: v for share in shares for k, v in share.items()}
+    pairs = [found[s.id] for s in samples]
+    return dict(ids=torch.tensor([s.id for s in samples]),
+                offsets=torch.tensor([0] + [len(w) for w, _ in pairs]).cumsum(0),
+                ent_weak=torch.cat([w for w, _ in pairs]), ent_live=torch.cat([l for _, l in pairs]),
+                mean_weak=torch.stack([w.double().mean() for w, _ in pairs]),
+                mean_live=torch.stack([l.double().mean() for _, l in pairs]))
+
+
+def find_gaps(weak, live, samples, *, tau, h, alpha, beta, gamma, kind, **kw):
+    """measure(), and from it `codes` (M,) uint8 and `weights` (N,) float64: all that gaps.pt holds."""
+    gaps = measure(weak, live, samples, **kw)
+    gaps["codes"] = gap_mask(gaps["ent_weak"], gaps["ent_live"], tau, h)
+    gaps["weights"] = gap_weights(gaps["mean_weak"], gaps["mean_live"], alpha, beta, gamma, kind)
+    gaps["settings"] = dict(tau=tau, h=h, alpha=alpha, beta=beta, gamma=gamma, kind=kind)
+    return gaps
+
+
+def codes_of(gaps, ids):
+    """Gap codes of a batch's loss tokens in the order of hidden[loss_mask], that is row by row -> (n,) uint8.
+
+    ids (B,): sample ids, which number the rows of gaps (0..N-1, checked when gaps.pt is read).
+    """
+    o = gaps["offsets"]
+    return torch.cat([gaps["codes"][o[i]:o[i + 1]] for i in ids.tolist()])
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the report
+
+
+def report(gaps, samples):
+    """The table that the CLI prints: tokens and mean entropies per code, shares of tokens and of sampling mass per family."""
+    token_family = [s.family for s in samples for _ in range(int(s.loss[1:].sum()))]
+    w, l, codes = gaps["ent_weak"], gaps["ent_live"], gaps["codes"]
+    lines = [f"{len(samples):,} samples, {len(w):,} loss tokens | mean entropy (nats): weak {w.mean():.4f}, live {l.mean():.4f}",
+             f"{'code':15s} {'tokens':>9s} {'share':>7s} {'H weak':>8s} {'H live':>8s}"]
+    for c, name in enumerate(CODES):
+        k = codes == c
+        mean = lambda x: f"{x[k].mean():8.4f}" if k.any() else f"{'-':>8s}"
+        lines.append(f"{c} {name:13s} {int(k.sum()):9,d} {k.float().mean():7.1%} {mean(w)} {mean(l)}")
+    lines.append(f"\n{'family':15s} {'samples':>9s} {'mass':>7s} {'H weak':>8s} {'H live':>8s} " +
+                 " ".join(f"{name:>13s}" for name in CODES))
+    for family in dict.fromkeys(s.family for s in samples):
+        k = torch.tensor([f == family for f in token_family])
+        n = torch.tensor([s.family == family for s in samples])
+        lines.append(f"{family:15s} {int(n.sum()):9,d} {gaps['weights'][n].sum():7.1%} {w[k].mean():8.4f} {l[k].mean():8.4f} " +
+                     " ".join(f"{(codes[k] == c).float().mean():13.1%}" for c in range(4)))
+    return "\n".join(lines)
+
+
+COLOURS = ("\x1b[90m", "\x1b[32m", "\x1b[31m", "\x1b[33m")       # grey, green, red, yellow
+
+
+def show(gaps, samples, enc, n):
+    """The n samples with the largest sampling weight, each loss token coloured by its code (NO_COLOR: written as ^code)."""
+    plain = bool(os.environ.get("NO_COLOR"))
+    paint = lambda text, c: f"{text}^{c}" if plain else f"{COLOURS[c]}{text}\x1b[0m"
+    lines = ["colours: " + "  ".join(paint(name, c) for c, name in enumerate(CODES))]
+    for i in gaps["weights"].topk(min(n, len(samples))).indices.tolist():
+        s, codes = samples[i], iter(codes_of(gaps, torch.tensor([i])).tolist())
+        text = "".join(paint(enc.decode([t]), next(codes)) if k else enc.decode([t])
+                       for t, k in zip(s.tokens.tolist(), s.loss.tolist()))
+        lines.append(f"#{s.id} {s.family}, weight {gaps['weights'][i] * len(samples):.1f}x uniform, entropy "
+                     f"{gaps['mean_weak'][i]:.3f} -> {gaps['mean_live'][i]:.3f}\n  {text}")
+    return "\n".join(lines)
+
+
+def load_pair(weak_path, live_path, tokenizer, device="cpu"):
+    """Both models and the live one's meta, or one sentence on why they cannot be compared."""
+    weak, _ = load_checkpoint(weak_path, device, tokenizer)
+    live, meta = load_checkpoint(live_path, device, tokenizer)
+    if weak.cfg != live.cfg:
+        diff = [f"{k} {v} / {getattr(live.cfg, k)}" for k, v in vars(weak.cfg).items() if v != getattr(live.cfg, k)]
+        raise SystemExit(f"entropy: {weak_path} and {live_path} are models of different shape ({', '.join(diff)}); "
+                         "the weak snapshot must be an earlier state of the same model")
+    return weak, live, meta
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--weak", required=True, help="checkpoint of the weak snapshot")
+    parser.add_argument("--live", required=True, help="checkpoint of the live model; its config names the data")
+    parser.add_argument("--tau", type=float, help="gap threshold on |d_ent|, nats (default: the live run's)")
+    parser.add_argument("--h", type=float, help="threshold on the weak entropy of a hard token, nats (default: the live run's)")
+    parser.add_argument("--weights", choices=("code", "v1", "v2"), help="reading of the weight formula (default: the live run's)")
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="print the N heaviest samples, coloured by gap code")
+    args = parser.parse_args(argv)
+    enc = toy_encoding()
+    weak, live, meta = load_pair(args.weak, args.live, fingerprint(enc))
+    cfg = meta["config"]
+    pick = lambda flag, name: cfg[name] if flag is None else flag
+    samples = clean_set(enc, cfg["clean"], cfg["seed"])
+    gaps = find_gaps(weak, live, samples, tau=pick(args.tau, "tau"), h=pick(args.h, "h"), alpha=cfg["alpha"],
+                     beta=cfg["beta"], gamma=cfg["gamma"], kind=pick(args.weights, "weights"))
+    print(report(gaps, samples))
+    if args.show:
+        print("\n" + show(gaps, samples, enc, args.show))
+
+
+if __name__ == "__main__":
+    main()

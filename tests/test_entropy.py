@@ -1,0 +1,202 @@
+"""entropy.py: values known in closed form, a float64 definition, and hand-computed weights."""
+
+import math
+
+import pytest
+import torch
+
+import entropy
+from data import clean_set, collate, toy_encoding
+from entropy import codes_of, find_gaps, gap_mask, gap_weights, measure, token_entropy
+from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
+
+V = toy_encoding().n_vocab
+
+
+def tiny(seed):
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(vocab_size=V, dim=16, n_layers=1, n_heads=2))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(10 if p.dim() == 2 else 1)
+    return model
+
+
+def test_entropy_of_uniform_is_log_v_and_of_one_hot_is_zero():
+    """Bug: log2, an epsilon inside the log, a mean where the sum over the vocabulary belongs."""
+    for v in (2, 97, 5000):
+        w = torch.ones(v, 4)
+        torch.testing.assert_close(token_entropy(torch.randn(3, 4), w), torch.full((3,), math.log(v)))
+    one_hot = token_entropy(torch.tensor([[1000.0]]), torch.tensor([[1.0], [0.0], [0.0]]))
+    assert one_hot.item() == 0
+
+
+def test_entropy_equals_its_float64_definition_also_where_it_is_tiny():
+    """Bug: log(p + eps) or a cancelling difference, both wrong by more than the value once the model is confident."""
+    torch.manual_seed(0)
+    for scale in (0.1, 1.0, 10.0, 40.0):
+        h, w = scale * torch.randn(50, 8, dtype=torch.float64), torch.randn(97, 8, dtype=torch.float64)
+        p = torch.softmax(h @ w.T, -1)
+        want = -(p * torch.where(p > 0, p, 1.0).log()).sum(-1)
+        torch.testing.assert_close(token_entropy(h, w), want, rtol=1e-9, atol=1e-13)
+        got = token_entropy(h.float(), w.float()).double()
+        torch.testing.assert_close(got, want, rtol=3e-4 * max(1, scale), atol=1e-6)
+        assert (got >= 0).all()
+    z = torch.tensor([[0.0, -40.0]])                                      # p = 4e-18, H = 1.7e-16: the rounding of 1 is larger
+    want = 40 * math.exp(-40)
+    assert token_entropy(z, torch.eye(2)).item() == pytest.approx(want, rel=0.03)
+
+
+@pytest.mark.parametrize("chunk", (1, 7, 50, 1000))
+def test_entropy_does_not_depend_on_the_chunk_and_keeps_the_shape(chunk):
+    """Bug: the last, shorter chunk dropped."""
+    torch.manual_seed(0)
+    h, w = torch.randn(5, 10, 8), torch.randn(33, 8)
+    torch.testing.assert_close(token_entropy(h, w, chunk), token_entropy(h, w, 10 ** 6))
+    assert token_entropy(h, w, chunk).shape == (5, 10) and token_entropy(h[:0], w, chunk).shape == (0, 10)
+
+
+def test_entropy_never_holds_more_logits_than_a_chunk():
+    """Bug: the head applied to all rows at once, 2.5 GB at V = 151,936."""
+    from test_train_wmss import largest_tensor
+    with largest_tensor() as seen:
+        token_entropy(torch.randn(200, 8), torch.randn(500, 8), 20)
+    assert seen.numel == 20 * 500
+
+
+WEAK, LIVE = torch.tensor([2.0, 1.0, 1.0, 0.0]), torch.tensor([1.0, 1.0, 3.0, 0.0])      # d_ent -1, 0, 2, 0
+
+
+@pytest.mark.parametrize("kind, want", [
+    ("code", [0.1 * 2 / 4 + 0.8, 0.1 * 1 / 4, 0.1 * 1 / 4 + 0.1, 0.0]),
+    ("v1", [0.1 * 2 + 0.8 * 1, 0.1 * 1, 0.1 * 1 + 0.1 * 2, 0.0]),
+    ("v2", [0.1 * 1 + 0.8 * 1, 0.8 * 1, 0.8 * 3 + 0.1 * 2, 0.0]),
+])
+def test_weights_equal_hand_computed_values(kind, want):
+    """Bug: the two signs of d_ent swapped, 0.8 on the wrong term, terms normalised in v1 or not in code."""
+    got, want = gap_weights(WEAK, LIVE, kind=kind), torch.tensor(want, dtype=torch.float64)
+    torch.testing.assert_close(got, want / want.sum())
+    assert got.dtype == torch.float64 and got.sum().item() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ("code", "v1", "v2"))
+def test_weights_with_terms_that_sum_to_zero(kind):
+    """Bug: 0/0 = NaN as soon as no sample regresses, or when the snapshot is the live model itself."""
+    falling = gap_weights(torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.5]), kind=kind)
+    same = gap_weights(torch.tensor([2.0, 1.0]), torch.tensor([2.0, 1.0]), kind=kind)
+    none = gap_weights(torch.zeros(4), torch.zeros(4), kind=kind)
+    for w in (falling, same, none):
+        assert torch.isfinite(w).all() and w.sum().item() == pytest.approx(1, abs=1e-12)
+    torch.testing.assert_close(same, torch.tensor([2 / 3, 1 / 3], dtype=torch.float64))
+    assert none.tolist() == [0.25] * 4
+
+
+@pytest.mark.parametrize("args, words", [
+    ((torch.ones(3), torch.ones(2)), "one length"),
+    ((torch.tensor([1.0, math.nan]), torch.ones(2)), "diverged"),
+    ((torch.tensor([1.0, -1.0]), torch.ones(2)), ">= 0"),
+    ((torch.ones(2), torch.ones(2), -0.1, 0.8, 0.1), "alpha, beta, gamma"),
+    ((torch.ones(2), torch.ones(2), 0.1, 0.8, 0.1, "v3"), "unknown kind 'v3'"),
+])
+def test_bad_entropies_are_refused(args, words):
+    """Bug: the official code's missing entropies, silently given weight 0."""
+    with pytest.raises(ValueError, match=words):
+        gap_weights(*args)
+
+
+def test_mask_codes_on_both_sides_of_every_threshold():
+    """Bug: strict for non-strict, tau applied to one sign only, h tested on the live entropy."""
+    weak = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.25, 0.5])
+    live = torch.tensor([0.5, 0.25, 1.5, 1.75, 1.0, 0.5, 0.25, 0.75])
+    #        d_ent      -.5   -.75  +.5  +.75  0    0    0     +.25
+    assert gap_mask(weak, live, tau=0.5, h=0.5).tolist() == [3, 1, 3, 2, 3, 0, 0, 0]
+    assert gap_mask(weak, live, tau=0.0, h=0.0).tolist() == [1, 1, 2, 2, 3, 3, 3, 2]
+    assert gap_mask(torch.zeros(1), torch.zeros(1)).tolist() == [0]
+    with pytest.raises(ValueError, match="tau"):
+        gap_mask(weak, live, tau=-1.0)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return clean_set(toy_encoding(), 21, 0)
+
+
+def test_measured_positions_are_the_loss_positions(samples):
+    """Bug: the official off-by-one (entropy read where the token stands, not where it is predicted), pads or header counted,
+    and any dependence on which rows share a batch."""
+    weak, live = tiny(0), tiny(1)
+    gaps = measure(weak, live, samples, micro_batch=5)
+    for k, s in enumerate(samples):
+        z = live.logits(s.tokens[None])[0].double()                       # one sample alone, no padding, full logits
+        p = torch.softmax(z, -1)
+        ent = -(p * p.log()).sum(-1)
+        start = int(s.loss.nonzero()[0])                                  # first completion token: predicted at start - 1
+        want = ent[start - 1:len(s.tokens) - 1]
+        got = gaps["ent_live"][gaps["offsets"][k]:gaps["offsets"][k + 1]]
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
+        assert gaps["mean_live"][k].item() == pytest.approx(want.mean().item(), rel=1e-4)
+    assert gaps["ids"].tolist() == [s.id for s in samples]
+
+
+def test_first_and_last_completion_token_move_the_entropies_and_the_label_itself_does_not(samples):
+    """Bug: a range that starts one late or ends one early; an entropy that looks at the label."""
+    import dataclasses
+    weak, s = tiny(0), samples[0]
+    base = measure(weak, weak, [s])["ent_weak"]
+    start = int(s.loss.nonzero()[0])
+    prompt = s.tokens.clone()
+    prompt[start - 1] = 5                                                 # what the first completion token is predicted from
+    assert measure(weak, weak, [dataclasses.replace(s, tokens=prompt)])["ent_weak"][0] != base[0]
+    last = s.tokens.clone()
+    last[-1] = 5                                                          # the end token is only a label: no entropy sees it
+    assert torch.equal(measure(weak, weak, [dataclasses.replace(s, tokens=last)])["ent_weak"], base)
+    before = s.tokens.clone()
+    before[-2] = 5                                                        # the last one that is read moves the last entropy only
+    moved = measure(weak, weak, [dataclasses.replace(s, tokens=before)])["ent_weak"] != base
+    assert moved.nonzero().flatten().tolist() == [len(base) - 1]
+
+
+def test_codes_come_in_the_order_in_which_training_flattens_a_batch(samples):
+    """Bug: the mask of one sample laid over the tokens of another."""
+    gaps = find_gaps(tiny(0), tiny(1), samples, tau=0.3, h=0.5, alpha=0.1, beta=0.8, gamma=0.1, kind="code")
+    picks = [7, 3, 3, 19, 0]
+    batch = collate([samples[i] for i in picks])
+    plane = torch.full(batch.loss_mask.shape, 9, dtype=torch.uint8)
+    for row, i in enumerate(picks):
+        codes = gaps["codes"][gaps["offsets"][i]:gaps["offsets"][i + 1]]
+        plane[row, batch.loss_mask[row]] = codes
+    assert torch.equal(plane[batch.loss_mask], codes_of(gaps, batch.ids))
+    assert len(gaps["codes"].unique()) > 1
+
+
+def test_a_sample_without_loss_token_is_refused(samples):
+    """Bug: a mean over nothing, NaN, that later reads as weight."""
+    import dataclasses
+    bad = dataclasses.replace(samples[4], loss=torch.zeros_like(samples[4].loss))
+    with pytest.raises(ValueError, match="sample 4 has no loss token"):
+        measure(tiny(0), tiny(0), [samples[0], bad])
+
+
+def test_command_line_reports_codes_families_and_coloured_samples(trained, capsys, monkeypatch):
+    """Bug: a CLI that shows other numbers than training used."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    entropy.main(["--weak", str(trained / "base.pt"), "--live", str(trained / "sft.pt"), "--show", "3"])
+    out = capsys.readouterr().out
+    gaps = torch.load(trained / "gaps.pt", weights_only=True)
+    for code, name in enumerate(entropy.CODES):
+        assert f"{code} {name:13s} {int((gaps['codes'] == code).sum()):9,d}" in out
+    assert all(f"\n{family} " in out for family in ("add", "borrow", "times"))
+    assert out.count("x uniform, entropy") == 3 and any(c in out for c in entropy.COLOURS)
+    monkeypatch.setenv("NO_COLOR", "1")
+    entropy.main(["--weak", str(trained / "base.pt"), "--live", str(trained / "sft.pt"), "--show", "1"])
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_snapshots_of_another_shape_or_vocabulary_are_refused(trained, tmp_path):
+    """Bug: a broadcast error from the middle of the pass, or token ids of two vocabularies compared."""
+    model, meta = load_checkpoint(trained / "base.pt")
+    save_checkpoint(tmp_path / "wide.pt", GPT(GPTConfig(vocab_size=V, dim=32, n_layers=1, n_heads=2)), **meta)
+    save_checkpoint(tmp_path / "foreign.pt", model, **{**meta, "tokenizer": "0123456789abcdef"})
+    for name, words in (("wide.pt", "dim 32 / 16"), ("foreign.pt", "tokenizer 0123456789abcdef"), ("gone.pt", "found none")):
+        with pytest.raises(SystemExit, match=words):
+            entropy.main(["--weak", str(tmp_path / name), "--live", str(trained / "sft.pt")])

@@ -1,0 +1,672 @@
+"""train_wmss.py: the theory of section 3 in float64 on the shipped functions, the losses against their naive forms,
+and whole tiny runs: equal whatever the split into micro-batches and ranks, bitwise equal after a crash."""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import data
+import train_wmss
+from conftest import ROOT, TINY
+from data import clean_set, collate, toy_encoding
+from entropy import gap_weights
+from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
+from train_wmss import Config, Pair, cross_entropy, lr_at, mix_logits, mixed_cross_entropy
+
+softmax = lambda z: torch.softmax(z, -1)
+
+
+def rand(*shape, scale=2.0, seed=None):
+    if seed is not None:
+        torch.manual_seed(seed)
+    return scale * torch.randn(*shape, dtype=torch.float64)
+
+
+def loss_of_logits(z_strong, z_weak, y, lam):
+    """The shipped loss as a function of logits (N, V): with the identity as head, hidden states are logits."""
+    eye = torch.eye(z_strong.size(-1), dtype=torch.float64)
+    return mixed_cross_entropy(z_strong, eye, z_weak, eye, y, lam)
+
+
+def grads_of(z_strong, z_weak, y, lam):
+    z_strong, z_weak = z_strong.clone().requires_grad_(), z_weak.clone().requires_grad_()
+    return torch.autograd.grad(loss_of_logits(z_strong, z_weak, y, lam), (z_strong, z_weak))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# theory: T1-T13 of the method
+
+LAMS = (0.2, 0.5, 0.9)
+
+
+@pytest.fixture
+def pair():
+    """Strong and weak logits (6, 9) and targets."""
+    torch.manual_seed(0)
+    return rand(6, 9), rand(6, 9), torch.randint(0, 9, (6,))
+
+
+@pytest.mark.parametrize("lam", LAMS)
+def test_T1_gradients_are_lam_g_and_one_minus_lam_g(pair, lam):
+    """Bug: a branch without its factor, or one that pulls on the wrong logits."""
+    z2, z1, y = pair
+    d2, d1 = grads_of(z2, z1, y, lam)
+    g = softmax(mix_logits(z2, z1, lam)) - F.one_hot(y, 9)
+    torch.testing.assert_close(d2, lam * g)
+    torch.testing.assert_close(d1, (1 - lam) * g)
+    assert d2.sum(-1).abs().max() < 1e-12 and d1.sum(-1).abs().max() < 1e-12
+    frozen = z2.clone().requires_grad_()
+    loss_of_logits(frozen, z1, y, lam).backward()
+    assert torch.equal(frozen.grad, d2)
+
+
+def margins(z, y):
+    return z.gather(-1, y[:, None]) - z
+
+
+@pytest.mark.parametrize("lam", LAMS)
+def test_T2_margins_mix_linearly(pair, lam):
+    """Bug: probabilities mixed where logits should be."""
+    z2, z1, y = pair
+    mixed = mix_logits(z2, z1, lam)
+    torch.testing.assert_close(margins(mixed, y), (1 - lam) * margins(z1, y) + lam * margins(z2, y))
+    logp = mixed.log_softmax(-1)
+    torch.testing.assert_close(logp - logp.gather(-1, y[:, None]), -margins(mixed, y))
+
+
+@pytest.mark.parametrize("lam", LAMS)
+def test_T3_T4_amplification_of_a_wrong_token_follows_the_weak_margin(pair, lam):
+    """Bug: lam on the wrong side: then the amplification has the other sign."""
+    z2, z1, y = pair
+    p_mix, p2 = softmax(mix_logits(z2, z1, lam)), softmax(z2)
+    pick = lambda p: p.gather(-1, y[:, None])
+    lower = margins(z1, y) < margins(z2, y)
+    assert lower.any() and ((p_mix / pick(p_mix) > p2 / pick(p2))[lower]).all()
+    formula = pick(p_mix) / pick(p2) * torch.exp((1 - lam) * (margins(z2, y) - margins(z1, y)))
+    torch.testing.assert_close(p_mix / p2, formula)
+
+
+@pytest.mark.parametrize("lam", LAMS)
+def test_T5_a_less_confident_weak_model_lowers_the_targets_probability(pair, lam):
+    """Bug: none that T4 would miss; the counter-test keeps the claim from being vacuous."""
+    z2, _, y = pair
+    onto = F.one_hot(y, 9).double()
+    target = lambda z: softmax(z).gather(-1, y[:, None])
+    assert (target(mix_logits(z2, z2 - 1.5 * onto, lam)) < target(z2)).all()
+    assert (target(mix_logits(z2, z2 + 1.5 * onto, lam)) > target(z2)).all()
+
+
+def test_T6_hessian_is_psd_annihilates_constants_vanishes_and_couples_by_lam(pair):
+    """Bug: a second order that the theory of saturation does not describe."""
+    z2, z1, y = pair[0][0], pair[1][0], pair[2][0]
+    lam, v = 0.3, 9
+    naive = lambda a, b: F.cross_entropy(mix_logits(a, b, lam), y)
+    p = softmax(mix_logits(z2, z1, lam))
+    h = torch.diag(p) - torch.outer(p, p)
+    assert torch.linalg.eigvalsh(h).min() > -1e-12 and (h @ torch.ones(v, dtype=torch.float64)).abs().max() < 1e-12
+    (h22, h21), (_, h11) = torch.autograd.functional.hessian(naive, (z2, z1))
+    torch.testing.assert_close(h22, lam ** 2 * h)
+    torch.testing.assert_close(h21, lam * (1 - lam) * h)
+    torch.testing.assert_close(h11, (1 - lam) ** 2 * h)
+    sure = softmax(z2 + 60 * F.one_hot(y, v))
+    assert (torch.diag(sure) - torch.outer(sure, sure)).abs().max() < 1e-12
+    # the shipped gradient is the one whose derivative this is: central differences of it give the Hessian
+    eps, e = 1e-5, torch.eye(v, dtype=torch.float64)
+    up, down = (grads_of(z2 + s * eps * e, z1.expand(v, v), y.expand(v), lam)[0] for s in (1, -1))
+    torch.testing.assert_close((up - down) / (2 * eps), lam ** 2 * h, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("lam", LAMS)
+def test_T7_constants_on_either_branch_change_nothing(pair, lam):
+    """Bug: a shift by the maximum that is subtracted from one branch only."""
+    z2, z1, y = pair
+    shift = rand(6, 1, scale=5.0)
+    torch.testing.assert_close(loss_of_logits(z2 + shift, z1, y, lam), loss_of_logits(z2, z1, y, lam))
+    torch.testing.assert_close(loss_of_logits(z2, z1 + shift, y, lam), loss_of_logits(z2, z1, y, lam))
+
+
+def test_T8_lam_one_is_sft_and_identical_branches_give_its_loss_and_lam_times_its_gradient(pair):
+    """Bug: a weak branch that still moves, or is still read, at lam = 1."""
+    z2, z1, y = pair
+    plain = z2.clone().requires_grad_()
+    sft = cross_entropy(plain, torch.eye(9, dtype=torch.float64), y)
+    sft.backward()
+    assert torch.equal(loss_of_logits(z2, z1, y, 1.0), sft)
+    d2, d1 = grads_of(z2, z1, y, 1.0)
+    assert torch.equal(d2, plain.grad) and not d1.any()
+    for lam in LAMS:
+        torch.testing.assert_close(loss_of_logits(z2, z2, y, lam), sft)
+        torch.testing.assert_close(grads_of(z2, z2, y, lam)[0], lam * plain.grad)
+
+
+@pytest.mark.parametrize("lam", LAMS)
+def test_T9_T10_the_mix_is_a_product_of_experts(pair, lam):
+    """Bug: an ambiguity term of the wrong sign, or a mix that does not normalise."""
+    z2, z1, y = pair
+    p2, p1 = softmax(z2), softmax(z1)
+    product = p1 ** (1 - lam) * p2 ** lam
+    c = product.sum(-1, keepdim=True)
+    assert (c <= 1).all()
+    torch.testing.assert_close(softmax(mix_logits(z2, z1, lam)), product / c)
+    ce = lambda q, p: -(q * p.log()).sum(-1)
+    d = -c.log().squeeze(-1)
+    assert (d >= 0).all()
+    for q in (F.one_hot(y, 9).double(), softmax(rand(6, 9))):
+        torch.testing.assert_close(ce(q, product / c), (1 - lam) * ce(q, p1) + lam * ce(q, p2) - d)
+    torch.testing.assert_close(loss_of_logits(z2, z1, y, lam), ce(F.one_hot(y, 9).double(), product / c).sum())
+
+
+@pytest.mark.parametrize("lam", LAMS)
+def test_T11_no_amplification_while_the_strong_model_is_unsure(lam):
+    """Bug: a gradient larger than lam allows; lam (1 - P_mix(y)) <= lam <= 1 - p2(y) when p2(y) <= 1 - lam."""
+    torch.manual_seed(0)
+    z2, y = rand(500, 5), torch.randint(0, 5, (500,))
+    p2 = softmax(z2).gather(-1, y[:, None])[:, 0]
+    unsure, seen = p2 <= 1 - lam, 0
+    for scale in (1.0, 5.0, 30.0):
+        z1 = rand(500, 5, scale=scale)
+        d2, _ = grads_of(z2, z1, y, lam)
+        gain = d2.gather(-1, y[:, None])[:, 0].abs() / (1 - p2)
+        assert (gain[unsure] <= 1 + 1e-12).all()
+        seen += int((gain[~unsure] > 1).sum())
+    assert seen > 0, "the sure tokens must show amplification, or the test shows nothing"
+
+
+@pytest.mark.parametrize("lam", LAMS)
+def test_T12_constant_weak_logits_are_temperature(pair, lam):
+    """Bug: a control that is no control."""
+    z2, _, y = pair
+    torch.testing.assert_close(softmax(mix_logits(z2, torch.full_like(z2, 3.0), lam)), softmax(lam * z2))
+    torch.testing.assert_close(loss_of_logits(z2, torch.full_like(z2, 3.0), y, lam), F.cross_entropy(lam * z2, y, reduction="sum"))
+
+
+@pytest.mark.parametrize("p1, p_mix, grad", [
+    ((0.8, 0.1, 0.1), 0.717, 0.141), ((0.3, 0.6, 0.1), 0.447, 0.276), ((0.3, 0.1, 0.6), 0.504, 0.248), ((1, 1, 1), 0.473, 0.264)])
+def test_T13_golden_values(p1, p_mix, grad):
+    """Bug: any of the above, against numbers worked out by hand."""
+    z2, z1 = torch.tensor([[0.6, 0.3, 0.1]]).double().log(), torch.tensor([p1]).double().log()
+    y = torch.tensor([0])
+    assert softmax(mix_logits(z2, z1, 0.5))[0, 0].item() == pytest.approx(p_mix, abs=5e-4)
+    assert grads_of(z2, z1, y, 0.5)[0][0, 0].abs().item() == pytest.approx(grad, abs=5.1e-4)
+    assert loss_of_logits(z2, z1, y, 0.5).exp().item() == pytest.approx(1 / p_mix, rel=2e-3)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the chunked losses against the naive ones
+
+
+class largest_tensor(TorchDispatchMode):
+    """Numel of the largest tensor that any operation returns inside the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in torch.utils._pytree.tree_leaves(out):
+            if isinstance(t, torch.Tensor):
+                self.numel = max(self.numel, t.numel())
+        return out
+
+
+def naive(hs, ws, hw, ww, y, lam):
+    lam = lam[:, None] if isinstance(lam, torch.Tensor) else lam
+    return F.cross_entropy(lam * (hs @ ws.T) + (1 - lam) * (hw @ ww.T), y, reduction="sum")
+
+
+@pytest.mark.parametrize("chunk", (1, 5, 16, 17, 4096))
+@pytest.mark.parametrize("lam", (0.0, 0.42, 1.0, "per row"))
+def test_chunked_loss_and_gradients_equal_the_naive_ones(chunk, lam):
+    """Bug: a dropped last chunk, a gradient overwritten where it should be added, lam forgotten in one of four gradients."""
+    torch.manual_seed(0)
+    inputs = [rand(16, 6), rand(11, 6), rand(16, 6), rand(11, 6)]
+    y = torch.randint(0, 11, (16,))
+    lam = torch.where(torch.arange(16) % 3 == 0, 1.0, 0.42).double() if lam == "per row" else lam
+    a, b = ([t.clone().requires_grad_() for t in inputs] for _ in range(2))
+    ours, want = mixed_cross_entropy(*a, y, lam, chunk), naive(*b, y, lam)
+    (3 * ours).backward()
+    (3 * want).backward()
+    torch.testing.assert_close(ours, want)
+    for p, q in zip(a, b):
+        torch.testing.assert_close(p.grad, q.grad)
+    c, d = ([t.clone().requires_grad_() for t in inputs[:2]] for _ in range(2))
+    cross_entropy(*c, y, chunk).backward()
+    F.cross_entropy(d[0] @ d[1].T, y, reduction="sum").backward()
+    torch.testing.assert_close(c[0].grad, d[0].grad)
+    torch.testing.assert_close(c[1].grad, d[1].grad)
+
+
+def test_per_row_lam_of_one_takes_plain_cross_entropy_on_the_strong_logits():
+    """Bug: settled tokens still pulled by the weak model."""
+    hs, ws, hw, ww = rand(8, 4, seed=0), rand(5, 4), rand(8, 4), rand(5, 4)
+    y = torch.arange(8) % 5
+    settled = torch.tensor([True, False] * 4)
+    got = mixed_cross_entropy(hs, ws, hw, ww, y, torch.where(settled, 1.0, 0.5).double())
+    want = cross_entropy(hs[settled], ws, y[settled]) + mixed_cross_entropy(hs[~settled], ws, hw[~settled], ww, y[~settled], 0.5)
+    torch.testing.assert_close(got, want)
+
+
+def test_losses_never_hold_more_logits_than_a_chunk():
+    """Bug: 4,096 x 151,936 logits, twice, upcast: the official code's 7.5 GB."""
+    n, v, c, chunk = 300, 400, 8, 16
+    tensors = [torch.randn(s, c).requires_grad_() for s in (n, v, n, v)]
+    with largest_tensor() as seen:
+        mixed_cross_entropy(*tensors, torch.randint(0, v, (n,)), 0.5, chunk).backward()
+    assert seen.numel == chunk * v < n * v
+
+
+def test_half_precision_keeps_the_sums_in_fp32():
+    """Bug: a softmax over 150,000 values in bf16, whose sum stops growing at 256."""
+    torch.manual_seed(0)
+    h, w, y = torch.randn(64, 16), torch.randn(3000, 16), torch.randint(0, 3000, (64,))
+    h.requires_grad_(), w.requires_grad_()
+    want = F.cross_entropy(h @ w.T, y, reduction="sum")
+    (gh, gw) = torch.autograd.grad(want, (h, w))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = cross_entropy(h, w, y, 10)
+    got.backward()
+    assert got.dtype == h.grad.dtype == w.grad.dtype == torch.float32
+    assert got.item() == pytest.approx(want.item(), rel=2e-3)
+    for ours, exact in ((h.grad, gh), (w.grad, gw)):
+        assert F.cosine_similarity(ours.flatten(), exact.flatten(), 0) > 0.9995
+
+
+def test_no_rows_give_zero_and_zero_gradients():
+    """Bug: 0/0 on a micro-batch of prompts only."""
+    h, w = torch.randn(0, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
+    loss = mixed_cross_entropy(h, w, h, w, torch.empty(0, dtype=torch.long), 0.5)
+    loss.backward()
+    assert loss.item() == 0 and not w.grad.any()
+
+
+def test_second_backward_is_an_error_not_a_wrong_gradient():
+    """Bug: gradients handed on in place, then scaled twice."""
+    h, w = torch.randn(3, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
+    loss = cross_entropy(h, w, torch.tensor([0, 1, 2]))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="second backward"):
+        loss.backward()
+
+
+def test_shapes_that_do_not_match_are_refused():
+    """Bug: a broadcast that silently repeats targets."""
+    with pytest.raises(ValueError, match="do not match"):
+        cross_entropy(torch.zeros(3, 4), torch.zeros(5, 4), torch.zeros(2, dtype=torch.long))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# one step
+
+
+def small(seed):
+    torch.manual_seed(seed)
+    return GPT(GPTConfig(vocab_size=97, dim=16, n_layers=1, n_heads=2))
+
+
+def test_a_batch_of_only_prompts_gives_zero_not_nan():
+    """Bug: NaN weights after one unlucky micro-batch."""
+    b = collate(clean_set(toy_encoding(), 4, 0))
+    for weak in (None, small(1)):
+        pair = Pair(small(0), weak, True, 64)
+        loss = pair(b.x, b.y, torch.zeros_like(b.loss_mask), 0.5)
+        loss.backward()
+        assert loss.item() == 0 and all(p.grad is None or not p.grad.any() for p in pair.parameters())
+
+
+def test_labels_of_prompts_and_padding_change_nothing_and_every_completion_label_counts():
+    """Bug: the official stage 3, which also trained on the prompt; a first or last completion token left out."""
+    b = collate(clean_set(toy_encoding(), 3, 0))
+    pair = Pair(small(0), small(1), True, 64)
+    base = pair(b.x, b.y, b.loss_mask, 0.5).item()
+    assert pair(b.x, torch.where(b.loss_mask, b.y, 5), b.loss_mask, 0.5).item() == base
+    for row, t in b.loss_mask.nonzero().tolist():
+        y = b.y.clone()
+        y[row, t] = 6
+        assert y[row, t] == b.y[row, t] or pair(b.x, y, b.loss_mask, 0.5).item() != base
+
+
+def test_frozen_weak_gets_no_gradient_and_joint_weak_does():
+    """Bug: `freeze` that freezes nothing, or `joint` that trains one branch."""
+    b = collate(clean_set(toy_encoding(), 3, 0))
+    for joint in (True, False):
+        pair = Pair(small(0), small(1), joint, 64)
+        pair(b.x, b.y, b.loss_mask, 0.5).backward()
+        assert all(p.grad is not None for p in pair.strong.parameters())
+        assert all((p.grad is not None) == joint for p in pair.weak.parameters())
+
+
+def test_learning_rate_rises_over_the_warmup_and_falls_to_almost_nothing():
+    """Bug: a first step of 0, a last step of 0, a jump between the two branches."""
+    lrs = [lr_at(s, 100, 2.0, 0.1) for s in range(100)]
+    assert lrs[0] == pytest.approx(0.2) and max(lrs) == lrs[9] == 2.0 and lrs[-1] == pytest.approx(2 / 90)
+    assert lrs[:10] == sorted(lrs[:10]) and lrs[9:] == sorted(lrs[9:], reverse=True)
+    assert lr_at(0, 1, 1.0, 0.1) == 1.0 and all(lr_at(s, 3, 1.0, 0.0) > 0 for s in range(3))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# whole runs
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+def same(a, b):
+    a, b = weights(a), weights(b)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def trace(folder, arm):
+    with open(folder / "log.jsonl") as f:
+        return [r["loss"] for r in map(json.loads, f) if r.get("arm") == arm]
+
+
+def m1(trained):
+    return ("--base", str(trained / "base.pt"), "--sft", str(trained / "sft.pt"), "--stages", "entropy,wmss")
+
+
+def test_a_run_leaves_all_its_files_and_a_table(trained):
+    """Bug: a row, an interval or a file that the README promises and the run forgets."""
+    assert {"config.json", "log.jsonl", "base.pt", "sft.pt", "snapshots", "gaps.pt", "weak.pt", "wmss.pt", "sft-steps.pt",
+            "sft-flops.pt", "scores.json", "answers"} <= set(os.listdir(trained)) and not (trained / "resume.pt").exists()
+    scores = json.loads((trained / "scores.json").read_text())
+    assert [r["model"] for r in scores["rows"]] == ["base", "sft", "sft-steps", "sft-flops", "wmss", "weak", "fused"]
+    for r in scores["rows"]:
+        answers = [json.loads(line) for line in open(trained / "answers" / f"{r['model']}.jsonl")]
+        assert len(answers) == r["n"] == 14 and sum(a["correct"] for a in answers) / 14 == r["accuracy"]
+        assert r["low"] <= r["accuracy"] <= r["high"] and set(r["families"]) == set(data.FAMILIES)
+    text = train_wmss.table(scores["rows"])
+    assert all(word in text for word in ("wmss (strong)", "sft-flops", "95 % interval", "borrow", "TFLOPs", "seconds"))
+    first = json.loads(open(trained / "log.jsonl").readline())
+    assert {"commit", "versions", "device", "config"} <= set(first)
+    steps = weights(trained / "snapshots" / os.listdir(trained / "snapshots")[0])
+    assert steps.keys() == weights(trained / "sft.pt").keys()
+    meta = load_checkpoint(trained / "wmss.pt")[1]
+    assert {"step", "cursor", "rng", "config", "commit", "tokenizer"} <= set(meta)
+
+
+def test_fused_row_is_scored_with_both_models(trained):
+    """Bug: the official release's wrong branch, here: a fused row that is the strong one under another name."""
+    strong, weak = (load_checkpoint(trained / f"{n}.pt")[0] for n in ("wmss", "weak"))
+    enc = toy_encoding()
+    rows = [json.loads(line) for line in open(trained / "answers" / "fused.jsonl")]
+    prompts = [enc.encode_ordinary(r["prompt"]) for r in rows]
+    fused = strong.generate(prompts, 6, stop_ids=[96], weak=weak, lam=0.5)
+    assert [r["completion"] for r in rows] == [enc.decode(t) for t in fused]
+    rows = [json.loads(line) for line in open(trained / "answers" / "weak.jsonl")]
+    assert [r["completion"] for r in rows] == [enc.decode(t) for t in weak.generate(prompts, 6, stop_ids=[96])]
+
+
+def test_lam_one_trains_exactly_like_sft(run, trained):
+    """Bug: another order of data, optimizer, clip or schedule in stage 3 than in its baseline."""
+    out = run("--name", "a", *m1(trained), "--gap", "none", "--lam", "1", "--weak", "frozen", "--wmss-lr", "1e-3", "--sft-steps-lr", "1e-3")
+    assert same(out / "wmss.pt", out / "sft-steps.pt") and same(out / "weak.pt", trained / "base.pt")
+    assert trace(out, "wmss") == trace(out, "sft-steps")
+    joint = run("--name", "b", *m1(trained), "--gap", "none", "--wmss-lr", "1e-3")
+    assert not same(joint / "wmss.pt", out / "wmss.pt") and not same(joint / "weak.pt", trained / "base.pt")
+
+
+def test_zero_thresholds_put_every_token_in_the_mask(run, trained):
+    """Bug: tau = h = 0 that still leaves tokens settled: then the paper cannot be reproduced with the mask on."""
+    a = run("--name", "a", *m1(trained), "--gap", "none")
+    b = run("--name", "b", *m1(trained), "--gap", "token", "--tau", "0", "--h", "0")
+    c = run("--name", "c", *m1(trained), "--gap", "token", "--tau", "100", "--h", "100")
+    assert trace(a, "wmss") == trace(b, "wmss") != trace(c, "wmss") and same(a / "wmss.pt", b / "wmss.pt")
+    assert trace(c, "wmss") == pytest.approx(trace(c, "sft-steps"), rel=1e-6), "all settled, yet not plain cross-entropy"
+
+
+def test_each_gap_mode_uses_what_it_says(run, trained):
+    """Bug: a flag that is stored and never used."""
+    gaps = torch.load(trained / "gaps.pt", weights_only=True)
+    tau = str((gaps["ent_live"] - gaps["ent_weak"]).abs().median().item())             # half of the tokens are settled
+    runs = {g: run("--name", g, *m1(trained), "--gap", g, "--tau", tau, "--h", "100") for g in ("none", "sample", "token", "both")}
+    traces = {g: trace(folder, "wmss") for g, folder in runs.items()}
+    assert len({tuple(t) for t in traces.values()}) == 4
+    assert not (runs["none"] / "gaps.pt").exists()
+    for weights_kind in ("v1", "v2"):
+        gaps = torch.load(run("--name", weights_kind, *m1(trained), "--weights", weights_kind) / "gaps.pt", weights_only=True)
+        want = gap_weights(gaps["mean_weak"], gaps["mean_live"], 0.1, 0.8, 0.1, weights_kind)
+        assert torch.equal(gaps["weights"], want)
+
+
+def test_dedup_trains_on_fewer_samples_for_fewer_steps(run, trained):
+    """Bug: v2's 123 steps run as 218, and a baseline that gets more steps than the method."""
+    def steps(folder):
+        return len(trace(folder, "wmss")), len(trace(folder, "sft-steps"))
+    assert steps(run("--name", "a", *m1(trained), "--clean", "24")) == (3, 3)
+    assert steps(run("--name", "b", *m1(trained), "--clean", "24", "--dedup")) == (2, 2)
+
+
+def test_sft_flops_spends_what_wmss_spent_and_less_than_one_step_more(run, trained):
+    """Bug: a compute-matched baseline that forgets the entropy pass, the weak branch, or the longer samples drawn."""
+    for name, flags in (("joint", ()), ("frozen", ("--weak", "frozen")), ("none", ("--gap", "none"))):
+        out = run("--name", name, *m1(trained), *flags)
+        wmss, more = (load_checkpoint(out / f"{n}.pt")[1] for n in ("wmss", "sft-flops"))
+        budget = wmss["spent"]["flops"]
+        assert budget <= more["flops"] < budget + more["flops"] / more["step"] * 1.5
+        # joint: twice SFT per token; frozen: 4/3; plus, with gaps, two forward passes over the data = 2/3 of an SFT epoch
+        plain = load_checkpoint(out / "sft-steps.pt")[1]["flops"]
+        ratio = {"joint": 2 + 2 / 3, "frozen": 4 / 3 + 2 / 3, "none": 2.0}[name]
+        assert budget / plain == pytest.approx(ratio, rel=0.12)
+
+
+@pytest.mark.parametrize("micro", (4, 2, 1))
+def test_loss_trace_does_not_depend_on_micro_batches(run, trained, micro):
+    """Bug: a mean of micro-batch means, which weighs short micro-batches too much."""
+    whole = run("--name", "a", "--stages", "base,sft,entropy,wmss")
+    split = run("--name", "b", "--stages", "base,sft,entropy,wmss", "--micro-batch", str(micro))
+    for arm in ("base", "sft", "wmss", "sft-steps"):
+        assert trace(whole, arm) == pytest.approx(trace(split, arm), rel=2e-5)
+
+
+def test_two_gloo_ranks_train_as_one_process(run, tmp_path):
+    """Bug: DDP's mean taken for a sum, ranks that see the same rows, a file written twice, a rank that hangs at the end."""
+    one = run("--name", "one")
+    flags = [*TINY, "--name", "two"]
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+                           os.path.join(ROOT, "train_wmss.py"), *flags], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = tmp_path / "out" / "two"
+    for arm in ("base", "sft", "wmss", "sft-flops"):
+        assert trace(one, arm) == pytest.approx(trace(two, arm), rel=2e-5)
+    a, b = (json.loads((f / "scores.json").read_text())["rows"] for f in (one, two))
+    assert [(r["model"], r["n"], r["accuracy"]) for r in a] == [(r["model"], r["n"], r["accuracy"]) for r in b]
+    rows = [[json.loads(line) for line in open(f / "answers" / "base.jsonl")] for f in (one, two)]
+    assert [r["prompt"] for r in rows[0]] == [r["prompt"] for r in rows[1]]
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("arm, step", [("base", 3), ("sft", 2), ("wmss", 2), ("sft-steps", 2), ("sft-flops", 3)])
+def test_resume_after_a_crash_gives_the_same_bits(run, trained, monkeypatch, arm, step):
+    """Bug: an optimizer without its state, an order that starts again, a schedule counted from the resumed step."""
+    real_train, real_lr, now = train_wmss.train, train_wmss.lr_at, {}
+
+    def train(r, name, *args, **kw):
+        now["arm"] = name
+        return real_train(r, name, *args, **kw)
+
+    def lr_at(s, *args):                                                # called once per step, before its forward pass
+        if (now["arm"], s) == (arm, step):
+            raise Crash
+        return real_lr(s, *args)
+
+    flags = ("--name", "a", "--save-every", "1", "--stages", "base,sft,entropy,wmss")
+    with monkeypatch.context() as m:
+        m.setattr(train_wmss, "train", train)
+        m.setattr(train_wmss, "lr_at", lr_at)
+        with pytest.raises(Crash):
+            run(*flags)
+    out = run(*flags, "--resume")
+    for name in ("base", "sft", "wmss", "weak", "sft-steps", "sft-flops"):
+        assert same(out / f"{name}.pt", trained / f"{name}.pt"), name
+    for name in ("base", "sft", "wmss", "sft-steps", "sft-flops"):
+        assert trace(out, name) == trace(trained, name)
+    assert not (out / "resume.pt").exists()
+
+
+def test_crash_in_the_entropy_stage_or_while_scoring_loses_nothing(run, trained, monkeypatch):
+    """Bug: a half-written gaps.pt taken for a whole one; checkpoints saved only after the scores."""
+    def crash(*args, **kw):
+        raise Crash
+    with monkeypatch.context() as m:
+        m.setattr(train_wmss, "report", crash)
+        with pytest.raises(Crash):
+            run("--name", "a")
+    with monkeypatch.context() as m:
+        m.setattr(train_wmss.eval_math, "score", crash)
+        with pytest.raises(Crash):
+            run("--name", "a", "--resume")
+    out = run("--name", "a", "--resume")
+    assert same(out / "wmss.pt", trained / "wmss.pt")
+    strip = lambda folder: [{k: r[k] for k in ("model", "accuracy", "n", "flops")} for r in json.loads((folder / "scores.json").read_text())["rows"]]
+    assert strip(out) == strip(trained)
+
+
+def test_rounds_mix_the_previous_model_into_the_current_one(run, trained):
+    """Bug: round 2 that starts again from M1, or that takes the trained weak branch for M_{t-1}."""
+    out = run("--name", "a", *m1(trained), "--rounds", "2", "--wmss-lr", "1e-3")
+    again = run("--name", "b", "--stages", "entropy,wmss", "--base", str(trained / "sft.pt"), "--sft", str(out / "wmss-round1.pt"), "--wmss-lr", "1e-3")
+    one = run("--name", "c", *m1(trained), "--wmss-lr", "1e-3")
+    assert same(out / "wmss-round1.pt", one / "wmss.pt")
+    two, by_hand = (torch.load(f, weights_only=True) for f in (out / "gaps-round2.pt", again / "gaps.pt"))
+    assert torch.equal(two["ent_live"], by_hand["ent_live"]) and torch.equal(two["ent_weak"], by_hand["ent_weak"])
+    assert not same(out / "wmss.pt", out / "wmss-round1.pt")
+    assert load_checkpoint(out / "sft-steps.pt")[1]["step"] == 2 * load_checkpoint(one / "sft-steps.pt")[1]["step"]
+
+
+def test_weak_snapshot_is_the_model_that_is_mixed_in(run, trained):
+    """Bug: a flag stored and never used."""
+    snapshot = sorted((trained / "snapshots").iterdir())[0]
+    out = run("--name", "a", *m1(trained), "--weak-snapshot", str(snapshot), "--weak", "frozen")
+    assert same(out / "weak.pt", snapshot) and not same(out / "weak.pt", trained / "base.pt")
+    assert torch.load(out / "gaps.pt", weights_only=True)["weak"] == str(snapshot)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# wrong input
+
+
+def refuse(*flags):
+    with pytest.raises(SystemExit) as e:
+        train_wmss.main(list(flags))
+    return str(e.value)
+
+
+def test_bad_flags_are_reported_together_before_anything_is_written(tmp_path, monkeypatch):
+    """Bug: typos ignored (the official code), one error per run, a bad value noticed after an hour."""
+    monkeypatch.chdir(tmp_path)
+    text = refuse("--lamda", "0.3", "--lam", "2", "--weak", "melted", "--clean", "many", "--stages", "sft,base", "--clip", "nan",
+                  "--base", "nowhere.pt", "stray")
+    for words in ("unknown argument --lamda; did you mean --lam?", "unknown argument stray", "--lam: expected a share", "one of joint, frozen, found 'melted'",
+                  "--clean: expected int, found 'many'", "--stages: expected some of base,sft,entropy,wmss,score", "--clip",
+                  "--base: expected an existing checkpoint"):
+        assert words in text, words
+    assert os.listdir(tmp_path) == []
+    assert "--dim" in refuse("--dim", "30") and "--n-heads" in refuse("--n-heads", "0")
+
+
+def test_help_shows_every_flag_with_its_comment_and_default(capsys):
+    """Bug: a field whose comment is missing or out of the pattern."""
+    with pytest.raises(SystemExit):
+        train_wmss.parse(["-h"])
+    out = " ".join(capsys.readouterr().out.split())
+    for f in dataclasses.fields(Config):
+        assert f"--{f.name.replace('_', '-')}" in out
+    assert "weight of the strong logits in the mix [0.5]" in out and "--no-compile" in out
+    assert train_wmss.parse(["--no-compile"]).compile is False and train_wmss.parse([]).compile is None
+
+
+def test_flags_beat_the_preset(tmp_path):
+    """Bug: a preset that overwrites what the user typed."""
+    smoke = train_wmss.parse(["--preset", "smoke", "--dim", "32"])
+    assert smoke.dim == 32 and smoke.corpus == train_wmss.PRESETS["smoke"]["corpus"]
+
+
+def snapshot_of(folder):
+    return {os.path.join(d, f): os.stat(os.path.join(d, f)).st_mtime_ns for d, _, fs in os.walk(folder) for f in fs}
+
+
+def test_existing_run_is_neither_overwritten_nor_resumed_with_other_values(run):
+    """Bug: a night's checkpoints gone, or half a run at one lambda and half at another."""
+    out = run("--name", "a", "--stages", "base")
+    before = snapshot_of(out)
+    assert "--resume goes on with it, --overwrite deletes it" in refuse(*TINY, "--name", "a")
+    text = refuse(*TINY, "--name", "a", "--resume", "--lam", "0.3", "--base-lr", "1e-2")
+    assert "--lam 0.5 -> 0.3" in text and "--base-lr 0.003 -> 0.01" in text
+    assert "would delete" in refuse(*TINY, "--name", "a", "--overwrite", "--base", str(out / "base.pt"))
+    assert "not both" in refuse(*TINY, "--name", "a", "--overwrite", "--resume")
+    assert snapshot_of(out) == before
+    os.mkdir(os.path.join("out", "mine"))
+    open(os.path.join("out", "mine", "thesis.tex"), "w").close()
+    assert "not a run of ours" in refuse(*TINY, "--name", "mine", "--overwrite")
+    assert os.path.exists(os.path.join("out", "mine", "thesis.tex"))
+    assert "nothing to resume" in refuse(*TINY, "--name", "new", "--resume")
+    run("--name", "a", "--stages", "base", "--overwrite", "--base-lr", "1e-2")
+    assert json.loads((out / "config.json").read_text())["base_lr"] == 0.01
+
+
+def test_foreign_missing_and_unfitting_checkpoints_are_refused_before_work(tmp_path, monkeypatch, trained):
+    """Bug: an error from the middle of stage 3, an hour after the flag was read."""
+    monkeypatch.chdir(tmp_path)
+    torch.save({"a": 1}, "foreign.pt")
+    model, meta = load_checkpoint(trained / "base.pt")
+    wide = GPT(GPTConfig(vocab_size=97, dim=32, n_layers=1, n_heads=2))
+    save_checkpoint("wide.pt", wide, **meta)
+    save_checkpoint("words.pt", model, **{**meta, "tokenizer": "0123456789abcdef"})
+    files = sorted(os.listdir(tmp_path))
+    base = ("--base", str(trained / "base.pt"))
+    assert "not a wmss-checkpoint-1" in refuse(*TINY, "--base", "foreign.pt")
+    assert "different shape (dim 16 / 32" in refuse(*TINY, *base, "--sft", "wide.pt")
+    assert "different shape (dim 16 / 32" in refuse(*TINY, *base, "--weak-snapshot", "wide.pt")
+    assert "tokenizer 0123456789abcdef" in refuse(*TINY, *base, "--weak-snapshot", "words.pt")
+    assert "need out/toy/base.pt" in refuse(*TINY, "--stages", "sft").replace(os.sep, "/")
+    assert "need out/toy/sft.pt" in refuse(*TINY, *base, "--stages", "entropy,wmss").replace(os.sep, "/")
+    assert "too few" in refuse(*TINY, "--score-n", "100000")
+    assert sorted(os.listdir(tmp_path)) == files
+    assert "run the stage `entropy` first" in refuse(*TINY, *base, "--sft", str(trained / "sft.pt"), "--stages", "wmss")
+
+
+def test_gaps_of_another_data_set_are_refused(run, trained, tmp_path):
+    """Bug: missing entropies that silently weigh 0 (the official code)."""
+    out = run("--name", "a", *m1(trained)[:4], "--stages", "entropy")
+    gaps = torch.load(out / "gaps.pt", weights_only=True)
+    gaps["ids"] = torch.cat([gaps["ids"][:17], gaps["ids"][18:]])
+    torch.save(gaps, out / "gaps.pt")
+    words = "24 samples in the data but 23 in .*first missing id 17"
+    assert re.search(words, refuse(*TINY, "--name", "a", *m1(trained)[:4], "--stages", "wmss", "--resume"))
+    (out / "gaps.pt").write_bytes(b"half")
+    assert "not a gaps file" in refuse(*TINY, "--name", "a", *m1(trained)[:4], "--stages", "wmss", "--resume")
+
+
+def test_divergence_stops_the_run_and_keeps_the_last_state(run):
+    """Bug: hours of NaN."""
+    with pytest.raises(SystemExit, match="loss is NaN at step .* of base; lower its learning rate"):
+        run("--name", "a", "--stages", "base", "--base-lr", "1e30", "--base-steps", "30", "--clip", "1e30")
+
+
+def test_import_and_first_step_need_no_network_and_no_gpu(trained):
+    """Bug: `datasets` imported (and slow) for a task that does not use it."""
+    code = "import sys, train_wmss; print([m for m in ('datasets', 'transformers', 'safetensors', 'wandb') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize("module", ("data", "entropy", "eval_math", "train_wmss"))
+def test_worked_examples_in_docstrings_are_true(module):
+    """Bug: an example that nobody has run."""
+    import doctest
+    mod = __import__(module)
+    result = doctest.testmod(mod)
+    assert result.failed == 0 and result.attempted > 0

@@ -1,0 +1,735 @@
+"""WMSS, all three stages: train a base, fine-tune it (SFT), find the gaps between a weak snapshot and the live model,
+go on training on mixed logits of both; beside it the SFT model trained on for equal steps and for equal FLOPs.
+
+Paper: Weak-Driven Learning, arXiv 2602.08222 (v2, sections 3.1-3.3, Algorithm 1). Only the strong model is kept.
+
+    torchrun train_wmss.py                                   # CPU, a few minutes, no download: a table at the end
+    torchrun --nproc_per_node 8 train_wmss.py                # eight GPUs (or processes); plain `python` works as well
+    python train_wmss.py --name frozen --weak frozen --base out/toy/base.pt --sft out/toy/sft.pt      # another arm, same M1
+    python train_wmss.py --name toy --resume                 # go on where a run was interrupted
+
+Shapes: B batch, T time, C width, V vocabulary, N loss tokens of a micro-batch.
+"""
+
+import os
+
+if "OMP_WAIT_POLICY" not in os.environ:      # threads that spin at barriers make a busy machine 10x slower, threads that sleep
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")      # at once make two of them slower than one: spin for 10 us, then sleep
+
+import argparse
+import difflib
+import inspect
+import json
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
+from itertools import zip_longest
+from typing import Literal, get_args
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+import eval_math
+from data import FAMILIES, clean_set, corpus_set, fingerprint, micro_batches, schedule, toy_encoding, toy_math
+from entropy import codes_of, find_gaps, load_pair, report
+from model import GPT, GPTConfig, load_checkpoint, save_checkpoint, write_atomically
+
+STAGES = ("base", "sft", "entropy", "wmss", "score")
+
+# ----------------------------------------------------------------------------------------------------------------------
+# configuration: a field is a flag, its comment the help
+
+
+@dataclass
+class Config:
+    # the run
+    name: str = "toy"                 # everything the run makes lies in out/<name>/
+    preset: Literal["toy", "smoke"] = "toy"  # named set of values, printed at start; other flags override it
+    stages: str = ",".join(STAGES)    # stages to run, in this order
+    resume: bool = False              # go on with an interrupted out/<name>, or add stages to it
+    overwrite: bool = False           # delete an existing out/<name> first
+    seed: int = 0                     # of initialisation, data and order
+    threads: int = 0                  # CPU threads of each process; 0 = cores / processes on this machine
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # autocast; auto = bf16 on CUDA, fp32 on CPU
+    compile: bool | None = None       # torch.compile the models in training; default: on CUDA yes, on CPU no
+    # data: the built-in math task
+    corpus: int = 12000               # samples of the noisy corpus that the base is trained on
+    noise: float = 0.5                # share of the corpus whose solutions follow a bug
+    clean: int = 1000                 # samples of the clean set D, for SFT and WMSS
+    # model
+    dim: int = 96                     # width
+    n_layers: int = 2                 # layers
+    n_heads: int = 4                  # attention heads
+    base: str = ""                    # M0: use this checkpoint instead of training a base
+    sft: str = ""                     # M1: use this checkpoint instead of fine-tuning
+    # optimisation: AdamW, linear warm-up, linear decay to 0
+    batch_size: int = 64              # samples per optimizer step, over all ranks and micro-batches
+    micro_batch: int = 64             # most samples in one forward pass
+    base_steps: int = 1200            # optimizer steps of the base
+    base_lr: float = 3e-3             # peak learning rate of the base
+    sft_epochs: float = 1.0           # epochs of SFT over D
+    sft_lr: float = 1e-4              # peak learning rate of SFT
+    wmss_epochs: float = 1.0          # epochs of joint training; also sets the steps of sft-steps
+    wmss_lr: float = 1e-3             # peak learning rate of joint training
+    sft_steps_lr: float = 1e-3        # peak learning rate of the baseline sft-steps
+    sft_flops_lr: float = 1e-3        # peak learning rate of the baseline sft-flops
+    warmup: float = 0.1               # share of a stage's steps
+    weight_decay: float = 0.0         # AdamW
+    clip: float = 1.0                 # gradient norm, after the sync over ranks, both branches together
+    chunk_rows: int = 1024            # loss rows whose logits exist at a time
+    # WMSS
+    lam: float = 0.5                  # weight of the strong logits in the mix
+    weak: Literal["joint", "frozen"] = "joint"  # is the weak branch trained too? (released code: yes)
+    weak_snapshot: str = ""           # weak model of round 1; default: M0, that is base.pt
+    weights: Literal["code", "v1", "v2"] = "code"  # reading of the sampling weights
+    alpha: float = 0.1                # weight term: base difficulty
+    beta: float = 0.8                 # weight term: consolidation (v2: current difficulty)
+    gamma: float = 0.1                # weight term: regression repair
+    dedup: bool = False               # keep the first of equal draws only (v2)
+    gap: Literal["none", "sample", "token", "both"] = "both"  # use gaps as sampling weights, token masks, both, not at all
+    tau: float = 0.01                 # gap mask: nats of entropy change; tau = h = 0 masks every token in, as in the paper
+    h: float = 0.05                   # gap mask: nats of weak entropy that make an unchanged token hard
+    rounds: int = 1                   # K; round t mixes M_{t-1} into M_t
+    # output
+    snapshots: int = 2                # SFT snapshots saved on the way, as candidates for --weak-snapshot
+    save_every: int = 200             # steps between saves of the state that --resume continues from
+    log_every: int = 50               # steps between log lines
+    score_n: int = 2100               # problems to score
+    score_split: Literal["test", "val"] = "test"  # choose settings on val, read test once
+    eval_batch: int = 700             # prompts decoded together
+    max_new_tokens: int = 64          # per answer; the longest solution has 61 tokens
+
+
+PRESETS = {"toy": {}, "smoke": dict(corpus=600, clean=128, base_steps=60, dim=48, batch_size=32, score_n=140, log_every=10)}
+FREE_ON_RESUME = {"stages", "resume", "overwrite", "threads", "save_every", "log_every", "eval_batch", "preset"}
+
+
+def parse(argv=None):
+    """argv -> Config; every bad flag is reported, all in one SystemExit."""
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    known = {f.name: f for f in fields(Config)}
+    for f in known.values():
+        flag, text = "--" + f.name.replace("_", "-"), comments[f.name].strip() + f" [{f.default}]"
+        if f.type in (bool, bool | None):
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            choices = "{" + ",".join(get_args(f.type)) + "}" if get_args(f.type) else f.type.__name__.upper()
+            parser.add_argument(flag, default=argparse.SUPPRESS, metavar=choices, help=text.replace("%", "%%"))
+    given, unknown = parser.parse_known_args(argv)
+    given, problems = vars(given), []
+    for word in unknown:
+        close = difflib.get_close_matches(word.split("=")[0], ["--" + n.replace("_", "-") for n in known], 1)
+        problems.append(f"unknown argument {word}" + (f"; did you mean {close[0]}?" if close else ""))
+    for name, value in list(given.items()):
+        kind, options = known[name].type, get_args(known[name].type)
+        try:
+            if isinstance(value, str) and kind in (int, float):
+                given[name] = kind(value)
+            elif isinstance(value, str) and options and value not in options:
+                problems.append(f"--{name.replace('_', '-')}: expected one of {', '.join(options)}, found {value!r}")
+                del given[name]
+        except ValueError:
+            problems.append(f"--{name.replace('_', '-')}: expected {kind.__name__}, found {value!r}")
+            del given[name]
+    cfg = Config(**{**PRESETS[given.get("preset", "toy")], **given})
+    stages = cfg.stages.split(",")
+
+    def check(ok, flag, expected):
+        if not ok:
+            problems.append(f"--{flag}: expected {expected}, found {getattr(cfg, flag.replace('-', '_'))!r}")
+
+    check(stages == [s for s in STAGES if s in stages], "stages", f"some of {','.join(STAGES)}, in this order")
+    check(re.fullmatch(r"[\w.-]*\w[\w.-]*", cfg.name), "name", "letters, digits, '.', '_' and '-'")
+    check(not (cfg.resume and cfg.overwrite), "overwrite", "not both --resume and --overwrite")
+    for flag in "lam noise warmup".split():
+        check(0 <= getattr(cfg, flag) <= 1, flag, "a share from 0 to 1")
+    for flag in "corpus clean dim n-layers n-heads batch-size micro-batch base-steps chunk-rows rounds save-every log-every score-n eval-batch max-new-tokens".split():
+        check(getattr(cfg, flag.replace("-", "_")) >= 1, flag, "at least 1")
+    for flag in "sft-epochs wmss-epochs base-lr sft-lr wmss-lr sft-steps-lr sft-flops-lr clip".split():
+        check(0 < getattr(cfg, flag.replace("-", "_")) < float("inf"), flag, "a finite number above 0")
+    for flag in "alpha beta gamma tau h weight-decay snapshots threads seed".split():
+        check(0 <= getattr(cfg, flag.replace("-", "_")) < float("inf"), flag, "a finite number, at least 0")
+    check(cfg.dim % (2 * max(1, cfg.n_heads)) == 0, "dim", "an even multiple of --n-heads")
+    check(cfg.alpha + cfg.beta + cfg.gamma > 0, "beta", "alpha, beta and gamma not all 0")
+    for flag in "base sft weak-snapshot".split():
+        path = getattr(cfg, flag.replace("-", "_"))
+        check(not path or os.path.isfile(path), flag, "an existing checkpoint")
+    if problems:
+        raise SystemExit("train_wmss: " + "\n            ".join(problems) + "\nsee python train_wmss.py -h; nothing was written")
+    return cfg
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# losses: paper v2, eq. 5-6
+
+
+def mix_logits(z_strong, z_weak, lam):
+    """Eq. 5: z_mix = lam z_strong + (1 - lam) z_weak, any shape (..., V); lam a number or a tensor that broadcasts.
+
+    >>> mix_logits(torch.tensor([2., 0.]), torch.tensor([0., 4.]), 0.5).tolist()
+    [1.0, 2.0]
+    """
+    return lam * z_strong + (1 - lam) * z_weak
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Summed cross-entropy of mixed logits, chunk_rows rows at a time; the gradients come in the same pass.
+
+    A chunk's logits give its loss and, overwritten in place, its gradient g = softmax(z) - onehot(y); so nothing of size
+    V is kept for backward or computed twice: three matrix products per branch, as in the naive form, instead of the
+    four that recomputing the chunks would cost. What stays is one gradient of the size of each input.
+    """
+
+    @staticmethod
+    def forward(ctx, targets, chunk_rows, branches, *tensors):
+        # branches: the coefficient of each branch, a float or (N, 1); tensors: hidden (N, C) and weight (V, C) of each
+        hidden, weight = tensors[::2], tensors[1::2]
+        device = hidden[0].device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden[0].dtype
+        exact = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype     # softmax and sums: fp32 or better
+        grads = [torch.zeros_like(t) if need else None for t, need in zip(tensors, ctx.needs_input_grad[3:])]
+        loss = torch.zeros((), dtype=exact, device=targets.device)
+        with torch.autocast(device, enabled=False):
+            scaled = [(c * h).to(dtype) for c, h in zip(branches, hidden)]      # mixing costs N*C here, N*V after the head
+            heads = [w.to(dtype) for w in weight]
+            for i in range(0, len(targets), chunk_rows):
+                rows = slice(i, i + chunk_rows)
+                y = targets[rows, None]
+                z = (scaled[0][rows] @ heads[0].T).to(exact)                    # (chunk, V)
+                for h, w in zip(scaled[1:], heads[1:]):
+                    z = z.addmm_(h[rows], w.T) if dtype == exact else z.add_(h[rows] @ w.T)
+                lse = z.logsumexp(-1, keepdim=True)
+                loss += (lse - z.gather(-1, y)).sum()
+                if not any(g is not None for g in grads):
+                    continue
+                g = z.sub_(lse).exp_()                                          # P_mix
+                g.scatter_add_(-1, y, torch.full_like(y, -1, dtype=exact))      # g = P_mix - e_y
+                g = g.to(dtype)
+                for b, c in enumerate(branches):
+                    if grads[2 * b] is not None:                                # dL/dh = c g W
+                        c_rows = c[rows] if isinstance(c, torch.Tensor) else c
+                        grads[2 * b][rows] = (c_rows * (g @ heads[b])).to(grads[2 * b].dtype)
+                    if grads[2 * b + 1] is not None:                            # dL/dW = g^T (c h)
+                        if grads[2 * b + 1].dtype == dtype:
+                            grads[2 * b + 1].addmm_(g.T, scaled[b][rows])
+                        else:
+                            grads[2 * b + 1] += g.T @ scaled[b][rows]
+        ctx.grads = grads
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss):
+        grads, ctx.grads = ctx.grads, None          # handed on, not copied: they may be as large as the model
+        if grads is None:
+            raise RuntimeError("cross_entropy: second backward through one loss; its gradients were already handed on")
+        return None, None, None, *(g if g is None else g.mul_(grad_loss) for g in grads)
+
+
+def _flat(hidden, targets):
+    if hidden.shape[:-1] != targets.shape:
+        raise ValueError(f"cross_entropy: hidden {tuple(hidden.shape)} and targets {tuple(targets.shape)} do not match")
+    return hidden.reshape(-1, hidden.size(-1))
+
+
+def cross_entropy(hidden, weight, targets, chunk_rows=1024):
+    """Sum of -log softmax(hidden @ weight.T)[target] over all rows, nats; 0 for no rows.
+
+    hidden (..., C), weight (V, C), targets (...) long. A sum, not a mean: the caller divides by the loss tokens of the
+    whole step, so that the value depends on neither micro-batches nor ranks. Never holds more than chunk_rows * V logits,
+    forward or backward. One backward per call.
+    """
+    return _ChunkedCrossEntropy.apply(targets.reshape(-1), chunk_rows, (1.0,), _flat(hidden, targets), weight)
+
+
+def mixed_cross_entropy(h_strong, w_strong, h_weak, w_weak, targets, lam, chunk_rows=1024):
+    """Eq. 6: sum of CE(softmax(z_mix), y) over all rows, nats, with z_mix = mix_logits(h_strong W_s^T, h_weak W_w^T, lam).
+
+    h_* (..., C), w_* (V, C), targets (...) long; lam a number, or one per row (...): a row with lam = 1 takes plain
+    cross-entropy on the strong logits, as settled tokens do. Memory, reduction and backward as in cross_entropy.
+    With one target of 3 and both models uniform the loss is log 3:
+
+    >>> h, w = torch.zeros(1, 2), torch.ones(3, 2)
+    >>> mixed_cross_entropy(h, w, h, w, torch.tensor([1]), lam=0.5).exp()
+    tensor(3.)
+    """
+    h_strong, h_weak = _flat(h_strong, targets), _flat(h_weak, targets)
+    if isinstance(lam, torch.Tensor):
+        lam = lam.reshape(-1, 1).to(h_strong.device) if lam.dim() else lam.item()
+    return _ChunkedCrossEntropy.apply(targets.reshape(-1), chunk_rows, (lam, 1 - lam), h_strong, w_strong, h_weak, w_weak)
+
+
+class Pair(nn.Module):
+    """The strong model, in WMSS the weak one too, and the summed loss of a batch: the one module that DDP wraps."""
+
+    def __init__(self, strong, weak, joint, chunk_rows):
+        super().__init__()
+        self.strong, self.weak, self.joint, self.chunk_rows = strong, weak, joint, chunk_rows
+        if weak is not None:
+            weak.requires_grad_(joint)
+
+    def forward(self, x, y, loss_mask, lam):
+        h = self.strong(x)[loss_mask]                                           # (N, C): only loss positions reach the head
+        if self.weak is None:
+            return cross_entropy(h, self.strong.lm_head.weight, y[loss_mask], self.chunk_rows)
+        with nullcontext() if self.joint else torch.no_grad():
+            h_weak = self.weak(x)[loss_mask]
+        return mixed_cross_entropy(h, self.strong.lm_head.weight, h_weak, self.weak.lm_head.weight,
+                                   y[loss_mask], lam, self.chunk_rows)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# set-up
+
+
+class Run:
+    """What all stages share: config, folder, rank, device, tokenizer, log."""
+
+    def __init__(self, cfg):
+        self.cfg, self.out = cfg, os.path.join("out", cfg.name)
+        env = lambda key, default: int(os.environ.get(key, default))
+        self.rank, self.world, local, here = env("RANK", 0), env("WORLD_SIZE", 1), env("LOCAL_RANK", 0), env("LOCAL_WORLD_SIZE", 1)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(cfg.threads or max(1, cores // here))            # torchrun sets OMP_NUM_THREADS=1
+        self.device = torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
+        cuda = self.device.type == "cuda"
+        if cuda:
+            torch.cuda.set_device(self.device)
+            torch.set_float32_matmul_precision("high")
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo")
+        bf16 = cfg.dtype == "bf16" or (cfg.dtype == "auto" and cuda)
+        self.autocast = lambda: torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+        self.compile = cuda if cfg.compile is None else cfg.compile
+        self.enc = toy_encoding()
+        self.tokenizer = fingerprint(self.enc)
+        git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True,
+                             cwd=os.path.dirname(os.path.abspath(__file__)))
+        self.commit = git.stdout.strip() or "unknown"
+        self.device_name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+        self.dtype_name = "bf16" if bf16 else "fp32"
+
+    def path(self, *names):
+        return os.path.join(self.out, *names)
+
+    def say(self, *words):
+        if self.rank == 0:
+            print(*words, flush=True)
+
+    def log(self, **record):
+        if self.rank == 0:
+            with open(self.path("log.jsonl"), "a") as f:
+                f.write(json.dumps(record) + "\n")
+
+    def on_first(self, act):
+        """act() on rank 0; what it refuses ends all ranks."""
+        message = [None]
+        if self.rank == 0:
+            try:
+                act()
+            except (SystemExit, ValueError) as e:
+                message = [str(e)]
+        if self.world > 1:
+            dist.broadcast_object_list(message)
+        if message[0]:
+            raise SystemExit(message[0] if self.rank == 0 else 1)
+
+    def open_folder(self):
+        cfg, saved = self.cfg, self.path("config.json")
+        if os.path.exists(self.out) and os.listdir(self.out):
+            if cfg.overwrite:
+                if not os.path.isfile(saved):
+                    raise SystemExit(f"train_wmss: {self.out} has no config.json, so it is not a run of ours; "
+                                     "not deleted, choose another --name")
+                shutil.rmtree(self.out)
+            elif not cfg.resume:
+                raise SystemExit(f"train_wmss: {self.out} exists; --resume goes on with it, --overwrite deletes it, "
+                                 "--name chooses another")
+            else:
+                try:
+                    with open(saved) as f:
+                        old = json.load(f)
+                except (OSError, ValueError):
+                    raise SystemExit(f"train_wmss: cannot read {saved}, so there is nothing to resume; use --overwrite") from None
+                diff = [f"--{k.replace('_', '-')} {old.get(k)} -> {v}" for k, v in asdict(cfg).items()
+                        if old.get(k) != v and k not in FREE_ON_RESUME]
+                if diff:
+                    raise SystemExit(f"train_wmss: {self.out} was started with other values ({', '.join(diff)}); "
+                                     "resume with the same ones or choose another --name")
+        write_atomically(saved, lambda f: f.write(json.dumps(asdict(cfg), indent=1).encode()))
+        if not cfg.resume:
+            open(self.path("log.jsonl"), "w").close()
+
+    def header(self):
+        versions = dict(python=platform.python_version(), torch=torch.__version__)
+        self.log(commit=self.commit, versions=versions, device=self.device_name, ranks=self.world, dtype=self.dtype_name,
+                 compile=self.compile, argv=sys.argv[1:], config=asdict(self.cfg))
+        self.say(f"WMSS | {self.device_name} x {self.world} | {self.dtype_name} | compile {'on' if self.compile else 'off'} | "
+                 f"python {versions['python']}, torch {versions['torch']} | commit {self.commit}")
+        words = [f"{k} {v}" for k, v in asdict(self.cfg).items() if v not in ("", None)]
+        line = ""
+        for word in words + [""]:
+            if word == "" or len(line) + len(word) > 118:
+                self.say("  " + line)
+                line = ""
+            line += (", " if line else "") + word
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# training: one function for the base, SFT, WMSS and the baselines
+
+
+def lr_at(step, steps, peak, warmup):
+    """Linear warm-up over the first share of the steps, then linear decay that would reach 0 one step after the last."""
+    rise = max(1, round(warmup * steps))
+    return peak * min((step + 1) / rise, (steps - step) / max(1, steps - rise))
+
+
+def sample_flops(model, samples):
+    """Forward FLOPs of each sample -> list of N ints."""
+    out = []
+    for s in samples:
+        n = len(s.tokens) - 1
+        out.append(model.forward_flops(n, n * (n + 1) // 2, int(s.loss[1:].sum())))
+    return out
+
+
+def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshots=(), flops=0):
+    """Train strong (and weak) on the scheduled batches -> None; models change in place, out/<name>/<arm>.pt is written.
+
+    batches: one index tensor per optimizer step, from data.schedule(). weak: mix its logits in (WMSS); gaps: put its
+    token mask to use. snapshots: steps after which snapshots/<arm>-<step>.pt is saved. flops: already spent on this arm.
+    The state is saved every save_every steps in resume.pt, and taken up from there if it is this arm's.
+    """
+    cfg, steps = run.cfg, len(batches)
+    joint = weak is not None and cfg.weak == "joint"
+    pair = Pair(strong, weak, joint, cfg.chunk_rows).to(run.device).train()
+    params = [p for p in pair.parameters() if p.requires_grad]
+    opt = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True)
+    n_loss = torch.tensor([int(s.loss[1:].sum()) for s in samples])             # loss tokens per sample
+    cost = torch.tensor(sample_flops(strong, samples), dtype=torch.float64)     # forward FLOPs per sample
+    cost *= 3 if weak is None else 6 if joint else 4                            # backward = 2 forwards; frozen: weak forward only
+    first, seconds = take_up(run, arm, strong, weak, opt)
+    if run.compile:
+        for model in (strong, weak):
+            model is None or model.compile(dynamic=True)
+    ddp = DistributedDataParallel(pair) if run.world > 1 else pair
+    started = mark = time.time()
+    tokens = 0
+
+    def state(step, **more):
+        return dict(arm=arm, step=step, cursor=step * cfg.batch_size, seconds=seconds + time.time() - started,
+                    flops=flops + float(sum(cost[b].sum() for b in batches[:step])), rng=torch.get_rng_state(),
+                    config=asdict(cfg), commit=run.commit, tokenizer=run.tokenizer, **more)
+
+    for step in range(first, steps):
+        rows = [samples[i] for i in batches[step].tolist()]
+        step_tokens = int(n_loss[batches[step]].sum())                          # of all ranks and micro-batches
+        now = lr_at(step, steps, lr, cfg.warmup)
+        for group in opt.param_groups:
+            group["lr"] = now
+        total = torch.zeros((), device=run.device)
+        micros = micro_batches(rows, cfg.micro_batch, run.rank, run.world)
+        for i, batch in enumerate(micros):
+            b, lam = batch.to(run.device), cfg.lam
+            # --- WMSS begin: settled tokens take plain cross-entropy, tokens in a gap the loss on mixed logits ---
+            if weak is not None and gaps is not None:
+                lam = torch.where(codes_of(gaps, batch.ids) > 0, cfg.lam, 1.0).to(run.device)
+            # --- WMSS end (the mixing itself: Pair.forward; the curriculum: the weights that drew `batches`) ---
+            sync = nullcontext() if run.world == 1 or i == len(micros) - 1 else ddp.no_sync()
+            with sync:
+                with run.autocast():
+                    loss = ddp(b.x, b.y, b.loss_mask, lam)
+                # a sum over tokens, divided once by those of the whole step; DDP averages over ranks => times world
+                (loss * (run.world / max(1, step_tokens))).backward()
+            total += loss.detach()
+        gnorm = nn.utils.clip_grad_norm_(params, cfg.clip)
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+
+        tokens += sum(len(s.tokens) - 1 for s in rows)
+        last = step == steps - 1
+        if step % cfg.log_every == 0 or (step + 1) % cfg.save_every == 0 or last:
+            if run.world > 1:
+                dist.all_reduce(total)
+            value, speed = total.item() / max(1, step_tokens), tokens / max(1e-9, time.time() - mark)
+            eta = (time.time() - started) / (step + 1 - first) * (steps - step - 1)
+            mark, tokens = time.time(), 0
+            if value != value:
+                raise SystemExit(f"train_wmss: loss is NaN at step {step} of {arm}; lower its learning rate ({lr:g}); "
+                                 f"{run.path('resume.pt')} holds the last good state")
+            run.say(f"{arm:9s} step {step + 1:4d}/{steps} | loss {value:.4f} | lr {now:.1e} | gnorm {gnorm:.2f} | "
+                    f"tok/s {speed:,.0f} | eta {int(eta) // 60}:{int(eta) % 60:02d}")
+            run.log(arm=arm, step=step + 1, loss=value, lr=now, gnorm=float(gnorm), loss_tokens=step_tokens, tok_s=round(speed))
+        if run.rank == 0 and step + 1 in snapshots:
+            save_checkpoint(run.path("snapshots", f"{arm}-{step + 1:06d}.pt"), strong, **state(step + 1))
+        if run.rank == 0 and (step + 1) % cfg.save_every == 0 and not last:
+            save_checkpoint(run.path("resume.pt"), strong, **state(
+                step + 1, optimizer=opt.state_dict(), weak=weak.state_dict() if weak is not None else None))
+    return state(steps)
+
+
+def take_up(run, arm, strong, weak, opt):
+    """Load resume.pt into models and optimizer if it was left by this arm -> (first step to do, seconds already spent)."""
+    path = run.path("resume.pt")
+    if not (run.cfg.resume and os.path.exists(path)):
+        return 0, 0.0
+    saved, meta = load_checkpoint(path, run.device, run.tokenizer)
+    if meta["arm"] != arm:
+        return 0, 0.0
+    strong.load_state_dict(saved.state_dict())
+    if weak is not None:
+        weak.load_state_dict(meta["weak"])
+    opt.load_state_dict(meta["optimizer"])
+    torch.set_rng_state(meta["rng"])
+    if run.rank == 0:                                  # the log has lines of steps that will be done again: drop them
+        with open(run.path("log.jsonl")) as f:
+            lines = [line for line in f if (r := json.loads(line)).get("arm") != arm or r["step"] <= meta["step"]]
+        write_atomically(run.path("log.jsonl"), lambda f: f.write("".join(lines).encode()))
+    run.say(f"{arm}: resumed after step {meta['step']}")
+    return meta["step"], meta["seconds"]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# stages: each reads files, writes files, and is skipped when its files are there
+
+
+def finish(run, arm, model, state):
+    """The end of an arm: its checkpoint, then the interim state goes. Saved before anything is scored."""
+    if run.rank == 0:
+        save_checkpoint(run.path(f"{arm}.pt"), model, **state)
+        if os.path.exists(run.path("resume.pt")):
+            os.remove(run.path("resume.pt"))
+    if run.world > 1:
+        dist.barrier()
+
+
+def checkpoint_of(run, t):
+    """Path of M_t: 0 the base, 1 the SFT model, K + 1 the result."""
+    cfg = run.cfg
+    if t == 0:
+        return cfg.base or run.path("base.pt")
+    if t == 1:
+        return cfg.sft or run.path("sft.pt")
+    return run.path("wmss.pt" if t == cfg.rounds + 1 else f"wmss-round{t - 1}.pt")
+
+
+def gaps_path(run, t):
+    return run.path("gaps.pt" if t == 1 else f"gaps-round{t}.pt")
+
+
+def weak_path(run, t):
+    return run.cfg.weak_snapshot if t == 1 and run.cfg.weak_snapshot else checkpoint_of(run, t - 1)
+
+
+def stage_base(run):
+    cfg = run.cfg
+    if os.path.exists(checkpoint_of(run, 0)):
+        return
+    samples = corpus_set(run.enc, cfg.corpus, cfg.seed, cfg.noise)
+    torch.manual_seed(cfg.seed)
+    model = GPT(GPTConfig(vocab_size=run.enc.n_vocab, dim=cfg.dim, n_layers=cfg.n_layers, n_heads=cfg.n_heads))
+    run.say(f"\nbase: {sum(p.numel() for p in model.parameters()):,} parameters, {len(samples):,} noisy samples")
+    batches = schedule(len(samples), cfg.batch_size, cfg.seed, steps=cfg.base_steps)
+    finish(run, "base", model, train(run, "base", model, samples, batches, cfg.base_lr))
+
+
+def stage_sft(run, samples):
+    cfg = run.cfg
+    if os.path.exists(checkpoint_of(run, 1)):
+        return
+    model, _ = load_checkpoint(checkpoint_of(run, 0), "cpu", run.tokenizer)
+    batches = schedule(len(samples), cfg.batch_size, cfg.seed, epochs=cfg.sft_epochs)
+    run.say(f"\nsft: {len(samples):,} clean samples, {len(batches)} steps")
+    snapshots = {len(batches) * (i + 1) // (cfg.snapshots + 1) for i in range(cfg.snapshots)} - {0}
+    finish(run, "sft", model, train(run, "sft", model, samples, batches, cfg.sft_lr, snapshots=snapshots))
+
+
+def stage_entropy(run, samples, t):
+    """Stage 2 of round t: gaps between the weak snapshot and M_t over the training set -> gaps.pt."""
+    cfg, path = run.cfg, gaps_path(run, t)
+    if cfg.gap == "none" or os.path.exists(path):
+        return
+    started = time.time()
+    weak, live, _ = load_pair(weak_path(run, t), checkpoint_of(run, t), run.tokenizer, run.device)
+    gaps = find_gaps(weak, live, samples, tau=cfg.tau, h=cfg.h, alpha=cfg.alpha, beta=cfg.beta, gamma=cfg.gamma,
+                     kind=cfg.weights, micro_batch=cfg.micro_batch, chunk_rows=cfg.chunk_rows,
+                     rank=run.rank, world=run.world, autocast=run.autocast)
+    gaps.update(flops=2.0 * sum(sample_flops(live, samples)), seconds=time.time() - started, commit=run.commit,
+                weak=weak_path(run, t), live=checkpoint_of(run, t), tokenizer=run.tokenizer)
+    run.say(f"\nentropy: {gaps['weak']} -> {gaps['live']}\n{report(gaps, samples)}")
+    if run.rank == 0:
+        write_atomically(path, lambda f: torch.save(gaps, f))
+    if run.world > 1:
+        dist.barrier()
+
+
+def read_gaps(path, samples):
+    """gaps.pt, checked against the data set that it is about to weigh."""
+    try:
+        gaps = torch.load(path, weights_only=True)
+        ids = gaps["ids"].tolist()
+    except FileNotFoundError:
+        raise SystemExit(f"train_wmss: expected {path}, found none; run the stage `entropy` first") from None
+    except Exception as e:
+        raise SystemExit(f"train_wmss: {path} is not a gaps file ({type(e).__name__}); delete it and rerun the stage `entropy`") from None
+    want = [s.id for s in samples]
+    if ids != want:
+        missing = next(iter(set(want) - set(ids)), "none, but others are there")
+        raise SystemExit(f"entropy: {len(want):,} samples in the data but {len(ids):,} in {path} (first missing id {missing}); "
+                         "delete it and rerun the stage `entropy`")
+    return gaps
+
+
+def stage_wmss(run, samples, t):
+    """Stage 3 of round t: joint training of (weak, M_t) on the resampled data -> M_{t+1}, and the weak branch beside it."""
+    cfg, arm = run.cfg, "wmss" if t == run.cfg.rounds else f"wmss-round{t}"
+    if os.path.exists(run.path(f"{arm}.pt")):
+        return
+    weak, strong, meta = load_pair(weak_path(run, t), checkpoint_of(run, t), run.tokenizer)
+    spent = meta["spent"] if t > 1 else dict(steps=0, flops=0.0, seconds=0.0)
+    gaps = read_gaps(gaps_path(run, t), samples) if cfg.gap != "none" else None
+    weights = gaps["weights"] if cfg.gap in ("sample", "both") else None
+    batches = schedule(len(samples), cfg.batch_size, cfg.seed, stage3_epoch(cfg, t), epochs=cfg.wmss_epochs,
+                       weights=weights, dedup=cfg.dedup)
+    drawn = torch.cat(batches)
+    tokens = sum(int(samples[i].loss[1:].sum()) for i in drawn.tolist())
+    run.say(f"\n{arm}: lam {cfg.lam:g}, weak {cfg.weak}, gap {cfg.gap}, {len(batches)} steps | {len(drawn):,} samples drawn, "
+            f"{len(drawn.unique()) / len(samples):.1%} of the data set seen, {tokens:,} loss tokens")
+    mask = gaps if cfg.gap in ("token", "both") else None
+    state = train(run, arm, strong, samples, batches, cfg.wmss_lr, weak=weak, gaps=mask)
+    # what this round and those before it cost, the entropy pass included: the baselines are given the same
+    cost = dict(steps=len(batches), flops=state["flops"] + (gaps or {}).get("flops", 0.0),
+                seconds=state["seconds"] + (gaps or {}).get("seconds", 0.0))
+    state["spent"] = {k: spent[k] + cost[k] for k in cost}
+    if run.rank == 0 and t == cfg.rounds:
+        save_checkpoint(run.path("weak.pt"), weak, **state)
+    finish(run, arm, strong, state)
+
+
+def stage3_epoch(cfg, t):
+    """First epoch number of round t: fresh orders, and in round 1 the very ones that the baselines see."""
+    return int(cfg.sft_epochs) + 2 + (t - 1) * (int(cfg.wmss_epochs) + 2)
+
+
+def stage_more_sft(run, samples, arm):
+    """The baselines: M1 trained on with plain cross-entropy, for the steps (sft-steps) or the FLOPs (sft-flops) of WMSS."""
+    cfg = run.cfg
+    if os.path.exists(run.path(f"{arm}.pt")):
+        return
+    spent = load_checkpoint(run.path("wmss.pt"), "cpu", run.tokenizer)[1]["spent"]
+    model, _ = load_checkpoint(checkpoint_of(run, 1), "cpu", run.tokenizer)
+    steps, first, lr = spent["steps"], stage3_epoch(cfg, 1), cfg.sft_steps_lr
+    if arm == "sft-flops":                              # as many steps as it takes to have spent at least as much
+        cost, budget, steps, lr = sample_flops(model, samples), spent["flops"], 0, cfg.sft_flops_lr
+        cheapest = 3 * min(cost) * cfg.batch_size
+        for batch in schedule(len(samples), cfg.batch_size, cfg.seed, first, steps=int(budget / cheapest) + 1):
+            if budget <= 0:
+                break
+            budget, steps = budget - 3 * sum(cost[i] for i in batch.tolist()), steps + 1
+    batches = schedule(len(samples), cfg.batch_size, cfg.seed, first, steps=steps)
+    run.say(f"\n{arm}: plain cross-entropy, {steps} steps")
+    finish(run, arm, model, train(run, arm, model, samples, batches, lr))
+
+
+def stage_score(run):
+    """Every model of the run on held-out problems -> the table, scores.json, answers/<model>.jsonl."""
+    cfg = run.cfg
+    paths = {"base": checkpoint_of(run, 0), "sft": checkpoint_of(run, 1), "sft-steps": run.path("sft-steps.pt"),
+             "sft-flops": run.path("sft-flops.pt"), "wmss": run.path("wmss.pt"), "weak": run.path("weak.pt"), "fused": run.path("weak.pt")}
+    paths = {name: path for name, path in paths.items() if os.path.exists(path)}
+    if not paths:
+        raise SystemExit(f"train_wmss: no checkpoint in {run.out} to score; run the stages before it")
+    problems = toy_math(cfg.score_split, cfg.score_n)
+    run.say(f"\nscore: {len(problems):,} problems of the {cfg.score_split} split, greedy")
+    rows = []
+    for name, path in paths.items():
+        model, meta = load_checkpoint(path, run.device, run.tokenizer)
+        how = dict(max_new_tokens=cfg.max_new_tokens, batch_size=cfg.eval_batch)
+        if name == "fused":
+            how.update(weak=model, lam=cfg.lam)
+            model = load_checkpoint(run.path("wmss.pt"), run.device, run.tokenizer)[0]
+        with run.autocast():
+            answers = eval_math.score(model.eval(), run.enc, problems[run.rank::run.world], **how)
+        if run.world > 1:
+            shares = [None] * run.world
+            dist.all_gather_object(shares, answers)
+            answers = [r for tier in zip_longest(*shares) for r in tier if r is not None]
+        for i, row in enumerate(answers):
+            row["id"] = i
+        cost = {} if name in ("weak", "fused") else meta.get("spent") or meta
+        rows.append(dict(model=name, **eval_math.summary(answers), flops=cost.get("flops"), seconds=cost.get("seconds"),
+                         checkpoint=path, split=cfg.score_split))
+        if run.rank == 0:
+            eval_math.write_rows(run.path("answers", f"{name}.jsonl"), answers)
+    record = dict(rows=rows, lam=cfg.lam, commit=run.commit, device=run.device_name, dtype=run.dtype_name, config=asdict(cfg))
+    if run.rank == 0:
+        write_atomically(run.path("scores.json"), lambda f: f.write(json.dumps(record, indent=1).encode()))
+    run.say("\n" + table(rows))
+
+
+def table(rows):
+    """The rows of scores.json as text. FLOPs and seconds: training of that row after the checkpoint that it starts from."""
+    families = [f for f in FAMILIES if f in rows[0]["families"]]
+    lines = [f"{'model':14s}" + "".join(f"{f:>8s}" for f in families) + f"{'all':>8s}   {'95 % interval':14s}{'TFLOPs':>8s}{'seconds':>9s}"]
+    for r in rows:
+        spent = f"{'-':>8s}{'-':>9s}" if r["flops"] is None else f"{r['flops'] / 1e12:8.3f}{r['seconds']:9.1f}"
+        lines.append(f"{'wmss (strong)' if r['model'] == 'wmss' else r['model']:14s}" +
+                     "".join(f"{100 * r['families'][f]:8.1f}" for f in families) +
+                     f"{100 * r['accuracy']:8.2f}   {100 * r['low']:5.2f} - {100 * r['high']:5.2f} {spent}")
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    cfg = parse(argv)
+    run = Run(cfg)
+    stages = cfg.stages.split(",")
+
+    def check_inputs():
+        """Everything that can be refused is refused here, before the folder is touched and before any costly work."""
+        paths = [getattr(cfg, k) for k in ("base", "sft", "weak_snapshot") if getattr(cfg, k)]
+        for path in paths:
+            load_pair(paths[0], path, run.tokenizer)
+            if cfg.overwrite and os.path.realpath(path).startswith(os.path.realpath(run.out) + os.sep):
+                raise SystemExit(f"train_wmss: --overwrite would delete {path}, which this run is to start from; choose another --name")
+        if cfg.resume and not os.path.isdir(run.out):
+            raise SystemExit(f"train_wmss: nothing to resume in {run.out}; leave --resume away")
+        for t, name in ((0, "base"), (1, "sft")):
+            there = getattr(cfg, name) or (not cfg.overwrite and os.path.exists(checkpoint_of(run, t)))
+            if not there and name not in stages and any(s in stages for s in STAGES[t + 1:4]):
+                raise SystemExit(f"train_wmss: the stages {cfg.stages} need {checkpoint_of(run, t)}, which is not there; "
+                                 f"add the stage {name} or pass --{name} CHECKPOINT")
+        toy_math(cfg.score_split, cfg.score_n if "score" in stages else 1)
+        run.open_folder()
+
+    run.on_first(check_inputs)
+    run.header()
+    samples = clean_set(run.enc, cfg.clean, cfg.seed)
+    if "base" in stages:
+        stage_base(run)
+    if "sft" in stages:
+        stage_sft(run, samples)
+    for t in range(1, cfg.rounds + 1):
+        if "entropy" in stages:
+            stage_entropy(run, samples, t)
+        if "wmss" in stages:
+            stage_wmss(run, samples, t)
+    if "wmss" in stages:
+        stage_more_sft(run, samples, "sft-steps")
+        stage_more_sft(run, samples, "sft-flops")
+    if "score" in stages:
+        stage_score(run)
+    if run.world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
