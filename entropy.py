@@ -10,6 +10,8 @@ Shapes: N samples, M loss tokens of all samples together, C width, V vocabulary.
 """
 
 import argparse
+import html
+import math
 import os
 
 import torch
@@ -184,6 +186,57 @@ def show(gaps, samples, enc, n):
         lines.append(f"#{s.id} {s.family}, weight {gaps['weights'][i] * len(samples):.1f}x uniform, entropy "
                      f"{gaps['mean_weak'][i]:.3f} -> {gaps['mean_live'][i]:.3f}\n  {text}")
     return "\n".join(lines)
+
+
+HTML_COLOURS = ("#999999", "#2e7d32", "#c62828", "#b26a00")      # the same four, dark enough to read on white
+STYLE = """body{font:15px/1.5 sans-serif;max-width:62em;margin:2em auto;padding:0 1em}pre,.sample{font:13px/1.6 monospace;overflow-x:auto}
+.sample b{font-weight:bold}svg{max-width:100%}.key span{margin-right:1.5em}"""
+
+
+def curves_svg(log, width=760, height=260):
+    """Training loss of each arm against its share of steps done, on a log scale, from the records of log.jsonl."""
+    arms = {}
+    for r in log:
+        if r.get("loss"):
+            arms.setdefault(r["arm"], []).append((r["step"], math.log10(r["loss"])))
+    if not arms:
+        return ""
+    low, high = (f(y for curve in arms.values() for _, y in curve) for f in (min, max))
+    scale = lambda y: 20 + (high - y) / max(1e-9, high - low) * (height - 50)
+    out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="training loss">']
+    for value in (m * 10.0 ** e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)):
+        if low <= (tick := math.log10(value)) <= high:
+            out.append(f'<line x1="45" x2="{width - 130}" y1="{scale(tick):.1f}" y2="{scale(tick):.1f}" stroke="#ddd"/>'
+                       f'<text x="40" y="{scale(tick) + 4:.1f}" font-size="11" text-anchor="end">{value:g}</text>')
+    for k, (arm, curve) in enumerate(arms.items()):
+        colour, last = ("#777", "#1565c0", "#c62828", "#2e7d32", "#b26a00", "#6a1b9a")[k % 6], curve[-1][0]
+        points = " ".join(f"{45 + step / last * (width - 175):.1f},{scale(y):.1f}" for step, y in curve)
+        out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/><line x1="{width - 118}" x2="{width - 98}" '
+                   f'y1="{24 + 18 * k}" y2="{24 + 18 * k}" stroke="{colour}" stroke-width="3"/>'
+                   f'<text x="{width - 92}" y="{28 + 18 * k}" font-size="12">{html.escape(arm)}</text>')
+    return "".join(out) + f'<text x="45" y="{height - 8}" font-size="11">share of the steps done, 0 to 1; loss per token in nats</text></svg>'
+
+
+def html_report(title, table, log, gaps=None, samples=(), enc=None, n=8):
+    """A page that needs no network: the table of scores, the loss curves, the gap report, n samples coloured by gap code.
+
+    A token's tooltip shows its two entropies. gaps None (a run with --gap none) leaves the gap part away.
+    """
+    page = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>",
+            f"<h2>Scores</h2><pre>{html.escape(table)}</pre><h2>Training loss</h2>{curves_svg(log)}"]
+    if gaps is not None:
+        paint = lambda text, c, tip="": f'<b style="color:{HTML_COLOURS[c]}" title="{tip}">{html.escape(text)}</b>'
+        page.append(f"<h2>Gaps between {html.escape(str(gaps['weak']))} and {html.escape(str(gaps['live']))}</h2><pre>{html.escape(report(gaps, samples))}</pre>"
+                    f'<p class=key>{" ".join(f"<span>{paint(name, c)}</span>" for c, name in enumerate(CODES))}</p>')
+        for i in gaps["weights"].topk(min(n, len(samples))).indices.tolist():
+            s, k = samples[i], int(gaps["offsets"][i])
+            text = ""
+            for token, counts in zip(s.tokens.tolist(), s.loss.tolist()):
+                tip = f"{gaps['ent_weak'][k]:.3f} -&gt; {gaps['ent_live'][k]:.3f} nats" if counts else ""
+                text += paint(enc.decode([token]), int(gaps["codes"][k]), tip) if counts else html.escape(enc.decode([token]))
+                k += counts
+            page.append(f"<p class=sample>#{s.id} {html.escape(s.family)}, {gaps['weights'][i] * len(samples):.1f}x uniform<br>{text}</p>")
+    return "\n".join(page)
 
 
 def load_pair(weak_path, live_path, tokenizer, device="cpu"):

@@ -39,7 +39,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import eval_math
 from data import FAMILIES, clean_set, corpus_set, fingerprint, micro_batches, schedule, toy_encoding, toy_math
-from entropy import codes_of, find_gaps, load_pair, report
+from entropy import codes_of, find_gaps, html_report, load_pair, report
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint, write_atomically
 
 STAGES = ("base", "sft", "entropy", "wmss", "score")
@@ -78,9 +78,9 @@ class Config:
     sft_epochs: float = 1.0           # epochs of SFT over D
     sft_lr: float = 1e-4              # peak learning rate of SFT
     wmss_epochs: float = 1.0          # epochs of joint training; also sets the steps of sft-steps
-    wmss_lr: float = 1e-3             # peak learning rate of joint training
-    sft_steps_lr: float = 1e-3        # peak learning rate of the baseline sft-steps
-    sft_flops_lr: float = 1e-3        # peak learning rate of the baseline sft-flops
+    wmss_lr: float = 6e-5             # peak learning rate of joint training; this and the next two: chosen on val
+    sft_steps_lr: float = 1.4e-4      # peak learning rate of the baseline sft-steps
+    sft_flops_lr: float = 8.2e-5      # peak learning rate of the baseline sft-flops
     warmup: float = 0.1               # share of a stage's steps
     weight_decay: float = 0.0         # AdamW
     clip: float = 1.0                 # gradient norm, after the sync over ranks, both branches together
@@ -457,7 +457,7 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
 
         tokens += sum(len(s.tokens) - 1 for s in rows)
         last = step == steps - 1
-        if step % cfg.log_every == 0 or (step + 1) % cfg.save_every == 0 or last:
+        if step == 0 or (step + 1) % cfg.log_every == 0 or (step + 1) % cfg.save_every == 0 or last:
             if run.world > 1:
                 dist.all_reduce(total)
             value, speed = total.item() / max(1, step_tokens), tokens / max(1e-9, time.time() - mark)
@@ -640,8 +640,8 @@ def stage_more_sft(run, samples, arm):
     finish(run, arm, model, train(run, arm, model, samples, batches, lr))
 
 
-def stage_score(run):
-    """Every model of the run on held-out problems -> the table, scores.json, answers/<model>.jsonl."""
+def stage_score(run, samples):
+    """Every model of the run on held-out problems -> the table, scores.json, answers/<model>.jsonl, report.html."""
     cfg = run.cfg
     paths = {"base": checkpoint_of(run, 0), "sft": checkpoint_of(run, 1), "sft-steps": run.path("sft-steps.pt"),
              "sft-flops": run.path("sft-flops.pt"), "wmss": run.path("wmss.pt"), "weak": run.path("weak.pt"), "fused": run.path("weak.pt")}
@@ -673,7 +673,12 @@ def stage_score(run):
     record = dict(rows=rows, lam=cfg.lam, commit=run.commit, device=run.device_name, dtype=run.dtype_name, config=asdict(cfg))
     if run.rank == 0:
         write_atomically(run.path("scores.json"), lambda f: f.write(json.dumps(record, indent=1).encode()))
-    run.say("\n" + table(rows))
+        with open(run.path("log.jsonl")) as f:
+            log = [json.loads(line) for line in f]
+        gaps = read_gaps(gaps_path(run, 1), samples) if os.path.exists(gaps_path(run, 1)) else None
+        page = html_report(f"WMSS: {cfg.name}", table(rows), log, gaps, samples, run.enc)
+        write_atomically(run.path("report.html"), lambda f: f.write(page.encode()))
+    run.say(f"\n{table(rows)}\n\n{run.path('report.html')} shows the loss curves and the gaps")
 
 
 def table(rows):
@@ -726,7 +731,7 @@ def main(argv=None):
         stage_more_sft(run, samples, "sft-steps")
         stage_more_sft(run, samples, "sft-flops")
     if "score" in stages:
-        stage_score(run)
+        stage_score(run, samples)
     if run.world > 1:
         dist.destroy_process_group()
 
