@@ -174,12 +174,21 @@ def report(gaps, samples):
 COLOURS = ("\x1b[90m", "\x1b[32m", "\x1b[31m", "\x1b[33m")       # grey, green, red, yellow
 
 
+def heaviest(gaps, samples, n):
+    """Indices of n samples to look at: the one with the largest weight of each family first, then the next of each."""
+    seen, ranked = {}, []
+    for i in gaps["weights"].argsort(descending=True).tolist():
+        seen[samples[i].family] = place = seen.get(samples[i].family, 0) + 1
+        ranked.append((place, len(ranked), i))
+    return [i for *_, i in sorted(ranked)[:n]]
+
+
 def show(gaps, samples, enc, n):
-    """The n samples with the largest sampling weight, each loss token coloured by its code (NO_COLOR: written as ^code)."""
+    """The n heaviest samples, each loss token coloured by its code (NO_COLOR set: written as token^code)."""
     plain = bool(os.environ.get("NO_COLOR"))
     paint = lambda text, c: f"{text}^{c}" if plain else f"{COLOURS[c]}{text}\x1b[0m"
     lines = ["colours: " + "  ".join(paint(name, c) for c, name in enumerate(CODES))]
-    for i in gaps["weights"].topk(min(n, len(samples))).indices.tolist():
+    for i in heaviest(gaps, samples, n):
         s, codes = samples[i], iter(codes_of(gaps, torch.tensor([i])).tolist())
         text = "".join(paint(enc.decode([t]), next(codes)) if k else enc.decode([t])
                        for t, k in zip(s.tokens.tolist(), s.loss.tolist()))
@@ -228,7 +237,7 @@ def html_report(title, table, log, gaps=None, samples=(), enc=None, n=8):
         paint = lambda text, c, tip="": f'<b style="color:{HTML_COLOURS[c]}" title="{tip}">{html.escape(text)}</b>'
         page.append(f"<h2>Gaps between {html.escape(str(gaps['weak']))} and {html.escape(str(gaps['live']))}</h2><pre>{html.escape(report(gaps, samples))}</pre>"
                     f'<p class=key>{" ".join(f"<span>{paint(name, c)}</span>" for c, name in enumerate(CODES))}</p>')
-        for i in gaps["weights"].topk(min(n, len(samples))).indices.tolist():
+        for i in heaviest(gaps, samples, n):
             s, k = samples[i], int(gaps["offsets"][i])
             text = ""
             for token, counts in zip(s.tokens.tolist(), s.loss.tolist()):
@@ -257,7 +266,7 @@ def main(argv=None):
     parser.add_argument("--tau", type=float, help="gap threshold on |d_ent|, nats (default: the live run's)")
     parser.add_argument("--h", type=float, help="threshold on the weak entropy of a hard token, nats (default: the live run's)")
     parser.add_argument("--weights", choices=("code", "v1", "v2"), help="reading of the weight formula (default: the live run's)")
-    parser.add_argument("--show", type=int, default=0, metavar="N", help="print the N heaviest samples, coloured by gap code")
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="print the N heaviest samples, one per family first, coloured by gap code")
     args = parser.parse_args(argv)
     enc = toy_encoding()
     weak, live, meta = load_pair(args.weak, args.live, fingerprint(enc))

@@ -90,7 +90,8 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)      # (B, H, T, D)
         k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)      # (B, K, T, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
-        q, k = apply_rope(self.q_norm(q), cos, sin), apply_rope(self.k_norm(k), cos, sin)
+        q = apply_rope(self.q_norm(q), cos, sin).type_as(v)                   # autocast may have raised the norm to fp32
+        k = apply_rope(self.k_norm(k), cos, sin).type_as(v)
         gqa = q.size(1) != k.size(1)
         if slots is None:                                                     # training and prefill: plain causal attention
             if cache is not None:
@@ -190,7 +191,8 @@ class GPT(nn.Module):
     def new_cache(self, batch, slots):
         shape = (batch, self.cfg.n_kv_heads, slots, self.cfg.head_dim)
         p = self.embed_tokens.weight
-        return [(p.new_zeros(shape), p.new_zeros(shape)) for _ in self.layers]
+        dtype = torch.get_autocast_dtype(p.device.type) if torch.is_autocast_enabled(p.device.type) else p.dtype
+        return [(p.new_zeros(shape, dtype=dtype), p.new_zeros(shape, dtype=dtype)) for _ in self.layers]
 
     @torch.inference_mode()
     def generate(self, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=0, weak=None, lam=1.0):

@@ -101,7 +101,7 @@ class Config:
     # output
     snapshots: int = 2                # SFT snapshots saved on the way, as candidates for --weak-snapshot
     save_every: int = 200             # steps between saves of the state that --resume continues from
-    log_every: int = 50               # steps between log lines
+    log_every: int = 50               # most steps between log lines
     score_n: int = 2100               # problems to score
     score_split: Literal["test", "val"] = "test"  # choose settings on val, read test once
     eval_batch: int = 700             # prompts decoded together
@@ -402,11 +402,11 @@ def sample_flops(model, samples):
     return out
 
 
-def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshots=(), flops=0):
-    """Train strong (and weak) on the scheduled batches -> None; models change in place, out/<name>/<arm>.pt is written.
+def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshots=()):
+    """Train strong (and weak) in place on the scheduled batches -> the final state: all of a checkpoint but the model.
 
     batches: one index tensor per optimizer step, from data.schedule(). weak: mix its logits in (WMSS); gaps: put its
-    token mask to use. snapshots: steps after which snapshots/<arm>-<step>.pt is saved. flops: already spent on this arm.
+    token mask to use. snapshots: steps after which snapshots/<arm>-<step>.pt is saved.
     The state is saved every save_every steps in resume.pt, and taken up from there if it is this arm's.
     """
     cfg, steps = run.cfg, len(batches)
@@ -422,12 +422,13 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
         for model in (strong, weak):
             model is None or model.compile(dynamic=True)
     ddp = DistributedDataParallel(pair) if run.world > 1 else pair
+    log_every = max(1, min(cfg.log_every, steps // 8))                          # a short stage shows its curve too
     started = mark = time.time()
     tokens = 0
 
     def state(step, **more):
         return dict(arm=arm, step=step, cursor=step * cfg.batch_size, seconds=seconds + time.time() - started,
-                    flops=flops + float(sum(cost[b].sum() for b in batches[:step])), rng=torch.get_rng_state(),
+                    flops=float(sum(cost[b].sum() for b in batches[:step])), rng=torch.get_rng_state(),
                     config=asdict(cfg), commit=run.commit, tokenizer=run.tokenizer, **more)
 
     for step in range(first, steps):
@@ -457,7 +458,7 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
 
         tokens += sum(len(s.tokens) - 1 for s in rows)
         last = step == steps - 1
-        if step == 0 or (step + 1) % cfg.log_every == 0 or (step + 1) % cfg.save_every == 0 or last:
+        if step == 0 or (step + 1) % log_every == 0 or (step + 1) % cfg.save_every == 0 or last:
             if run.world > 1:
                 dist.all_reduce(total)
             value, speed = total.item() / max(1, step_tokens), tokens / max(1e-9, time.time() - mark)

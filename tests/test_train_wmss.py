@@ -542,6 +542,14 @@ def test_crash_in_the_entropy_stage_or_while_scoring_loses_nothing(run, trained,
     assert strip(out) == strip(trained)
 
 
+def test_bf16_autocast_runs_every_stage_close_to_fp32(run, trained):
+    """Bug: a stage that only works in fp32, which is never what a GPU runs."""
+    out = run("--name", "a", "--dtype", "bf16")
+    for arm in ("base", "sft", "wmss", "sft-flops"):
+        assert trace(out, arm) == pytest.approx(trace(trained, arm), rel=5e-3) and trace(out, arm) != trace(trained, arm)
+    assert all(torch.isfinite(w).all() and w.dtype == torch.float32 for w in weights(out / "wmss.pt").values())
+
+
 def test_rounds_mix_the_previous_model_into_the_current_one(run, trained):
     """Bug: round 2 that starts again from M1, or that takes the trained weak branch for M_{t-1}."""
     out = run("--name", "a", *m1(trained), "--rounds", "2", "--wmss-lr", "1e-3")
