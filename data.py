@@ -1,11 +1,10 @@
-"""Text -> tokens -> batches: the tiktoken encoding, the built-in math task, the order of samples, the one Batch type.
+"""Text -> tokens -> batches: the tiktoken encoding, the built-in tasks, the order of samples, the one Batch type.
 
-The built-in task imitates what post-training meets (paper, section 1): a large *noisy* corpus in which half of the solutions
-follow a bug that pupils are known for, and a small clean set. Solutions show their steps, so a wrong token early spoils
-the rest, as in long reasoning. Everything is procedural, and nothing is downloaded.
+The built-in tasks, math and code, imitate what post-training meets (paper, section 1): a large *noisy* corpus in which half of
+the solutions follow a mistake that people are known for, and a small clean set. Everything is procedural, nothing downloaded.
 
-    python data.py                      # one problem per family: the clean solution beside the buggy one
-    python data.py --split test -n 3    # three per family of another split
+    python data.py                      # one math problem per family: the clean solution beside the flawed one
+    python data.py --task toy-code --split test -n 3       # three per family of the code task, of another split
 
 Shapes: B batch, T time (longest row of the batch, less one), N samples.
 """
@@ -45,16 +44,63 @@ def fingerprint(enc):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# the built-in math task
+# problems of the built-in tasks
 
 
 @dataclass(frozen=True)
 class Problem:
     family: str
-    prompt: str         # "58+67:"
-    completion: str     # "8+7=15,5+6+1=12;125": the steps, then the answer
-    answer: str         # "125", always the true one, also where the completion is wrong
+    prompt: str             # "58+67:"
+    completion: str         # "8+7=15,5+6+1=12;125": what the model learns, the mistake in a share `noise` of the problems
+    answer: str             # "125", always the true one
+    mistake: str = ""       # "8+7=15,5+6=11;115": the completion of the family's usual mistake
+    code: str = ""          # code only: the program is code + completion,
+    test: str = ""          # and passes if this test of
+    entry_point: str = ""   # the function of this name does
+    id: str = ""            # "test/17"
 
+
+SPLITS = {"test": range(0, 15), "val": range(15, 25), "train": range(25, 100)}    # percent of the problems
+
+
+def split_of(prompt):
+    """The split that a prompt belongs to, a function of its words and its sorted numbers: disjoint by construction.
+
+    Sorted, so that 58+67 in training and 67+58 in the test cannot happen.
+    """
+    key = re.sub(r"\d", "", prompt) + " ".join(sorted(re.findall(r"\d+", prompt)))
+    percent = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % 100
+    return next(name for name, share in SPLITS.items() if percent in share)
+
+
+def _problems(split, n, rng, noise, families, draw):
+    """n Problems of a split, the families in turn, a share `noise` of them with the mistake as completion.
+
+    draw(family, rng) gives a Problem, or None where it drew numbers that do not suit the family. Problems of val and test
+    are distinct; train may repeat some, as corpora do. Raises ValueError on an unknown split, or one with too few problems.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"data: unknown split {split!r}; expected one of {', '.join(SPLITS)}")
+    seen, problems, misses = set(), [], 0
+    while len(problems) < n:
+        family = families[len(problems) % len(families)]
+        p = draw(family, rng)
+        if p is None:
+            continue
+        flawed = rng.random() < noise
+        if split_of(p.prompt) != split or (p.prompt in seen and split != "train"):
+            misses += 1
+            if misses > 20_000:                                # in a row: what is left is too little to be found
+                raise ValueError(f"data: split {split!r} has too few {family!r} problems for n = {n}; ask for fewer")
+            continue
+        misses = 0
+        seen.add(p.prompt)
+        problems.append(replace(p, completion=p.mistake if flawed else p.completion, id=f"{split}/{len(problems)}"))
+    return problems
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the built-in math task: solutions show their steps, so a wrong token early spoils the rest, as in long reasoning
 
 # Each procedure works through the columns from the units and returns (steps, result). `bug` is the systematic error of the
 # noisy corpus, from the catalogue of pupils' errors (Brown & Burton 1978): a carry that is forgotten, a column subtracted the
@@ -153,46 +199,108 @@ FAMILIES = {
     "borrow": (_sub, (_THREE, _THREE), lambda a, b: a > b and _borrows(a, b)),
     "times": (_times, (_THREE, _DIGIT), lambda a, d: True),
 }
-SPLITS = {"test": range(0, 15), "val": range(15, 25), "train": range(25, 100)}    # percent of the problems
 
 
-def split_of(prompt):
-    """The split that a prompt belongs to, a function of its operators and its sorted operands: disjoint by construction.
-
-    Sorted, so that 58+67 in training and 67+58 in the test cannot happen.
-    """
-    key = re.sub(r"\d", "", prompt) + " ".join(sorted(re.findall(r"\d+", prompt)))
-    percent = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % 100
-    return next(name for name, share in SPLITS.items() if percent in share)
+def _draw_math(family, rng):
+    procedure, ranges, takes = FAMILIES[family]
+    operands = [rng.randint(*r) for r in ranges]
+    if not takes(*operands):
+        return None
+    (prompt, *right), (_, *wrong) = (procedure(*operands, bug) for bug in (False, True))
+    written = [",".join(steps) + f";{result}" for steps, result in (right, wrong)]
+    return Problem(family, prompt, written[0], str(right[1]), written[1])
 
 
 def toy_math(split, n, seed=0, noise=0.0):
-    """n problems of a split, the families in turn, drawn by (split, seed, noise).
+    """n problems of a split of the math task, drawn by (split, seed, noise); see _problems."""
+    return _problems(split, n, random.Random(f"{split} {seed} {noise}"), noise, list(FAMILIES), _draw_math)
 
-    noise: share of completions that follow their family's bug. Problems of val and test are distinct; train may repeat
-    some, as corpora do. Raises ValueError on an unknown split, or where a split has too few problems.
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the built-in code task: a line in words -> one Python expression in x, run as the body of f on inputs that the line hides
+
+NUMBERS = "[*range(-30, 31), 99, -99]"
+LISTS = "[], [4], [7, 7], [3, -1], [5, 2, 8], [9, 0, -4, 6], [1, 2, 3, 4, 5], [8, 6, 7, 5, 3, 0, 9], [*range(-9, 13)]"
+WORDS = ["", "a", "no", "abc", "stats", "Python", "level up", "a1b2c3d4", "the quick brown fox jumps"]
+
+
+def _affine(r):                                                # the mistake: swapped operands, (x+b)*a is not x*a+b
+    a, b, op = r.randint(2, 19), r.randint(1, 99), r.choice("+-")
+    return r.choice([(f"{a} times x, then {op} {b}", f"{a}*x{op}{b}", f"{a}*(x{op}{b})", NUMBERS),
+                     (f"x {op} {b}, then times {a}", f"(x{op}{b})*{a}", f"x{op}{b}*{a}", NUMBERS)])
+
+
+def _clamp(r):                                                 # min for max
+    c, low, op = r.randint(1, 20), r.randint(-50, 50), r.choice("+-")
+    return r.choice([(f"x {op} {c}, but at least {low}", f"max(x{op}{c},{low})", f"min(x{op}{c},{low})", NUMBERS),
+                     (f"x {op} {c}, but at most {low}", f"min(x{op}{c},{low})", f"max(x{op}{c},{low})", NUMBERS)])
+
+
+def _branch(r):                                                # the boundary, or the else case forgotten
+    a, k, c, op = r.randint(2, 9), r.randint(-9, 20), r.randint(1, 20), r.choice("+-")
+    if a * k == (k + c if op == "+" else k - c):                # at this boundary both cases agree: no test could tell
+        k += 1
+    wrong = r.choice([f"{a}*x if x>={k} else x{op}{c}", f"{a}*x if x>{k} else x"])
+    return f"{a} times x if x over {k}, else x {op} {c}", f"{a}*x if x>{k} else x{op}{c}", wrong, NUMBERS
+
+
+def _count(r):                                                 # the boundary
+    a, k = r.randint(2, 49), r.randint(-20, 40)
+    (word, right), (_, wrong) = r.sample([("over", ">"), ("at least", ">=")], 2)
+    lists = f"[{LISTS}, [{k}], [{k - 1}, {k + 1}]]"
+    return f"{a} times how many in x are {word} {k}", f"{a}*sum(v{right}{k} for v in x)", f"{a}*sum(v{wrong}{k} for v in x)", lists
+
+
+def _slice(r):                                                 # the end for the length, off by one at an end
+    i, j = r.randint(1, 40), r.randint(1, 40)
+    lists = f"[[*range(n)] for n in range({i + j}, {i + j + 9})]"
+    return r.choice([(f"x from position {i} on, {j} items", f"x[{i}:][:{j}]", f"x[{i}:{j}]", lists),
+                     (f"x without its first {i} and last {j}", f"x[{i}:len(x)-{j}]", f"x[{i}:len(x)-{j}-1]", lists),
+                     (f"the last {i} of x, {j} times over", f"x[-{i}:]*{j}", f"x[-{i}+1:]*{j}", lists)])
+
+
+def _sum(r):                                                   # off by one in a range
+    a, b, c, op = r.randint(2, 49), r.randint(1, 99), r.randint(1, 20), r.choice("+-")
+    term = r.choice([f"{a}*i", f"i*i{op}{b}", f"i{op}{b}"])
+    (word, right), (_, wrong) = r.sample([("to", "x+1"), ("to before", "x")], 2)
+    return (f"sum of {term} for i from {c} {word} x", f"sum({term} for i in range({c},{right}))",
+            f"sum({term} for i in range({c},{wrong}))", NUMBERS)
+
+
+def _keep(r):                                                  # the condition turned round
+    a, c, op = r.randint(2, 9), r.randint(1, 99), r.choice("+-")
+    left, ((word, right), (_, wrong)) = r.randint(0, a - 1), r.sample([("is", "=="), ("is not", "!=")], 2)
+    return (f"x {op} {c} for x in list if x mod {a} {word} {left}", f"[v{op}{c} for v in x if v%{a}{right}{left}]",
+            f"[v{op}{c} for v in x if v%{a}{wrong}{left}]", f"[{LISTS}]")
+
+
+def _text(r):                                                  # the wrong end first, off by one in a slice
+    c, i, tail = r.randint(1, 9), r.randint(2, 9), "".join(r.choice("aeiknost") for _ in range(3))
+    end = f"+'{tail}'"
+    return r.choice([(f"x backwards, its first {i} signs, {tail}", f"x[::-1][:{i}]{end}", f"x[:{i}][::-1]{end}", repr(WORDS)),
+                     (f"x from sign {c} in steps of {i}, then {tail}", f"x[{c}::{i}]{end}", f"x[{c - 1}::{i}]{end}", repr(WORDS))])
+
+
+# family: r -> (the line, the right expression, the usual mistake, the hidden inputs), from easy to hard
+CODE_FAMILIES = {"affine": _affine, "clamp": _clamp, "branch": _branch, "count": _count,
+                 "slice": _slice, "sum": _sum, "keep": _keep, "text": _text}
+
+
+def _draw_code(family, rng):
+    words, right, wrong, inputs = CODE_FAMILIES[family](rng)
+    test = f"def check(candidate):\n    for x in {inputs}:\n        assert candidate(x) == ({right})\n"
+    return Problem(family, words + ": ", right, right, wrong, "def f(x): return ", test, "f")
+
+
+def toy_code(split, n, seed=0, noise=0.0):
+    """n problems of a split of the code task, drawn by (split, seed, noise); see _problems.
+
+    A program is right if it does what is asked, not if it is the same text: eval_code.check(p.code, completion, p.test, "f", 3).
     """
-    if split not in SPLITS:
-        raise ValueError(f"data: unknown split {split!r}; expected one of {', '.join(SPLITS)}")
-    rng, seen, problems, misses = random.Random(f"{split} {seed} {noise}"), set(), [], 0
-    families = list(FAMILIES)
-    while len(problems) < n:
-        family = families[len(problems) % len(families)]
-        procedure, ranges, takes = FAMILIES[family]
-        operands = [rng.randint(*r) for r in ranges]
-        if not takes(*operands):
-            continue
-        bug = rng.random() < noise
-        prompt, steps, result = procedure(*operands, bug)
-        if split_of(prompt) != split or (prompt in seen and split != "train"):
-            misses += 1
-            if misses > 1000 + 100 * n:
-                raise ValueError(f"data: split {split!r} has too few {family!r} problems for n = {n}; ask for fewer")
-            continue
-        seen.add(prompt)
-        answer = procedure(*operands, False)[2] if bug else result
-        problems.append(Problem(family, prompt, ",".join(steps) + f";{result}", str(answer)))
-    return problems
+    return _problems(split, n, random.Random(f"code {split} {seed} {noise}"), noise, list(CODE_FAMILIES), _draw_code)
+
+
+TASKS = {"toy-math": toy_math, "toy-code": toy_code}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -217,14 +325,14 @@ def encode(problems, enc):
     return samples
 
 
-def corpus_set(enc, n, seed, noise):
-    """What the base is trained on: n samples of the train split, a share `noise` of them solved by a bug."""
-    return encode(toy_math("train", n, seed, noise), enc)
+def corpus_set(enc, n, seed, noise, task="toy-math"):
+    """What the base is trained on: n samples of the train split, a share `noise` of them with the usual mistake."""
+    return encode(TASKS[task]("train", n, seed, noise), enc)
 
 
-def clean_set(enc, n, seed):
+def clean_set(enc, n, seed, task="toy-math"):
     """D of the paper: n samples of the train split, all correct; SFT, entropy pass and WMSS read this one set."""
-    return encode(toy_math("train", n, seed), enc)
+    return encode(TASKS[task]("train", n, seed), enc)
 
 
 @dataclass
@@ -301,10 +409,9 @@ def micro_batches(samples, micro_batch, rank=0, world=1):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=TASKS, default="toy-math")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("-n", type=int, default=1, help="problems per family")
     args = parser.parse_args()
-    for p in toy_math(args.split, args.n * len(FAMILIES)):
-        steps, result = FAMILIES[p.family][0](*map(int, re.findall(r"\d+", p.prompt)), True)[1:]
-        noisy = ",".join(steps) + f";{result}"
-        print(f"{p.family:7s} {p.prompt:10s} {p.completion:44s}" + (noisy != p.completion) * f"   bug: {noisy}")
+    for p in TASKS[args.task](args.split, args.n * len(FAMILIES if args.task == "toy-math" else CODE_FAMILIES)):
+        print(f"{p.family:7s} {p.prompt:10s} {p.completion:44s}" + (p.mistake != p.completion) * f"   mistake: {p.mistake}")

@@ -272,7 +272,7 @@ def main(argv=None):
     weak, live, meta = load_pair(args.weak, args.live, fingerprint(enc))
     cfg = meta["config"]
     pick = lambda flag, name: cfg[name] if flag is None else flag
-    samples = clean_set(enc, cfg["clean"], cfg["seed"])
+    samples = clean_set(enc, cfg["clean"], cfg["seed"], cfg.get("task", "toy-math"))
     gaps = find_gaps(weak, live, samples, tau=pick(args.tau, "tau"), h=pick(args.h, "h"), alpha=cfg["alpha"],
                      beta=cfg["beta"], gamma=cfg["gamma"], kind=pick(args.weights, "weights"))
     print(report(gaps, samples))

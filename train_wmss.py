@@ -23,7 +23,6 @@ import json
 import platform
 import re
 import shutil
-import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -37,8 +36,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+import eval_code
 import eval_math
-from data import FAMILIES, clean_set, corpus_set, fingerprint, micro_batches, schedule, toy_encoding, toy_math
+from data import TASKS, clean_set, corpus_set, fingerprint, micro_batches, schedule, toy_encoding
 from entropy import codes_of, find_gaps, html_report, load_pair, report
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint, write_atomically
 
@@ -60,9 +60,10 @@ class Config:
     threads: int = 0                  # CPU threads of each process; 0 = cores / processes on this machine
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # autocast; auto = bf16 on CUDA, fp32 on CPU
     compile: bool | None = None       # torch.compile the models in training; default: on CUDA yes, on CPU no
-    # data: the built-in math task
+    # data: a built-in task
+    task: Literal["toy-math", "toy-code"] = "toy-math"  # sums in columns, or one line in words -> one Python expression
     corpus: int = 12000               # samples of the noisy corpus that the base is trained on
-    noise: float = 0.5                # share of the corpus whose solutions follow a bug
+    noise: float = 0.5                # share of the corpus whose solutions make the usual mistake
     clean: int = 1000                 # samples of the clean set D, for SFT and WMSS
     # model
     dim: int = 96                     # width
@@ -105,11 +106,12 @@ class Config:
     score_n: int = 2100               # problems to score
     score_split: Literal["test", "val"] = "test"  # choose settings on val, read test once
     eval_batch: int = 700             # prompts decoded together
+    allow_code_execution: bool = False  # toy-code: run the programs that the models write, confined, to score them
     max_new_tokens: int = 64          # per answer; the longest solution has 61 tokens
 
 
 PRESETS = {"toy": {}, "smoke": dict(corpus=600, clean=128, base_steps=60, dim=48, batch_size=32, score_n=140, log_every=10)}
-FREE_ON_RESUME = {"stages", "resume", "overwrite", "threads", "save_every", "log_every", "eval_batch", "preset"}
+FREE_ON_RESUME = {"stages", "resume", "overwrite", "threads", "save_every", "log_every", "eval_batch", "preset", "allow_code_execution"}
 
 
 def parse(argv=None):
@@ -160,6 +162,8 @@ def parse(argv=None):
         check(0 <= getattr(cfg, flag.replace("-", "_")) < float("inf"), flag, "a finite number, at least 0")
     check(cfg.dim % (2 * max(1, cfg.n_heads)) == 0, "dim", "an even multiple of --n-heads")
     check(cfg.alpha + cfg.beta + cfg.gamma > 0, "beta", "alpha, beta and gamma not all 0")
+    check(cfg.task != "toy-code" or "score" not in stages or cfg.allow_code_execution, "allow-code-execution",
+          "consent: the stage score of toy-code runs code that a model wrote (confined, see eval_code.py)")
     for flag in "base sft weak-snapshot".split():
         path = getattr(cfg, flag.replace("-", "_"))
         check(not path or os.path.isfile(path), flag, "an existing checkpoint")
@@ -311,9 +315,7 @@ class Run:
         self.compile = cuda if cfg.compile is None else cfg.compile
         self.enc = toy_encoding()
         self.tokenizer = fingerprint(self.enc)
-        git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True,
-                             cwd=os.path.dirname(os.path.abspath(__file__)))
-        self.commit = git.stdout.strip() or "unknown"
+        self.commit = eval_math.commit()
         self.device_name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
         self.dtype_name = "bf16" if bf16 else "fp32"
 
@@ -535,7 +537,7 @@ def stage_base(run):
     cfg = run.cfg
     if os.path.exists(checkpoint_of(run, 0)):
         return
-    samples = corpus_set(run.enc, cfg.corpus, cfg.seed, cfg.noise)
+    samples = corpus_set(run.enc, cfg.corpus, cfg.seed, cfg.noise, cfg.task)
     torch.manual_seed(cfg.seed)
     model = GPT(GPTConfig(vocab_size=run.enc.n_vocab, dim=cfg.dim, n_layers=cfg.n_layers, n_heads=cfg.n_heads))
     run.say(f"\nbase: {sum(p.numel() for p in model.parameters()):,} parameters, {len(samples):,} noisy samples")
@@ -649,9 +651,12 @@ def stage_score(run, samples):
     paths = {name: path for name, path in paths.items() if os.path.exists(path)}
     if not paths:
         raise SystemExit(f"train_wmss: no checkpoint in {run.out} to score; run the stages before it")
-    problems = toy_math(cfg.score_split, cfg.score_n)
+    problems = TASKS[cfg.task](cfg.score_split, cfg.score_n)
     run.say(f"\nscore: {len(problems):,} problems of the {cfg.score_split} split, greedy")
-    rows = []
+    judge, rows = eval_math.judge, []
+    if cfg.task == "toy-code":
+        workers = max(1, os.cpu_count() // 2 // run.world)
+        judge = lambda answers: eval_code.judge(answers, problems, cfg.allow_code_execution, workers=workers)
     for name, path in paths.items():
         model, meta = load_checkpoint(path, run.device, run.tokenizer)
         how = dict(max_new_tokens=cfg.max_new_tokens, batch_size=cfg.eval_batch)
@@ -659,13 +664,11 @@ def stage_score(run, samples):
             how.update(weak=model, lam=cfg.lam)
             model = load_checkpoint(run.path("wmss.pt"), run.device, run.tokenizer)[0]
         with run.autocast():
-            answers = eval_math.score(model.eval(), run.enc, problems[run.rank::run.world], **how)
+            answers = judge(eval_math.complete(model.eval(), run.enc, problems[run.rank::run.world], **how))
         if run.world > 1:
             shares = [None] * run.world
             dist.all_gather_object(shares, answers)
             answers = [r for tier in zip_longest(*shares) for r in tier if r is not None]
-        for i, row in enumerate(answers):
-            row["id"] = i
         cost = {} if name in ("weak", "fused") else meta.get("spent") or meta
         rows.append(dict(model=name, **eval_math.summary(answers), flops=cost.get("flops"), seconds=cost.get("seconds"),
                          checkpoint=path, split=cfg.score_split))
@@ -680,11 +683,14 @@ def stage_score(run, samples):
         page = html_report(f"WMSS: {cfg.name}", table(rows), log, gaps, samples, run.enc)
         write_atomically(run.path("report.html"), lambda f: f.write(page.encode()))
     run.say(f"\n{table(rows)}\n\n{run.path('report.html')} shows the loss curves and the gaps")
+    if errors := sum(r["errors"] for r in rows):
+        raise SystemExit(f"train_wmss: {errors} programs could not be judged (status error in {run.path('answers')}); "
+                         "they count neither way")
 
 
 def table(rows):
     """The rows of scores.json as text. FLOPs and seconds: training of that row after the checkpoint that it starts from."""
-    families = [f for f in FAMILIES if f in rows[0]["families"]]
+    families = list(rows[0]["families"])
     lines = [f"{'model':14s}" + "".join(f"{f:>8s}" for f in families) + f"{'all':>8s}   {'95 % interval':14s}{'TFLOPs':>8s}{'seconds':>9s}"]
     for r in rows:
         spent = f"{'-':>8s}{'-':>9s}" if r["flops"] is None else f"{r['flops'] / 1e12:8.3f}{r['seconds']:9.1f}"
@@ -713,12 +719,12 @@ def main(argv=None):
             if not there and name not in stages and any(s in stages for s in STAGES[t + 1:4]):
                 raise SystemExit(f"train_wmss: the stages {cfg.stages} need {checkpoint_of(run, t)}, which is not there; "
                                  f"add the stage {name} or pass --{name} CHECKPOINT")
-        toy_math(cfg.score_split, cfg.score_n if "score" in stages else 1)
+        TASKS[cfg.task](cfg.score_split, cfg.score_n if "score" in stages else 1)
         run.open_folder()
 
     run.on_first(check_inputs)
     run.header()
-    samples = clean_set(run.enc, cfg.clean, cfg.seed)
+    samples = clean_set(run.enc, cfg.clean, cfg.seed, cfg.task)
     if "base" in stages:
         stage_base(run)
     if "sft" in stages:

@@ -30,14 +30,23 @@ def run(tmp_path, monkeypatch):
     return go
 
 
-@pytest.fixture(scope="session")
-def trained(tmp_path_factory):
-    """Folder of one finished tiny run (name m: all stages), read by many tests, written by none."""
-    folder = tmp_path_factory.mktemp("trained")
-    before = os.getcwd()
+def whole_run(tmp_path_factory, *flags):
+    folder, before = tmp_path_factory.mktemp("trained"), os.getcwd()
     os.chdir(folder)
     try:
-        train_wmss.main([*TINY, "--name", "m"])
+        train_wmss.main([*TINY, "--name", "m", *flags])
     finally:
         os.chdir(before)
     return folder / "out" / "m"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """Folder of one finished tiny run (name m: all stages), read by many tests, written by none."""
+    return whole_run(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def trained_code(tmp_path_factory):
+    """The same on the code task."""
+    return whole_run(tmp_path_factory, "--task", "toy-code", "--allow-code-execution")

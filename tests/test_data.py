@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
-from data import (END, FAMILIES, Problem, clean_set, collate, corpus_set, encode, epoch_order, fingerprint, micro_batches,
-                  schedule, split_of, toy_encoding, toy_math)
+from data import (CODE_FAMILIES, END, FAMILIES, TASKS, Problem, clean_set, collate, corpus_set, encode, epoch_order, fingerprint,
+                  micro_batches, schedule, split_of, toy_code, toy_encoding, toy_math)
 
 
 def true_answer(prompt):
@@ -69,10 +69,33 @@ def test_asking_for_more_problems_than_there_are_is_refused():
         toy_math("dev", 1)
 
 
-def test_encoding_is_one_token_a_character_and_loses_nothing():
+def test_code_answers_do_what_the_line_says_and_mistakes_do_not():
+    """Bug: hidden inputs that a mistake survives; noise that touches answers or tests; a drawn boundary where both cases agree."""
+    for p in toy_code("train", 4000, 5, 0.5):
+        exec(p.test, names := {})
+        names["check"](eval("lambda x: " + p.answer))
+        with pytest.raises(AssertionError):
+            names["check"](eval("lambda x: " + p.mistake))
+        assert p.completion in (p.answer, p.mistake) and p.code == "def f(x): return " and len(p.completion) < 64
+    flawed = sum(p.completion == p.mistake for p in toy_code("train", 4000, 5, 0.5))
+    assert 1850 < flawed < 2150 and all(p.completion == p.answer for p in toy_code("train", 400, 5))
+
+
+def test_code_problems_are_distinct_disjoint_and_enough():
+    """Bug: an interval over 2,100 problems of which 300 are copies; a test problem met in training."""
+    sets = {split: {p.prompt for p in toy_code(split, 2100)} for split in ("val", "test")}
+    sets["train"] = {p.prompt for p in toy_code("train", 12_000, 1, noise=0.5)} | {p.prompt for p in toy_code("train", 1000)}
+    assert len(sets["val"]) == len(sets["test"]) == 2100
+    assert not (sets["train"] & sets["test"] or sets["train"] & sets["val"] or sets["val"] & sets["test"])
+    counts = collections.Counter(p.family for p in toy_code("test", 2000))
+    assert set(counts) == set(CODE_FAMILIES) and set(counts.values()) == {250} and all(len(f) < 8 for f in [*FAMILIES, *counts])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_encoding_is_one_token_a_character_and_loses_nothing(task):
     """Bug: a vocabulary that lacks a character of some family, an end token that plain text can spell."""
     enc = toy_encoding()
-    text = "".join(p.prompt + p.completion for p in toy_math("train", 140, noise=0.5)) + "\n" + "".join(map(chr, range(32, 127)))
+    text = "".join(p.prompt + p.completion for p in TASKS[task]("train", 400, noise=0.5)) + "\n" + "".join(map(chr, range(32, 127)))
     assert len(enc.encode_ordinary(text)) == len(text) and enc.decode(enc.encode_ordinary(text)) == text
     assert enc.encode_single_token(END) == enc.n_vocab - 1 not in enc.encode_ordinary(END)
 

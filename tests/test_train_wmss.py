@@ -402,6 +402,22 @@ def test_report_page_stands_alone_and_shows_scores_curves_and_gaps(trained):
     assert page.count("x uniform<br>") == 8 and all(name in page for name in ("settled", "consolidating", "regressing", "hard"))
 
 
+def test_the_code_task_runs_all_stages_and_executes_nothing_without_consent(trained_code, tmp_path, monkeypatch):
+    """Bug: a stage that reads the math data whatever the task; model-written code run because a flag defaulted to it."""
+    scores = json.loads((trained_code / "scores.json").read_text())
+    assert [r["model"] for r in scores["rows"]] == ["base", "sft", "sft-steps", "sft-flops", "wmss", "weak", "fused"]
+    assert all(set(r["families"]) == set(data.CODE_FAMILIES) and r["errors"] == 0 for r in scores["rows"])
+    assert "affine" in train_wmss.table(scores["rows"])
+    rows = [json.loads(line) for line in open(trained_code / "answers" / "wmss.jsonl")]
+    assert [r["prompt"] for r in rows] == [p.prompt for p in data.toy_code("test", 14)]
+    assert all(r["status"] in ("pass", "fail") and r["correct"] == (r["status"] == "pass") for r in rows)
+    assert json.loads((trained_code / "config.json").read_text())["task"] == "toy-code"
+    monkeypatch.chdir(tmp_path)
+    assert "--allow-code-execution: expected consent" in refuse(*TINY, "--task", "toy-code") and os.listdir(tmp_path) == []
+    train_wmss.main([*TINY, "--task", "toy-code", "--stages", "base"])
+    assert "--task toy-code -> toy-math" in refuse(*TINY, "--resume", "--stages", "sft")
+
+
 def test_fused_row_is_scored_with_both_models(trained):
     """Bug: the official release's wrong branch, here: a fused row that is the strong one under another name."""
     strong, weak = (load_checkpoint(trained / f"{n}.pt")[0] for n in ("wmss", "weak"))
@@ -533,7 +549,7 @@ def test_crash_in_the_entropy_stage_or_while_scoring_loses_nothing(run, trained,
         with pytest.raises(Crash):
             run("--name", "a")
     with monkeypatch.context() as m:
-        m.setattr(train_wmss.eval_math, "score", crash)
+        m.setattr(train_wmss.eval_math, "complete", crash)
         with pytest.raises(Crash):
             run("--name", "a", "--resume")
     out = run("--name", "a", "--resume")
