@@ -709,7 +709,9 @@ def main(argv=None):
         """Everything that can be refused is refused here, before the folder is touched and before any costly work."""
         paths = [getattr(cfg, k) for k in ("base", "sft", "weak_snapshot") if getattr(cfg, k)]
         for path in paths:
-            load_pair(paths[0], path, run.tokenizer)
+            task = load_pair(paths[0], path, run.tokenizer)[2]["config"]["task"]
+            if task != cfg.task:
+                raise SystemExit(f"train_wmss: {path} was trained on {task}, this run is on {cfg.task}; pass --task {task}")
             if cfg.overwrite and os.path.realpath(path).startswith(os.path.realpath(run.out) + os.sep):
                 raise SystemExit(f"train_wmss: --overwrite would delete {path}, which this run is to start from; choose another --name")
         if cfg.resume and not os.path.isdir(run.out):

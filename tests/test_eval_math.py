@@ -454,6 +454,13 @@ def test_the_paper_protocol_sets_prompt_and_lengths(tmp_path, monkeypatch):
         assert model.calls[-1] == (1, length, 0.0, [ENC.encode_single_token("<|end|>")]) and seen[-1] == (em.PAPER_SYSTEM, True)
 
 
+def test_the_official_grader_is_math_verify():
+    """Bug: the paper's scorer called with another extraction, or never called at all."""
+    verdict = em.official_grader()
+    assert verdict(r"so \boxed{\frac{1}{2}}", "0.5") and verdict(r"\boxed{x^2+1}", "1+x^2") and verdict("The answer is (B)", "B")
+    assert not verdict(r"\boxed{3}", "4") and not verdict("The answer is (C)", "B")
+
+
 def test_the_official_grader_is_optional_and_stands_beside_ours(tmp_path, fake, monkeypatch):
     """Bug: a hard dependency on math-verify, and its verdict overwriting ours."""
     monkeypatch.setitem(sys.modules, "math_verify", None)

@@ -663,6 +663,7 @@ def test_foreign_missing_and_unfitting_checkpoints_are_refused_before_work(tmp_p
     assert "different shape (dim 16 / 32" in refuse(*TINY, *base, "--sft", "wide.pt")
     assert "different shape (dim 16 / 32" in refuse(*TINY, *base, "--weak-snapshot", "wide.pt")
     assert "tokenizer 0123456789abcdef" in refuse(*TINY, *base, "--weak-snapshot", "words.pt")
+    assert "was trained on toy-math" in refuse(*TINY, *base, "--task", "toy-code", "--allow-code-execution")
     assert "need out/toy/base.pt" in refuse(*TINY, "--stages", "sft").replace(os.sep, "/")
     assert "need out/toy/sft.pt" in refuse(*TINY, *base, "--stages", "entropy,wmss").replace(os.sep, "/")
     assert "too few" in refuse(*TINY, "--score-n", "100000")
