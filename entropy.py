@@ -28,7 +28,8 @@ CODES = ("settled", "consolidating", "regressing", "hard")
 def token_entropy(hidden, weight, chunk_rows=1024):
     """Entropy of softmax(hidden @ weight.T) per row, paper v2 eq. 7 -> hidden.shape[:-1], nats.
 
-    hidden (..., C), weight (V, C). At most chunk_rows * V logits exist at a time. Half precision is raised to fp32.
+    hidden (..., C), weight (V, C). At most chunk_rows * V logits exist at a time. Half precision is raised to fp32 before
+    the head, also under autocast: a logit rounded to bf16 moves the entropy by more than a gap is wide.
     H = log sum e^z - sum softmax(z) z, with z shifted so that its largest is 0: then both terms are >= 0, and a
     distribution sharpened to 1e-30 still has a positive entropy. log(p + eps) would report eps instead.
 
@@ -36,14 +37,15 @@ def token_entropy(hidden, weight, chunk_rows=1024):
     tensor([4.])
     """
     rows, out = hidden.reshape(-1, hidden.size(-1)), []
-    for h in rows.split(chunk_rows):
-        z = F.linear(h, weight)                                               # (chunk, V)
-        z = z.float() if z.dtype in (torch.bfloat16, torch.float16) else z
-        z = z - z.amax(-1, keepdim=True)
-        p = z.exp()
-        total = p.sum(-1)
-        # log1p of the sum without the maximum's own 1 would be sharper still, but that needs a second pass over V
-        out.append(total.log() - (p * z).sum(-1) / total)
+    exact = torch.promote_types(hidden.dtype, torch.float32)                  # float64 stays float64
+    weight = weight.to(exact)
+    with torch.autocast(hidden.device.type, enabled=False):
+        for h in rows.split(chunk_rows):
+            z = F.linear(h.to(exact), weight)                                 # (chunk, V)
+            z = (z - z.amax(-1, keepdim=True)).clamp_(min=-1e4)               # p is 0 there, and 0 * -inf would be NaN
+            p = z.exp()
+            total = p.sum(-1)
+            out.append(total.log() - (p * z).sum(-1) / total)
     return torch.cat(out).reshape(hidden.shape[:-1]) if out else hidden.new_zeros(hidden.shape[:-1])
 
 
@@ -64,7 +66,7 @@ def gap_weights(ent_weak, ent_live, alpha=0.1, beta=0.8, gamma=0.1, kind="code")
         raise ValueError(f"gap_weights: expected two vectors of one length, found {tuple(w.shape)} and {tuple(s.shape)}")
     if not (torch.isfinite(w).all() and torch.isfinite(s).all() and (w >= 0).all() and (s >= 0).all()):
         raise ValueError("gap_weights: entropies must be finite and >= 0; a NaN here means that a checkpoint has diverged")
-    if min(alpha, beta, gamma) < 0:
+    if not (alpha >= 0 and beta >= 0 and gamma >= 0):
         raise ValueError(f"gap_weights: alpha, beta, gamma must be >= 0, found {alpha}, {beta}, {gamma}")
     d_ent = s - w
     consolidating, regressing = (-d_ent).clamp_min(0), d_ent.clamp_min(0)
@@ -89,8 +91,11 @@ def gap_mask(ent_weak, ent_live, tau=0.0, h=0.0):
     >>> gap_mask(torch.tensor([.1, 2., .1, 2.]), torch.tensor([.1, 1., 1., 2.]), tau=.5, h=1.).tolist()
     [0, 1, 2, 3]
     """
-    if tau < 0 or h < 0:
+    if not (tau >= 0 and h >= 0):
         raise ValueError(f"gap_mask: tau and h must be >= 0 nats, found {tau} and {h}")
+    if ent_weak.shape != ent_live.shape or (ent_live - ent_weak).isnan().any():
+        raise ValueError(f"gap_mask: expected entropies of one shape without NaN, found {tuple(ent_weak.shape)} "
+                         f"and {tuple(ent_live.shape)}")
     d_ent = ent_live - ent_weak
     code = torch.zeros_like(d_ent, dtype=torch.uint8)
     code[(d_ent.abs() <= tau) & (ent_weak > h)] = 3
@@ -100,8 +105,8 @@ def gap_mask(ent_weak, ent_live, tau=0.0, h=0.0):
 
 
 @torch.no_grad()
-def measure(weak, live, samples, micro_batch=64, chunk_rows=1024, rank=0, world=1, autocast=None):
-    """Token entropies of both models over the samples, teacher-forced -> gaps: dict of tensors keyed by sample id.
+def measure(weak, live, samples, micro_batch=64, chunk_rows=1024, rank=0, world=1):
+    """Token entropies of both models over the samples, teacher-forced, in fp32 -> gaps: dict of tensors keyed by sample id.
 
     ids (N,); offsets (N + 1,): the loss tokens of sample n are offsets[n]:offsets[n + 1] of the flat vectors ent_weak and
     ent_live (M,); mean_weak, mean_live (N,). Positions are the loss positions of training, found by the same collate().
@@ -113,8 +118,7 @@ def measure(weak, live, samples, micro_batch=64, chunk_rows=1024, rank=0, world=
     device, found = next(live.parameters()).device, {}
     for batch in micro_batches(samples, micro_batch, rank, world):
         b = batch.to(device)
-        with autocast() if autocast else torch.no_grad():
-            ent = [token_entropy(m(b.x)[b.loss_mask], m.lm_head.weight, chunk_rows).cpu() for m in (weak, live)]
+        ent = [token_entropy(m(b.x)[b.loss_mask], m.lm_head.weight, chunk_rows).cpu() for m in (weak, live)]
         counts = batch.loss_mask.sum(1).tolist()
         found.update(zip(batch.ids.tolist(), zip(ent[0].split(counts), ent[1].split(counts))))
     if world > 1:
@@ -141,10 +145,10 @@ def find_gaps(weak, live, samples, *, tau, h, alpha, beta, gamma, kind, **kw):
 def codes_of(gaps, ids):
     """Gap codes of a batch's loss tokens in the order of hidden[loss_mask], that is row by row -> (n,) uint8.
 
-    ids (B,): sample ids, which number the rows of gaps (0..N-1, checked when gaps.pt is read).
+    ids (B,): sample ids, which number the rows of gaps (0..N-1, checked when gaps.pt is read); -1: a row without loss.
     """
     o = gaps["offsets"]
-    return torch.cat([gaps["codes"][o[i]:o[i + 1]] for i in ids.tolist()])
+    return torch.cat([gaps["codes"][o[i]:o[i + 1]] if i >= 0 else gaps["codes"][:0] for i in ids.tolist()])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -198,8 +202,8 @@ def show(gaps, samples, enc, n):
 
 
 HTML_COLOURS = ("#999999", "#2e7d32", "#c62828", "#b26a00")      # the same four, dark enough to read on white
-STYLE = """body{font:15px/1.5 sans-serif;max-width:62em;margin:2em auto;padding:0 1em}pre,.sample{font:13px/1.6 monospace;overflow-x:auto}
-.sample b{font-weight:bold}svg{max-width:100%}.key span{margin-right:1.5em}"""
+STYLE = """body{font:15px/1.5 sans-serif;max-width:62em;margin:2em auto;padding:0 1em}svg{max-width:100%}
+pre,.sample{font:13px/1.6 monospace;overflow-x:auto}.key span{margin-right:1.5em}"""
 
 
 def curves_svg(log, width=760, height=260):
@@ -220,10 +224,11 @@ def curves_svg(log, width=760, height=260):
     for k, (arm, curve) in enumerate(arms.items()):
         colour, last = ("#777", "#1565c0", "#c62828", "#2e7d32", "#b26a00", "#6a1b9a")[k % 6], curve[-1][0]
         points = " ".join(f"{45 + step / last * (width - 175):.1f},{scale(y):.1f}" for step, y in curve)
-        out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/><line x1="{width - 118}" x2="{width - 98}" '
-                   f'y1="{24 + 18 * k}" y2="{24 + 18 * k}" stroke="{colour}" stroke-width="3"/>'
+        out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
+                   f'<line x1="{width - 118}" x2="{width - 98}" y1="{24 + 18 * k}" y2="{24 + 18 * k}" stroke="{colour}" stroke-width="3"/>'
                    f'<text x="{width - 92}" y="{28 + 18 * k}" font-size="12">{html.escape(arm)}</text>')
-    return "".join(out) + f'<text x="45" y="{height - 8}" font-size="11">share of the steps done, 0 to 1; loss per token in nats</text></svg>'
+    out.append(f'<text x="45" y="{height - 8}" font-size="11">share of the steps done, 0 to 1; loss per token in nats</text></svg>')
+    return "".join(out)
 
 
 def html_report(title, table, log, gaps=None, samples=(), enc=None, n=8):
@@ -231,11 +236,13 @@ def html_report(title, table, log, gaps=None, samples=(), enc=None, n=8):
 
     A token's tooltip shows its two entropies. gaps None (a run with --gap none) leaves the gap part away.
     """
-    page = [f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>",
+    title = html.escape(title)
+    page = [f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>",
             f"<h2>Scores</h2><pre>{html.escape(table)}</pre><h2>Training loss</h2>{curves_svg(log)}"]
     if gaps is not None:
         paint = lambda text, c, tip="": f'<b style="color:{HTML_COLOURS[c]}" title="{tip}">{html.escape(text)}</b>'
-        page.append(f"<h2>Gaps between {html.escape(str(gaps['weak']))} and {html.escape(str(gaps['live']))}</h2><pre>{html.escape(report(gaps, samples))}</pre>"
+        page.append(f"<h2>Gaps between {html.escape(gaps['weak'])} and {html.escape(gaps['live'])}</h2>"
+                    f"<pre>{html.escape(report(gaps, samples))}</pre>"
                     f'<p class=key>{" ".join(f"<span>{paint(name, c)}</span>" for c, name in enumerate(CODES))}</p>')
         for i in heaviest(gaps, samples, n):
             s, k = samples[i], int(gaps["offsets"][i])
@@ -244,7 +251,8 @@ def html_report(title, table, log, gaps=None, samples=(), enc=None, n=8):
                 tip = f"{gaps['ent_weak'][k]:.3f} -&gt; {gaps['ent_live'][k]:.3f} nats" if counts else ""
                 text += paint(enc.decode([token]), int(gaps["codes"][k]), tip) if counts else html.escape(enc.decode([token]))
                 k += counts
-            page.append(f"<p class=sample>#{s.id} {html.escape(s.family)}, {gaps['weights'][i] * len(samples):.1f}x uniform<br>{text}</p>")
+            times = gaps["weights"][i] * len(samples)
+            page.append(f"<p class=sample>#{s.id} {html.escape(s.family)}, {times:.1f}x uniform<br>{text}</p>")
     return "\n".join(page)
 
 
@@ -266,15 +274,21 @@ def main(argv=None):
     parser.add_argument("--tau", type=float, help="gap threshold on |d_ent|, nats (default: the live run's)")
     parser.add_argument("--h", type=float, help="threshold on the weak entropy of a hard token, nats (default: the live run's)")
     parser.add_argument("--weights", choices=("code", "v1", "v2"), help="reading of the weight formula (default: the live run's)")
-    parser.add_argument("--show", type=int, default=0, metavar="N", help="print the N heaviest samples, one per family first, coloured by gap code")
+    parser.add_argument("--show", type=int, default=0, metavar="N",
+                        help="print the N heaviest samples, one per family first, coloured by gap code")
     args = parser.parse_args(argv)
+    if args.show < 0:
+        parser.error(f"--show: expected a number of samples, found {args.show}")
     enc = toy_encoding()
     weak, live, meta = load_pair(args.weak, args.live, fingerprint(enc))
     cfg = meta["config"]
     pick = lambda flag, name: cfg[name] if flag is None else flag
     samples = clean_set(enc, cfg["clean"], cfg["seed"], cfg.get("task", "toy-math"))
-    gaps = find_gaps(weak, live, samples, tau=pick(args.tau, "tau"), h=pick(args.h, "h"), alpha=cfg["alpha"],
-                     beta=cfg["beta"], gamma=cfg["gamma"], kind=pick(args.weights, "weights"))
+    try:
+        gaps = find_gaps(weak, live, samples, tau=pick(args.tau, "tau"), h=pick(args.h, "h"), alpha=cfg["alpha"],
+                         beta=cfg["beta"], gamma=cfg["gamma"], kind=pick(args.weights, "weights"))
+    except ValueError as e:
+        raise SystemExit(f"entropy: {e}") from None
     print(report(gaps, samples))
     if args.show:
         print("\n" + show(gaps, samples, enc, args.show))

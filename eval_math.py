@@ -945,9 +945,12 @@ def compare(path_a, path_b, draws=2000, seed=0):
 
 
 def commit():
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True,
-                         cwd=os.path.dirname(os.path.abspath(__file__)))
-    return git.stdout.strip() or "unknown"
+    try:
+        git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True,
+                             cwd=os.path.dirname(os.path.abspath(__file__)))
+        return git.stdout.strip() or "unknown"
+    except OSError:              # no git on this machine
+        return "unknown"
 
 
 def load_model(path, device="cpu"):

@@ -12,7 +12,6 @@ Shapes: B batch, T time, C width (dim), H heads, K key/value heads, D head_dim, 
 
 import math
 import os
-import pickle
 from dataclasses import asdict, dataclass
 
 import torch
@@ -85,7 +84,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(D, cfg.norm_eps) if cfg.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(D, cfg.norm_eps) if cfg.qk_norm else nn.Identity()
 
-    def forward(self, x, cos, sin, cache=None, slots=None):
+    def forward(self, x, cos, sin, cache=None, slots=None, seen=None):
         B, T, _ = x.shape
         q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)      # (B, H, T, D)
         k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)      # (B, K, T, D)
@@ -97,13 +96,10 @@ class Attention(nn.Module):
             if cache is not None:
                 cache[0][:, :, :T], cache[1][:, :, :T] = k, v
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
-        else:                                                                 # decoding: row b writes and sees slot slots[b]
-            rows = torch.arange(B, device=x.device)
-            cache[0][rows, :, slots], cache[1][rows, :, slots] = k[:, :, 0], v[:, :, 0]
-            n = int(slots.max()) + 1                                          # nobody has written beyond: read no further
-            seen = torch.arange(n, device=x.device) <= slots[:, None]         # (B, n); is_causal would align top-left
-            y = F.scaled_dot_product_attention(
-                q, cache[0][:, :, :n], cache[1][:, :, :n], attn_mask=seen[:, None, None], enable_gqa=gqa)
+        else:                                                                 # decoding: row b writes slot slots[b]
+            rows, n = torch.arange(B, device=x.device), seen.size(-1)         # and sees those before: (B, 1, 1, n);
+            cache[0][rows, :, slots], cache[1][rows, :, slots] = k[:, :, 0], v[:, :, 0]     # is_causal would align top-left
+            y = F.scaled_dot_product_attention(q, cache[0][:, :, :n], cache[1][:, :, :n], attn_mask=seen, enable_gqa=gqa)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -126,8 +122,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(cfg.dim, cfg.norm_eps)
         self.mlp = MLP(cfg)
 
-    def forward(self, x, cos, sin, cache=None, slots=None):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, slots)
+    def forward(self, x, cos, sin, cache=None, slots=None, seen=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, slots, seen)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -164,12 +160,13 @@ class GPT(nn.Module):
             if x.size(1) > self.cfg.max_seq_len:
                 raise ValueError(f"model: {x.size(1)} tokens in a row, max_seq_len is {self.cfg.max_seq_len}; "
                                  "shorten the data or raise max_seq_len")
-            cos, sin = self.cos[:x.size(1)], self.sin[:x.size(1)]             # (T, D)
-        else:
-            cos, sin = self.cos[slots][:, None, None], self.sin[slots][:, None, None]   # (B, 1, 1, D)
+            cos, sin, seen = self.cos[:x.size(1)], self.sin[:x.size(1)], None             # (T, D)
+        else:                                                                 # nobody has written beyond the last slot in use
+            cos, sin = self.cos[slots][:, None, None], self.sin[slots][:, None, None]     # (B, 1, 1, D)
+            seen = (torch.arange(int(slots.max()) + 1, device=x.device) <= slots[:, None])[:, None, None]
         h = self.embed_tokens(x)                                              # (B, T, C)
         for i, layer in enumerate(self.layers):
-            h = layer(h, cos, sin, cache[i] if cache else None, slots)
+            h = layer(h, cos, sin, cache[i] if cache else None, slots, seen)
         return self.norm(h)
 
     def logits(self, x):
@@ -203,7 +200,8 @@ class GPT(nn.Module):
         its own generator, so a result depends on neither batch size nor order when seeds are given per prompt.
         weak, lam: decode from lam * z_self + (1 - lam) * z_weak instead: 0 < lam < 1 is WMSS's fused model (eq. 5),
         lam = 1 + mu is contrastive decoding z + mu (z - z_weak). Returns one list of new tokens per prompt.
-        Raises ValueError on an empty prompt and where prompt + new tokens exceed max_seq_len.
+        Raises ValueError on an empty prompt, where prompt + new tokens exceed max_seq_len, on a negative temperature, and
+        where there are not as many seeds as prompts.
         """
         if not prompts:
             return []
@@ -213,13 +211,15 @@ class GPT(nn.Module):
         if max(lens) + max_new_tokens > self.cfg.max_seq_len:
             raise ValueError(f"generate: longest prompt {max(lens)} + max_new_tokens {max_new_tokens} exceed "
                              f"max_seq_len {self.cfg.max_seq_len}; ask for fewer or raise max_seq_len")
+        seeds = seed if isinstance(seed, (list, tuple)) else [seed + 1_000_003 * i for i in range(len(prompts))]
+        if temperature < 0 or len(seeds) != len(prompts):
+            raise ValueError(f"generate: expected temperature >= 0 and one seed or {len(prompts)}, "
+                             f"found {temperature} and {len(seeds)}")
         device = self.embed_tokens.weight.device
         branches = [(self, 1.0)] if weak is None else [(self, lam), (weak, 1 - lam)]
         if temperature > 0:
-            seeds = [seed + 1_000_003 * i for i in range(len(prompts))] if isinstance(seed, int) else seed
-            assert len(seeds) == len(prompts), (len(seeds), len(prompts))
             draws = torch.stack([torch.rand(max_new_tokens, dtype=torch.float64,
-                                            generator=torch.Generator().manual_seed(s)) for s in seeds]).to(device)
+                                            generator=torch.Generator().manual_seed(int(s))) for s in seeds]).to(device)
 
         def head(hs):                                                         # one (n, C) per branch -> logits (n, V)
             return sum(c * m.lm_head(h).float() for (m, c), h in zip(branches, hs))
@@ -288,23 +288,25 @@ def load_checkpoint(path, device="cpu", tokenizer=None):
     """Read a checkpoint -> (GPT on device, meta: everything else in the file).
 
     tokenizer: fingerprint that the file must carry (data.fingerprint). Raises SystemExit with one sentence for a missing
-    file, a file that is not ours, a model whose tensors do not fit its config, a foreign tokenizer.
+    file, one that is not ours or not whole, a model whose tensors do not fit its config, a foreign tokenizer.
     """
     if not os.path.isfile(path):
         raise SystemExit(f"checkpoint: expected a file at {path}, found none; train it first (python train_wmss.py -h)")
     try:
         meta = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if meta.pop("format") != FORMAT:
-            raise KeyError
-    except (KeyError, TypeError, IndexError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
-        raise SystemExit(f"checkpoint: {path} is not a {FORMAT} file written by train_wmss.py; "
+            raise ValueError
+        cfg, weights, trained_with = meta.pop("model_config"), meta.pop("model"), meta.get("tokenizer")
+    except Exception as e:               # a truncated archive, another program's file, text: torch raises seven kinds of error
+        raise SystemExit(f"checkpoint: {path} is not a whole {FORMAT} file written by train_wmss.py ({type(e).__name__}); "
                          "pass one of the .pt files in an out/<name>/ folder") from None
-    if tokenizer is not None and meta["tokenizer"] != tokenizer:
-        raise SystemExit(f"checkpoint: {path} was trained with tokenizer {meta['tokenizer']}, this run uses {tokenizer}; "
+    if tokenizer is not None and trained_with != tokenizer:
+        raise SystemExit(f"checkpoint: {path} was trained with tokenizer {trained_with}, this run uses {tokenizer}; "
                          "token ids would mean other text, so use the data and code that it was trained with")
-    model = GPT(GPTConfig(**meta.pop("model_config")))
     try:
-        model.load_state_dict(meta.pop("model"))
-    except RuntimeError as e:
-        raise SystemExit(f"checkpoint: the tensors of {path} do not fit its own config: {str(e).splitlines()[1].strip()}") from None
+        model = GPT(GPTConfig(**cfg))
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as e:
+        reason = str(e).splitlines()[-1].strip()
+        raise SystemExit(f"checkpoint: the tensors of {path} do not fit its own config: {reason}") from None
     return model.to(device), meta

@@ -20,6 +20,7 @@ import argparse
 import difflib
 import inspect
 import json
+import math
 import platform
 import re
 import shutil
@@ -43,6 +44,7 @@ from entropy import codes_of, find_gaps, html_report, load_pair, report
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint, write_atomically
 
 STAGES = ("base", "sft", "entropy", "wmss", "score")
+ROWS = ("base", "sft", "sft-steps", "sft-flops", "wmss", "weak", "fused")       # of the table
 
 # ----------------------------------------------------------------------------------------------------------------------
 # configuration: a field is a flag, its comment the help
@@ -111,7 +113,8 @@ class Config:
 
 
 PRESETS = {"toy": {}, "smoke": dict(corpus=600, clean=128, base_steps=60, dim=48, batch_size=32, score_n=140, log_every=10)}
-FREE_ON_RESUME = {"stages", "resume", "overwrite", "threads", "save_every", "log_every", "eval_batch", "preset", "allow_code_execution"}
+FREE_ON_RESUME = {"stages", "resume", "overwrite", "threads", "save_every", "log_every", "preset", "score_n", "score_split",
+                  "eval_batch", "max_new_tokens", "allow_code_execution"}
 
 
 def parse(argv=None):
@@ -154,11 +157,13 @@ def parse(argv=None):
     check(not (cfg.resume and cfg.overwrite), "overwrite", "not both --resume and --overwrite")
     for flag in "lam noise warmup".split():
         check(0 <= getattr(cfg, flag) <= 1, flag, "a share from 0 to 1")
-    for flag in "corpus clean dim n-layers n-heads batch-size micro-batch base-steps chunk-rows rounds save-every log-every score-n eval-batch max-new-tokens".split():
+    for flag in ("corpus clean dim n-layers n-heads batch-size micro-batch base-steps chunk-rows rounds save-every log-every "
+                 "score-n eval-batch max-new-tokens").split():
         check(getattr(cfg, flag.replace("-", "_")) >= 1, flag, "at least 1")
     for flag in "sft-epochs wmss-epochs base-lr sft-lr wmss-lr sft-steps-lr sft-flops-lr clip".split():
         check(0 < getattr(cfg, flag.replace("-", "_")) < float("inf"), flag, "a finite number above 0")
-    for flag in "alpha beta gamma tau h weight-decay snapshots threads seed".split():
+    check(0 <= cfg.seed < 2 ** 31, "seed", "a number from 0 to 2147483647")
+    for flag in "alpha beta gamma tau h weight-decay snapshots threads".split():
         check(0 <= getattr(cfg, flag.replace("-", "_")) < float("inf"), flag, "a finite number, at least 0")
     check(cfg.dim % (2 * max(1, cfg.n_heads)) == 0, "dim", "an even multiple of --n-heads")
     check(cfg.alpha + cfg.beta + cfg.gamma > 0, "beta", "alpha, beta and gamma not all 0")
@@ -231,6 +236,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @torch.autograd.function.once_differentiable            # a second derivative is an error, not a silent 0
     def backward(ctx, grad_loss):
         grads, ctx.grads = ctx.grads, None          # handed on, not copied: they may be as large as the model
         if grads is None:
@@ -238,9 +244,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return None, None, None, *(g if g is None else g.mul_(grad_loss) for g in grads)
 
 
-def _flat(hidden, targets):
-    if hidden.shape[:-1] != targets.shape:
-        raise ValueError(f"cross_entropy: hidden {tuple(hidden.shape)} and targets {tuple(targets.shape)} do not match")
+def _flat(hidden, targets, chunk_rows, lam=1.0):
+    """hidden (..., C) -> (N, C), after a look at what would otherwise broadcast or loop over nothing."""
+    per_row = isinstance(lam, torch.Tensor) and lam.dim()
+    if hidden.shape[:-1] != targets.shape or chunk_rows < 1 or (per_row and lam.shape != targets.shape):
+        raise ValueError(f"cross_entropy: expected hidden (..., C), targets (...), lam a number or (...), chunk_rows >= 1; found "
+                         f"{tuple(hidden.shape)}, {tuple(targets.shape)}, {getattr(lam, 'shape', lam)}, {chunk_rows}")
     return hidden.reshape(-1, hidden.size(-1))
 
 
@@ -251,7 +260,7 @@ def cross_entropy(hidden, weight, targets, chunk_rows=1024):
     whole step, so that the value depends on neither micro-batches nor ranks. Never holds more than chunk_rows * V logits,
     forward or backward. One backward per call.
     """
-    return _ChunkedCrossEntropy.apply(targets.reshape(-1), chunk_rows, (1.0,), _flat(hidden, targets), weight)
+    return _ChunkedCrossEntropy.apply(targets.reshape(-1), chunk_rows, (1.0,), _flat(hidden, targets, chunk_rows), weight)
 
 
 def mixed_cross_entropy(h_strong, w_strong, h_weak, w_weak, targets, lam, chunk_rows=1024):
@@ -265,7 +274,7 @@ def mixed_cross_entropy(h_strong, w_strong, h_weak, w_weak, targets, lam, chunk_
     >>> mixed_cross_entropy(h, w, h, w, torch.tensor([1]), lam=0.5).exp()
     tensor(3.)
     """
-    h_strong, h_weak = _flat(h_strong, targets), _flat(h_weak, targets)
+    h_strong, h_weak = (_flat(h, targets, chunk_rows, lam) for h in (h_strong, h_weak))
     if isinstance(lam, torch.Tensor):
         lam = lam.reshape(-1, 1).to(h_strong.device) if lam.dim() else lam.item()
     return _ChunkedCrossEntropy.apply(targets.reshape(-1), chunk_rows, (lam, 1 - lam), h_strong, w_strong, h_weak, w_weak)
@@ -331,13 +340,30 @@ class Run:
             with open(self.path("log.jsonl"), "a") as f:
                 f.write(json.dumps(record) + "\n")
 
+    def read_log(self):
+        """The records of log.jsonl; a line that a crash left half-written is none."""
+        records = []
+        with open(self.path("log.jsonl")) as f:
+            for line in f:
+                try:
+                    records.append(json.loads(line))
+                except ValueError:
+                    continue
+        return records
+
+    def keep_log(self, wanted):
+        """Drop the records that are not wanted, and half lines with them."""
+        if self.rank == 0:
+            kept = [json.dumps(r) + "\n" for r in self.read_log() if wanted(r)]
+            write_atomically(self.path("log.jsonl"), lambda f: f.write("".join(kept).encode()))
+
     def on_first(self, act):
         """act() on rank 0; what it refuses ends all ranks."""
         message = [None]
         if self.rank == 0:
             try:
                 act()
-            except (SystemExit, ValueError) as e:
+            except (SystemExit, ValueError, OSError) as e:
                 message = [str(e)]
         if self.world > 1:
             dist.broadcast_object_list(message)
@@ -366,8 +392,10 @@ class Run:
                 if diff:
                     raise SystemExit(f"train_wmss: {self.out} was started with other values ({', '.join(diff)}); "
                                      "resume with the same ones or choose another --name")
-        write_atomically(saved, lambda f: f.write(json.dumps(asdict(cfg), indent=1).encode()))
-        if not cfg.resume:
+        if cfg.resume:
+            self.keep_log(lambda record: True)
+        else:
+            write_atomically(saved, lambda f: f.write(json.dumps(asdict(cfg), indent=1).encode()))
             open(self.path("log.jsonl"), "w").close()
 
     def header(self):
@@ -423,7 +451,7 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
     if run.compile:
         for model in (strong, weak):
             model is None or model.compile(dynamic=True)
-    ddp = DistributedDataParallel(pair) if run.world > 1 else pair
+    ddp = DistributedDataParallel(pair, broadcast_buffers=False) if run.world > 1 else pair
     log_every = max(1, min(cfg.log_every, steps // 8))                          # a short stage shows its curve too
     started = mark = time.time()
     tokens = 0
@@ -466,9 +494,10 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
             value, speed = total.item() / max(1, step_tokens), tokens / max(1e-9, time.time() - mark)
             eta = (time.time() - started) / (step + 1 - first) * (steps - step - 1)
             mark, tokens = time.time(), 0
-            if value != value:
-                raise SystemExit(f"train_wmss: loss is NaN at step {step} of {arm}; lower its learning rate ({lr:g}); "
-                                 f"{run.path('resume.pt')} holds the last good state")
+            good = math.isfinite(value) and math.isfinite(gnorm) and all(p.isfinite().all() for p in params if last)
+            if not good:
+                raise SystemExit(f"train_wmss: {arm} has diverged at step {step + 1} (loss {value:g}, gradient norm {gnorm:g}): "
+                                 f"nothing of it was saved; start it again with a lower learning rate than {lr:g}")
             run.say(f"{arm:9s} step {step + 1:4d}/{steps} | loss {value:.4f} | lr {now:.1e} | gnorm {gnorm:.2f} | "
                     f"tok/s {speed:,.0f} | eta {int(eta) // 60}:{int(eta) % 60:02d}")
             run.log(arm=arm, step=step + 1, loss=value, lr=now, gnorm=float(gnorm), loss_tokens=step_tokens, tok_s=round(speed))
@@ -482,23 +511,23 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
 
 def take_up(run, arm, strong, weak, opt):
     """Load resume.pt into models and optimizer if it was left by this arm -> (first step to do, seconds already spent)."""
-    path = run.path("resume.pt")
-    if not (run.cfg.resume and os.path.exists(path)):
-        return 0, 0.0
-    saved, meta = load_checkpoint(path, run.device, run.tokenizer)
-    if meta["arm"] != arm:
+    path, meta = run.path("resume.pt"), {}
+    if run.cfg.resume and os.path.exists(path):
+        saved, meta = load_checkpoint(path, run.device, run.tokenizer)
+        if not {"arm", "step", "optimizer", "weak", "seconds", "rng"} <= meta.keys():
+            raise SystemExit(f"train_wmss: {path} is no interim state of a run; delete it, and its stage starts again")
+    step = meta["step"] if meta.get("arm") == arm else 0
+    # the log may have records of steps that will be done again
+    run.keep_log(lambda record: record.get("arm") != arm or record.get("step", 0) <= step)
+    if not step:
         return 0, 0.0
     strong.load_state_dict(saved.state_dict())
     if weak is not None:
         weak.load_state_dict(meta["weak"])
     opt.load_state_dict(meta["optimizer"])
     torch.set_rng_state(meta["rng"])
-    if run.rank == 0:                                  # the log has lines of steps that will be done again: drop them
-        with open(run.path("log.jsonl")) as f:
-            lines = [line for line in f if (r := json.loads(line)).get("arm") != arm or r["step"] <= meta["step"]]
-        write_atomically(run.path("log.jsonl"), lambda f: f.write("".join(lines).encode()))
-    run.say(f"{arm}: resumed after step {meta['step']}")
-    return meta["step"], meta["seconds"]
+    run.say(f"{arm}: resumed after step {step}")
+    return step, meta["seconds"]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -563,9 +592,11 @@ def stage_entropy(run, samples, t):
         return
     started = time.time()
     weak, live, _ = load_pair(weak_path(run, t), checkpoint_of(run, t), run.tokenizer, run.device)
-    gaps = find_gaps(weak, live, samples, tau=cfg.tau, h=cfg.h, alpha=cfg.alpha, beta=cfg.beta, gamma=cfg.gamma,
-                     kind=cfg.weights, micro_batch=cfg.micro_batch, chunk_rows=cfg.chunk_rows,
-                     rank=run.rank, world=run.world, autocast=run.autocast)
+    try:
+        gaps = find_gaps(weak, live, samples, tau=cfg.tau, h=cfg.h, alpha=cfg.alpha, beta=cfg.beta, gamma=cfg.gamma,
+                         kind=cfg.weights, micro_batch=cfg.micro_batch, chunk_rows=cfg.chunk_rows, rank=run.rank, world=run.world)
+    except ValueError as e:
+        raise SystemExit(f"train_wmss: {e}") from None
     gaps.update(flops=2.0 * sum(sample_flops(live, samples)), seconds=time.time() - started, commit=run.commit,
                 weak=weak_path(run, t), live=checkpoint_of(run, t), tokenizer=run.tokenizer)
     run.say(f"\nentropy: {gaps['weak']} -> {gaps['live']}\n{report(gaps, samples)}")
@@ -575,20 +606,28 @@ def stage_entropy(run, samples, t):
         dist.barrier()
 
 
-def read_gaps(path, samples):
-    """gaps.pt, checked against the data set that it is about to weigh."""
+def read_gaps(run, t, samples):
+    """gaps.pt of round t, checked against the data set that it is about to weigh and the models that it has to compare."""
+    path = gaps_path(run, t)
     try:
         gaps = torch.load(path, weights_only=True)
-        ids = gaps["ids"].tolist()
+        ids, counts = gaps["ids"].tolist(), gaps["offsets"].diff().tolist()
+        made_for = (gaps["weak"], gaps["live"], gaps["tokenizer"])
+        complete = len(gaps["codes"]) == gaps["offsets"][-1] and len(gaps["weights"]) == len(ids)
     except FileNotFoundError:
         raise SystemExit(f"train_wmss: expected {path}, found none; run the stage `entropy` first") from None
     except Exception as e:
-        raise SystemExit(f"train_wmss: {path} is not a gaps file ({type(e).__name__}); delete it and rerun the stage `entropy`") from None
+        raise SystemExit(f"train_wmss: {path} is not a gaps file ({type(e).__name__}); "
+                         "delete it and rerun the stage `entropy`") from None
     want = [s.id for s in samples]
     if ids != want:
         missing = next(iter(set(want) - set(ids)), "none, but others are there")
         raise SystemExit(f"entropy: {len(want):,} samples in the data but {len(ids):,} in {path} (first missing id {missing}); "
                          "delete it and rerun the stage `entropy`")
+    expected = (weak_path(run, t), checkpoint_of(run, t), run.tokenizer)
+    if not complete or counts != [int(s.loss[1:].sum()) for s in samples] or made_for != expected:
+        raise SystemExit(f"entropy: {path} was made for other samples or models (weak, live, tokenizer: {', '.join(made_for)}; "
+                         f"expected {', '.join(expected)}); delete it and rerun the stage `entropy`")
     return gaps
 
 
@@ -599,7 +638,7 @@ def stage_wmss(run, samples, t):
         return
     weak, strong, meta = load_pair(weak_path(run, t), checkpoint_of(run, t), run.tokenizer)
     spent = meta["spent"] if t > 1 else dict(steps=0, flops=0.0, seconds=0.0)
-    gaps = read_gaps(gaps_path(run, t), samples) if cfg.gap != "none" else None
+    gaps = read_gaps(run, t, samples) if cfg.gap != "none" else None
     weights = gaps["weights"] if cfg.gap in ("sample", "both") else None
     batches = schedule(len(samples), cfg.batch_size, cfg.seed, stage3_epoch(cfg, t), epochs=cfg.wmss_epochs,
                        weights=weights, dedup=cfg.dedup)
@@ -646,8 +685,8 @@ def stage_more_sft(run, samples, arm):
 def stage_score(run, samples):
     """Every model of the run on held-out problems -> the table, scores.json, answers/<model>.jsonl, report.html."""
     cfg = run.cfg
-    paths = {"base": checkpoint_of(run, 0), "sft": checkpoint_of(run, 1), "sft-steps": run.path("sft-steps.pt"),
-             "sft-flops": run.path("sft-flops.pt"), "wmss": run.path("wmss.pt"), "weak": run.path("weak.pt"), "fused": run.path("weak.pt")}
+    paths = {"base": checkpoint_of(run, 0), "sft": checkpoint_of(run, 1), "fused": run.path("weak.pt")}
+    paths = {name: paths.get(name) or run.path(f"{name}.pt") for name in ROWS}
     paths = {name: path for name, path in paths.items() if os.path.exists(path)}
     if not paths:
         raise SystemExit(f"train_wmss: no checkpoint in {run.out} to score; run the stages before it")
@@ -677,10 +716,8 @@ def stage_score(run, samples):
     record = dict(rows=rows, lam=cfg.lam, commit=run.commit, device=run.device_name, dtype=run.dtype_name, config=asdict(cfg))
     if run.rank == 0:
         write_atomically(run.path("scores.json"), lambda f: f.write(json.dumps(record, indent=1).encode()))
-        with open(run.path("log.jsonl")) as f:
-            log = [json.loads(line) for line in f]
-        gaps = read_gaps(gaps_path(run, 1), samples) if os.path.exists(gaps_path(run, 1)) else None
-        page = html_report(f"WMSS: {cfg.name}", table(rows), log, gaps, samples, run.enc)
+        gaps = read_gaps(run, 1, samples) if os.path.exists(gaps_path(run, 1)) else None
+        page = html_report(f"WMSS: {cfg.name}", table(rows), run.read_log(), gaps, samples, run.enc)
         write_atomically(run.path("report.html"), lambda f: f.write(page.encode()))
     run.say(f"\n{table(rows)}\n\n{run.path('report.html')} shows the loss curves and the gaps")
     if errors := sum(r["errors"] for r in rows):
@@ -691,7 +728,8 @@ def stage_score(run, samples):
 def table(rows):
     """The rows of scores.json as text. FLOPs and seconds: training of that row after the checkpoint that it starts from."""
     families = list(rows[0]["families"])
-    lines = [f"{'model':14s}" + "".join(f"{f:>8s}" for f in families) + f"{'all':>8s}   {'95 % interval':14s}{'TFLOPs':>8s}{'seconds':>9s}"]
+    lines = [f"{'model':14s}" + "".join(f"{f:>8s}" for f in families) +
+             f"{'all':>8s}   {'95 % interval':14s}{'TFLOPs':>8s}{'seconds':>9s}"]
     for r in rows:
         spent = f"{'-':>8s}{'-':>9s}" if r["flops"] is None else f"{r['flops'] / 1e12:8.3f}{r['seconds']:9.1f}"
         lines.append(f"{'wmss (strong)' if r['model'] == 'wmss' else r['model']:14s}" +
@@ -700,31 +738,51 @@ def table(rows):
     return "\n".join(lines)
 
 
+def check_inputs(run):
+    """Everything that can be refused is refused here, before the folder is touched and before any costly work."""
+    cfg, stages = run.cfg, run.cfg.stages.split(",")
+    paths = [getattr(cfg, k) for k in ("base", "sft", "weak_snapshot") if getattr(cfg, k)]
+    for path in paths:
+        _, model, meta = load_pair(paths[0], path, run.tokenizer)
+        task = meta.get("config", {}).get("task", "toy-math")
+        if task != cfg.task:
+            raise SystemExit(f"train_wmss: {path} was trained on {task}, this run is on {cfg.task}; pass --task {task}")
+        shape = {k: getattr(model.cfg, k) for k in ("dim", "n_layers", "n_heads") if getattr(model.cfg, k) != getattr(cfg, k)}
+        if shape:
+            raise SystemExit(f"train_wmss: {path} is a model of another shape than this run's; pass " +
+                             " ".join(f"--{k.replace('_', '-')} {v}" for k, v in shape.items()))
+        if cfg.overwrite and os.path.realpath(path).startswith(os.path.realpath(run.out) + os.sep):
+            raise SystemExit(f"train_wmss: --overwrite would delete {path}, which this run is to start from; "
+                             "choose another --name")
+    if cfg.resume and not os.path.isdir(run.out):
+        raise SystemExit(f"train_wmss: nothing to resume in {run.out}; leave --resume away")
+    kept = lambda path: not cfg.overwrite and os.path.exists(path)
+    for t, name in ((0, "base"), (1, "sft")):
+        there = getattr(cfg, name) or kept(checkpoint_of(run, t))
+        if not there and name not in stages and any(s in stages for s in STAGES[t + 1:4]):
+            raise SystemExit(f"train_wmss: the stages {cfg.stages} need {checkpoint_of(run, t)}, which is not there; "
+                             f"add the stage {name} or pass --{name} CHECKPOINT")
+    if cfg.sft and not cfg.base and not cfg.weak_snapshot and not kept(run.path("base.pt")):
+        raise SystemExit(f"train_wmss: --sft {cfg.sft} without --base: which base was it fine-tuned from? Pass it too")
+    if "wmss" in stages and "entropy" not in stages and cfg.gap != "none" and not kept(gaps_path(run, cfg.rounds)):
+        raise SystemExit(f"train_wmss: the stage wmss needs {gaps_path(run, cfg.rounds)}, which is not there; "
+                         "add the stage entropy, or leave the gaps away (--gap none)")
+    if stages == ["score"] and not (paths or kept(run.path("base.pt"))):
+        raise SystemExit(f"train_wmss: no checkpoint in {run.out} to score; run the stages before it")
+    if "score" in stages:
+        longest = max(len(p.prompt) for p in TASKS[cfg.task](cfg.score_split, cfg.score_n))
+        if longest + cfg.max_new_tokens > GPTConfig.max_seq_len:
+            raise SystemExit(f"train_wmss: --max-new-tokens: expected at most {GPTConfig.max_seq_len - longest}, found "
+                             f"{cfg.max_new_tokens}; prompts have up to {longest} tokens, the models {GPTConfig.max_seq_len}")
+    run.open_folder()
+
+
 def main(argv=None):
     cfg = parse(argv)
     run = Run(cfg)
     stages = cfg.stages.split(",")
 
-    def check_inputs():
-        """Everything that can be refused is refused here, before the folder is touched and before any costly work."""
-        paths = [getattr(cfg, k) for k in ("base", "sft", "weak_snapshot") if getattr(cfg, k)]
-        for path in paths:
-            task = load_pair(paths[0], path, run.tokenizer)[2]["config"]["task"]
-            if task != cfg.task:
-                raise SystemExit(f"train_wmss: {path} was trained on {task}, this run is on {cfg.task}; pass --task {task}")
-            if cfg.overwrite and os.path.realpath(path).startswith(os.path.realpath(run.out) + os.sep):
-                raise SystemExit(f"train_wmss: --overwrite would delete {path}, which this run is to start from; choose another --name")
-        if cfg.resume and not os.path.isdir(run.out):
-            raise SystemExit(f"train_wmss: nothing to resume in {run.out}; leave --resume away")
-        for t, name in ((0, "base"), (1, "sft")):
-            there = getattr(cfg, name) or (not cfg.overwrite and os.path.exists(checkpoint_of(run, t)))
-            if not there and name not in stages and any(s in stages for s in STAGES[t + 1:4]):
-                raise SystemExit(f"train_wmss: the stages {cfg.stages} need {checkpoint_of(run, t)}, which is not there; "
-                                 f"add the stage {name} or pass --{name} CHECKPOINT")
-        TASKS[cfg.task](cfg.score_split, cfg.score_n if "score" in stages else 1)
-        run.open_folder()
-
-    run.on_first(check_inputs)
+    run.on_first(lambda: check_inputs(run))
     run.header()
     samples = clean_set(run.enc, cfg.clean, cfg.seed, cfg.task)
     if "base" in stages:

@@ -47,6 +47,23 @@ def test_entropy_equals_its_float64_definition_also_where_it_is_tiny():
     assert token_entropy(z, torch.eye(2)).item() == pytest.approx(want, rel=0.03)
 
 
+def test_entropy_of_extreme_logits_is_a_number():
+    """Bug: 0 * -inf = NaN for a token that the model rules out."""
+    h = torch.tensor([[1.0]])
+    for logits, want in (((0.0, -1e4, -1e4), 0.0), ((1e4, 1e4, -1e4), math.log(2)), ((3e38, -3e38, 0.0), 0.0), ((0.0, 0.0, -math.inf), math.log(2))):
+        assert token_entropy(h, torch.tensor(logits)[:, None]).item() == pytest.approx(want, abs=1e-6)
+
+
+def test_entropy_is_computed_in_fp32_under_autocast():
+    """Bug: logits rounded to bf16, which move the entropy by more than tau; the CLI, without autocast, would print others."""
+    torch.manual_seed(0)
+    h, w = torch.randn(40, 16), 3 * torch.randn(200, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(token_entropy(h, w), token_entropy(h.float(), w.float()))
+    half = token_entropy(h.bfloat16(), w.bfloat16())
+    torch.testing.assert_close(half, token_entropy(h.bfloat16().float(), w.bfloat16().float()))
+
+
 @pytest.mark.parametrize("chunk", (1, 7, 50, 1000))
 def test_entropy_does_not_depend_on_the_chunk_and_keeps_the_shape(chunk):
     """Bug: the last, shorter chunk dropped."""
@@ -104,6 +121,13 @@ def test_bad_entropies_are_refused(args, words):
         gap_weights(*args)
 
 
+def test_each_share_weighs_its_own_term():
+    """Bug: alpha and gamma swapped, which the paper's (0.1, 0.8, 0.1) cannot show."""
+    for k, want in enumerate(((2 / 4, 1 / 4, 1 / 4, 0), (1, 0, 0, 0), (0, 0, 1, 0))):
+        share = [float(i == k) for i in range(3)]
+        torch.testing.assert_close(gap_weights(WEAK, LIVE, *share, "code"), torch.tensor(want, dtype=torch.float64))
+
+
 def test_mask_codes_on_both_sides_of_every_threshold():
     """Bug: strict for non-strict, tau applied to one sign only, h tested on the live entropy."""
     weak = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.25, 0.5])
@@ -112,8 +136,9 @@ def test_mask_codes_on_both_sides_of_every_threshold():
     assert gap_mask(weak, live, tau=0.5, h=0.5).tolist() == [3, 1, 3, 2, 3, 0, 0, 0]
     assert gap_mask(weak, live, tau=0.0, h=0.0).tolist() == [1, 1, 2, 2, 3, 3, 3, 2]
     assert gap_mask(torch.zeros(1), torch.zeros(1)).tolist() == [0]
-    with pytest.raises(ValueError, match="tau"):
-        gap_mask(weak, live, tau=-1.0)
+    for bad in ((weak, live, -1.0), (weak, live, math.nan), (weak, live[:3]), (weak * math.nan, live)):
+        with pytest.raises(ValueError, match="gap_mask"):
+            gap_mask(*bad)
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +160,7 @@ def test_measured_positions_are_the_loss_positions(samples):
         got = gaps["ent_live"][gaps["offsets"][k]:gaps["offsets"][k + 1]]
         torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
         assert gaps["mean_live"][k].item() == pytest.approx(want.mean().item(), rel=1e-4)
+        assert gaps["mean_weak"][k].item() == pytest.approx(gaps["ent_weak"][gaps["offsets"][k]:gaps["offsets"][k + 1]].mean().item(), rel=1e-4)
     assert gaps["ids"].tolist() == [s.id for s in samples]
 
 
@@ -166,7 +192,7 @@ def test_codes_come_in_the_order_in_which_training_flattens_a_batch(samples):
         codes = gaps["codes"][gaps["offsets"][i]:gaps["offsets"][i + 1]]
         plane[row, batch.loss_mask[row]] = codes
     assert torch.equal(plane[batch.loss_mask], codes_of(gaps, batch.ids))
-    assert len(gaps["codes"].unique()) > 1
+    assert len(gaps["codes"].unique()) > 1 and len(codes_of(gaps, torch.tensor([-1]))) == 0
 
 
 def test_a_sample_without_loss_token_is_refused(samples):
@@ -187,6 +213,10 @@ def test_command_line_reports_codes_families_and_coloured_samples(trained, capsy
         assert f"{code} {name:13s} {int((gaps['codes'] == code).sum()):9,d}" in out
     assert all(f"\n{family} " in out for family in ("add", "borrow", "times"))
     assert out.count("x uniform, entropy") == 3 and any(c in out for c in entropy.COLOURS)
+    entropy.main(["--weak", str(trained / "base.pt"), "--live", str(trained / "sft.pt"), "--tau", "0", "--h", "0", "--weights", "v2"])
+    assert f"{'0 settled':15s} {0:9,d}" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="tau and h must be >= 0"):
+        entropy.main(["--weak", str(trained / "base.pt"), "--live", str(trained / "sft.pt"), "--tau", "-1"])
     monkeypatch.setenv("NO_COLOR", "1")
     entropy.main(["--weak", str(trained / "base.pt"), "--live", str(trained / "sft.pt"), "--show", "1"])
     assert "\x1b" not in capsys.readouterr().out

@@ -162,6 +162,9 @@ def test_sampling_is_a_function_of_seed_and_prompt_not_of_the_batch():
     seeds = [11, 12, 13, 14, 15]
     together = model.generate(PROMPTS, 10, temperature=1.0, seed=seeds)
     assert [model.generate([p], 10, temperature=1.0, seed=[s])[0] for p, s in zip(PROMPTS, seeds)] == together
+    stop = together[0][3]                                 # the first row leaves the batch: the others keep their draws
+    cut = [row[:row.index(stop)] if stop in row else row for row in together]
+    assert model.generate(PROMPTS, 10, temperature=1.0, seed=seeds, stop_ids=[stop]) == cut
     back = model.generate(PROMPTS[::-1], 10, temperature=1.0, seed=seeds[::-1])
     assert back[::-1] == together
     assert model.generate(PROMPTS, 10, temperature=1.0, seed=7) == model.generate(PROMPTS, 10, temperature=1.0, seed=7)
@@ -183,6 +186,13 @@ def test_impossible_prompts_are_refused(prompts, n, words):
     """Bug: an empty prompt read as position -1, a RoPE table read past its end."""
     with pytest.raises(ValueError, match=words):
         tiny().generate(prompts, n)
+
+
+@pytest.mark.parametrize("how", (dict(temperature=-1.0), dict(temperature=1.0, seed=[1, 2])))
+def test_impossible_sampling_is_refused(how):
+    """Bug: a variable that was never set, a seed for the wrong prompt."""
+    with pytest.raises(ValueError, match="expected temperature >= 0 and one seed or 1"):
+        tiny().generate([[1]], 3, **how)
 
 
 def test_no_prompts_and_no_tokens():
@@ -242,18 +252,30 @@ def test_foreign_files_are_refused_and_never_run(tmp_path, monkeypatch):
     """Bug: torch.load that unpickles whatever it is given."""
     monkeypatch.chdir(tmp_path)
     torch.save({"weights": torch.zeros(2)}, "other.pt")
+    torch.save(torch.zeros(2), "tensor.pt")
+    torch.save({"format": "wmss-checkpoint-1", "model": {}}, "half.pt")
     torch.save(Bomb(), "bomb.pt")
     with open("text.pt", "w") as f:
         f.write("hello")
     with open("pickle.pt", "wb") as f:
         pickle.dump(Bomb(), f)
     open("empty.pt", "w").close()
-    for name in ("other.pt", "bomb.pt", "text.pt", "pickle.pt", "empty.pt"):
-        with pytest.raises(SystemExit, match=f"{name} is not a wmss-checkpoint-1"):
+    for name in ("other.pt", "tensor.pt", "half.pt", "bomb.pt", "text.pt", "pickle.pt", "empty.pt"):
+        with pytest.raises(SystemExit, match=f"{name} is not a whole wmss-checkpoint-1"):
             load_checkpoint(name)
     assert not os.path.exists("bomb-went-off")
     with pytest.raises(SystemExit, match="found none"):
         load_checkpoint("nowhere.pt")
+
+
+def test_a_checkpoint_cut_anywhere_is_refused_in_one_sentence(tmp_path):
+    """Bug: a traceback from the archive reader, different for each place where a copy was cut short."""
+    save_checkpoint(tmp_path / "a.pt", tiny(), tokenizer="aaaa")
+    data = (tmp_path / "a.pt").read_bytes()
+    for cut in (0, 1, 1000, len(data) // 2, len(data) - 1):
+        (tmp_path / "cut.pt").write_bytes(data[:cut])
+        with pytest.raises(SystemExit, match="cut.pt is not a whole wmss-checkpoint-1"):
+            load_checkpoint(tmp_path / "cut.pt", tokenizer="aaaa")
 
 
 def test_tensors_that_do_not_fit_and_foreign_tokenizers_are_refused(tmp_path):
@@ -262,7 +284,10 @@ def test_tensors_that_do_not_fit_and_foreign_tokenizers_are_refused(tmp_path):
     save_checkpoint(tmp_path / "a.pt", model, tokenizer="aaaa")
     with pytest.raises(SystemExit, match="trained with tokenizer aaaa"):
         load_checkpoint(tmp_path / "a.pt", tokenizer="bbbb")
-    model.cfg.dim = 64
-    save_checkpoint(tmp_path / "b.pt", model, tokenizer="aaaa")
-    with pytest.raises(SystemExit, match="do not fit"):
-        load_checkpoint(tmp_path / "b.pt")
+    for name, value in (("dim", 64), ("n_heads", 5), ("n_layers", 3)):
+        before = getattr(model.cfg, name)
+        setattr(model.cfg, name, value)
+        save_checkpoint(tmp_path / "b.pt", model, tokenizer="aaaa")
+        setattr(model.cfg, name, before)
+        with pytest.raises(SystemExit, match="do not fit"):
+            load_checkpoint(tmp_path / "b.pt")
