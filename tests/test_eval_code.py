@@ -9,6 +9,7 @@ import gzip
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -65,10 +66,11 @@ with open("/proc/self/status") as f:      # ru_maxrss would remember the process
 """
 
 
-def test_every_hostile_program_gets_an_acceptable_verdict_in_time_and_does_nothing():
+def test_every_hostile_program_gets_an_acceptable_verdict_in_time_and_does_nothing(request):
     """Forgery by equality, exit codes, patches, frames, markers; bombs, floods, forks, signals; reading secrets; outliving."""
     canary = pathlib.Path(tempfile.gettempdir(), "adv_canary")
     (canary / "tree").mkdir(parents=True, exist_ok=True)
+    request.addfinalizer(lambda: shutil.rmtree(canary))
     for name, text in (("keep.txt", "keep"), ("secret.txt", "ADV_FILE_SECRET"), ("tree/x.txt", "x")):
         (canary / name).write_text(text)
     cases = [c for c in CASES if LOCKED or c["category"] in ("control", "forge", "time")]
@@ -81,7 +83,7 @@ def test_every_hostile_program_gets_an_acceptable_verdict_in_time_and_does_nothi
     if LOCKED:
         secrets = [row for row in rows if row[0] in ("read_parent_env", "read_secret_file", "network_udp_route") and row[1] != "pass"]
         assert not secrets
-    assert max(row[3] for row in rows) < 2.0 + 1.0 * (os.getloadavg()[0] > 1), max(rows, key=lambda row: row[3])
+    assert max(row[3] for row in rows) < 3.0, max(rows, key=lambda row: row[3])     # timeout + 1 s, and 1 s for a busy machine
     assert memory < 200
     assert (canary / "keep.txt").read_text() == "keep" and (canary / "tree/x.txt").exists()
     for case in cases:
@@ -239,14 +241,18 @@ def test_a_timeout_is_tried_again_alone(monkeypatch):
     assert len(tries) == 4                                  # two of the self-test, one, one again
 
 
-def test_overhead_is_small(runner):
-    """25 ms a program on a quiet core; a fork of a started interpreter needs about 5, and the load of other tests is forgiven."""
-    cost = []
-    for _ in range(15):
-        start = time.monotonic()
-        assert status(runner, "def f(x): return x + 1") == "pass"
-        cost.append(time.monotonic() - start)
-    assert min(cost) < 0.025
+def test_overhead_is_less_than_two_interpreter_starts(runner):
+    """Bug: an interpreter started, and its imports done, anew for each program; measured side by side, so load cancels."""
+    def least(action):
+        times = []
+        for _ in range(15):
+            start = time.monotonic()
+            action()
+            times.append(time.monotonic() - start)
+        return min(times)
+
+    start_up = least(lambda: subprocess.run([sys.executable, "-I", "-S", "-c", "pass"], check=True))
+    assert least(lambda: status(runner, "def f(x): return x + 1")) < 2 * start_up
 
 
 # ----------------------------------------------------------------------------------------------------------------------
