@@ -34,7 +34,6 @@ from typing import Literal, get_args
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 import eval_code

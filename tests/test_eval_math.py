@@ -3,7 +3,6 @@
 The public data of ../shared/data (or $SHARED_DATA) are checked too where they lie on the machine; nothing here needs them.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -20,7 +19,7 @@ import pytest
 import eval_math as em
 from conftest import ROOT
 from data import toy_encoding, toy_math
-from eval_math import Item, extract_answer, grade, is_equal, mcnemar, pass_at_k, wilson
+from eval_math import extract_answer, grade, is_equal, mcnemar, pass_at_k, wilson
 
 HERE = Path(__file__).resolve().parent
 
