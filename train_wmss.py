@@ -450,7 +450,7 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
     if run.compile:
         for model in (strong, weak):
             model is None or model.compile(dynamic=True)
-    ddp = DistributedDataParallel(pair, broadcast_buffers=False) if run.world > 1 else pair
+    ddp = DistributedDataParallel(pair, forward_sync_buffers=False) if run.world > 1 else pair
     log_every = max(1, min(cfg.log_every, steps // 8))                          # a short stage shows its curve too
     started = mark = time.time()
     tokens = 0
@@ -799,7 +799,10 @@ def main(argv=None):
     if "score" in stages:
         stage_score(run, samples)
     if run.world > 1:
+        dist.barrier()
         dist.destroy_process_group()
+        sys.stdout.flush()
+        os._exit(0)           # all is written; gloo's threads abort the interpreter's own shutdown now and then (2 of 40 runs)
 
 
 if __name__ == "__main__":
