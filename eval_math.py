@@ -669,6 +669,7 @@ def _options(question: str) -> dict[str, str]:
 # ----------------------------------------------------------------------------------------------------------------------
 # statistics
 
+
 def wilson(c: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
     """Wilson's interval (95 %) of c successes in n trials, never without c / n; c may be a sum of per-problem means.
 
@@ -945,6 +946,7 @@ def compare(path_a, path_b, draws=2000, seed=0):
 
 
 def commit():
+    """Commit of this checkout, with -dirty where it has changes; "unknown" without git."""
     try:
         git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True,
                              cwd=os.path.dirname(os.path.abspath(__file__)))

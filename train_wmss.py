@@ -773,15 +773,13 @@ def check_inputs(run):
         if longest + cfg.max_new_tokens > GPTConfig.max_seq_len:
             raise SystemExit(f"train_wmss: --max-new-tokens: expected at most {GPTConfig.max_seq_len - longest}, found "
                              f"{cfg.max_new_tokens}; prompts have up to {longest} tokens, the models {GPTConfig.max_seq_len}")
-    run.open_folder()
 
 
 def main(argv=None):
     cfg = parse(argv)
     run = Run(cfg)
     stages = cfg.stages.split(",")
-
-    run.on_first(lambda: check_inputs(run))
+    run.on_first(lambda: (check_inputs(run), run.open_folder()))
     run.header()
     samples = clean_set(run.enc, cfg.clean, cfg.seed, cfg.task)
     if "base" in stages:
