@@ -838,9 +838,6 @@ def sample_seed(seed, problem, sample):
     return int.from_bytes(hashlib.sha256(f"{seed}|{problem}|{sample}".encode()).digest()[:8], "big") >> 1
 
 
-END_TOKENS = ("<|end|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>")
-
-
 def complete(model, enc, problems, *, max_new_tokens=64, batch_size=700, n=1, temperature=0.0, seed=0, weak=None, lam=1.0,
              wrap=None, special=False):
     """n completions of each problem -> one row each: id, family, prompt, sample, seed, gold, completion, tokens, truncated.
@@ -855,13 +852,12 @@ def complete(model, enc, problems, *, max_new_tokens=64, batch_size=700, n=1, te
     for p, text in zip(problems, texts):
         if foreign := [c for c in text if not set(c.encode()) <= alphabet]:
             raise ValueError(f"the model's {len(alphabet)}-character alphabet lacks {foreign[0]!r} of problem {p.id}")
-    stops = [enc.encode_single_token(t) for t in END_TOKENS if t in enc.special_tokens_set]
     prompts = [enc.encode(t, allowed_special="all" if special else set(), disallowed_special=()) for t in texts]
     rows = [dict(id=p.id, family=p.family, prompt=p.prompt, sample=s, seed=sample_seed(seed, p.id, s), gold=p.answer)
             for p in problems for s in range(n)]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i // n]))
     for batch in (order[k:k + batch_size] for k in range(0, len(order), batch_size)):
-        new = model.generate([prompts[i // n] for i in batch], max_new_tokens, temperature=temperature, stop_ids=stops,
+        new = model.generate([prompts[i // n] for i in batch], max_new_tokens, temperature=temperature, stop_ids=enc.stop_ids,
                              seed=[rows[i]["seed"] for i in batch], weak=weak, lam=lam)
         for i, tokens in zip(batch, new):
             rows[i].update(completion=enc.decode(tokens), tokens=len(tokens), truncated=len(tokens) >= max_new_tokens)
