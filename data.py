@@ -351,6 +351,24 @@ def clean_set(enc, n, seed, task="toy-math"):
     return encode(TASKS[task]("train", n, seed), enc)
 
 
+def task_of(meta):
+    """The task that a checkpoint's meta (model.read_config) names: a built-in one, or text."""
+    return meta.get("config", {}).get("task", "text" if meta.get("tokenizer_files") else "toy-math")
+
+
+def tokenizer_of(meta):
+    """The tokenizer that a checkpoint carries; the built-in tasks' where it carries none."""
+    return load_tokenizer(meta["tokenizer_files"]) if meta.get("tokenizer_files") else toy_encoding()
+
+
+def training_set(cfg, enc):
+    """D of a run -> (samples, what was read and left out, in words). cfg: train_wmss.Config, or the dict of it in a checkpoint."""
+    cfg = cfg if isinstance(cfg, dict) else vars(cfg)
+    if cfg.get("task", "toy-math") != "text":
+        return clean_set(enc, cfg["clean"], cfg["seed"], cfg.get("task", "toy-math")), ""
+    return load_text(cfg["data"], enc, **{k: cfg[k] for k in ("template", "prompt_column", "completion_column", "max_len", "long")})
+
+
 @dataclass
 class Batch:
     """x[b, t] is read, y[b, t] = the token after it is predicted, loss_mask[b, t] says whether that prediction counts."""
@@ -404,9 +422,10 @@ def schedule(n, batch_size, seed, first_epoch=0, epochs=None, steps=None, weight
     return batches
 
 
-def micro_batches(samples, micro_batch, rank=0, world=1):
+def micro_batches(samples, micro_batch, rank=0, world=1, tokens_per_batch=0):
     """This rank's share of one step's samples as a list of Batches of at most micro_batch rows, bucketed by length.
 
+    tokens_per_batch: most positions of a Batch, padding included (0: no limit), but for a single row that is longer.
     Bucketing happens inside the step only: who shares a step stays random, so the gradient is the one of plain shuffling,
     and yet no row is padded by more than 15 % (on the built-in task 5 % of the positions are padding, against half in
     one batch). Ranks are dealt rows in order of length, which balances their work; a rank left without any gets a row
@@ -417,7 +436,8 @@ def micro_batches(samples, micro_batch, rank=0, world=1):
         rows = [replace(samples[0], id=-1, loss=torch.zeros_like(samples[0].loss))]
     groups = [[]]
     for s in rows:
-        if groups[-1] and (len(groups[-1]) == micro_batch or len(s.tokens) > 1.15 * len(groups[-1][0].tokens)):
+        full = len(groups[-1]) == micro_batch or 0 < tokens_per_batch < (len(groups[-1]) + 1) * (len(s.tokens) - 1)
+        if groups[-1] and (full or len(s.tokens) > 1.15 * len(groups[-1][0].tokens)):
             groups.append([])
         groups[-1].append(s)
     return [collate(g) for g in groups]

@@ -18,8 +18,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from data import clean_set, fingerprint, micro_batches, toy_encoding
-from model import load_checkpoint
+from data import fingerprint, micro_batches, tokenizer_of, training_set
+from model import load_checkpoint, read_config
 
 CODES = ("settled", "consolidating", "regressing", "hard")
 
@@ -105,7 +105,7 @@ def gap_mask(ent_weak, ent_live, tau=0.0, h=0.0):
 
 
 @torch.no_grad()
-def measure(weak, live, samples, micro_batch=64, chunk_rows=1024, rank=0, world=1):
+def measure(weak, live, samples, micro_batch=64, chunk_rows=1024, rank=0, world=1, tokens_per_batch=0):
     """Token entropies of both models over the samples, teacher-forced, in fp32 -> gaps: dict of tensors keyed by sample id.
 
     ids (N,); offsets (N + 1,): the loss tokens of sample n are offsets[n]:offsets[n + 1] of the flat vectors ent_weak and
@@ -116,7 +116,7 @@ def measure(weak, live, samples, micro_batch=64, chunk_rows=1024, rank=0, world=
         if not s.loss[1:].any():
             raise ValueError(f"entropy: sample {s.id} has no loss token; expected a completion in every sample")
     device, found = next(live.parameters()).device, {}
-    for batch in micro_batches(samples, micro_batch, rank, world):
+    for batch in micro_batches(samples, micro_batch, rank, world, tokens_per_batch):
         b = batch.to(device)
         ent = [token_entropy(m(b.x)[b.loss_mask], m.lm_head.weight, chunk_rows).cpu() for m in (weak, live)]
         counts = batch.loss_mask.sum(1).tolist()
@@ -256,15 +256,20 @@ def html_report(title, table, log, gaps=None, samples=(), enc=None, n=8):
     return "\n".join(page)
 
 
-def load_pair(weak_path, live_path, tokenizer, device="cpu"):
-    """Both models and the live one's meta, or one sentence on why they cannot be compared."""
-    weak, _ = load_checkpoint(weak_path, device, tokenizer)
-    live, meta = load_checkpoint(live_path, device, tokenizer)
-    if weak.cfg != live.cfg:
-        diff = [f"{k} {v} / {getattr(live.cfg, k)}" for k, v in vars(weak.cfg).items() if v != getattr(live.cfg, k)]
+def check_pair(weak_path, live_path, tokenizer):
+    """The live checkpoint's (GPTConfig, meta), or one sentence on why the two cannot be compared; reads no weights."""
+    (weak, _), (live, meta) = read_config(weak_path, tokenizer), read_config(live_path, tokenizer)
+    if weak != live:
+        diff = [f"{k} {v} / {getattr(live, k)}" for k, v in vars(weak).items() if v != getattr(live, k)]
         raise SystemExit(f"entropy: {weak_path} and {live_path} are models of different shape ({', '.join(diff)}); "
                          "the weak snapshot must be an earlier state of the same model")
-    return weak, live, meta
+    return live, meta
+
+
+def load_pair(weak_path, live_path, tokenizer, device="cpu"):
+    """Both models and the live one's meta; what check_pair refuses is refused here."""
+    check_pair(weak_path, live_path, tokenizer)
+    return load_checkpoint(weak_path, device, tokenizer)[0], *load_checkpoint(live_path, device, tokenizer)
 
 
 def main(argv=None):
@@ -279,14 +284,17 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.show < 0:
         parser.error(f"--show: expected a number of samples, found {args.show}")
-    enc = toy_encoding()
+    enc = tokenizer_of(read_config(args.live)[1])
     weak, live, meta = load_pair(args.weak, args.live, fingerprint(enc))
     cfg = meta["config"]
+    if "tau" not in cfg:
+        raise SystemExit(f"entropy: {args.live} says nothing of its training data; expected a checkpoint that train_wmss.py wrote")
     pick = lambda flag, name: cfg[name] if flag is None else flag
-    samples = clean_set(enc, cfg["clean"], cfg["seed"], cfg.get("task", "toy-math"))
+    samples, _ = training_set(cfg, enc)
     try:
         gaps = find_gaps(weak, live, samples, tau=pick(args.tau, "tau"), h=pick(args.h, "h"), alpha=cfg["alpha"],
-                         beta=cfg["beta"], gamma=cfg["gamma"], kind=pick(args.weights, "weights"))
+                         beta=cfg["beta"], gamma=cfg["gamma"], kind=pick(args.weights, "weights"),
+                         tokens_per_batch=cfg.get("tokens_per_batch", 0))
     except ValueError as e:
         raise SystemExit(f"entropy: {e}") from None
     print(report(gaps, samples))

@@ -716,29 +716,32 @@ def judge(rows, problems, allow_code_execution=False, timeout=3.0, workers=None,
 def main(argv=None):
     import argparse
     import hashlib
-    from eval_math import commit, complete, load_model, sampling_flags, show, summary, write_rows, write_text, wrong_flags
+    from eval_math import (chat, commit, complete, load_model, sampling_flags, scores_folder, show, summary, write_rows, write_text,
+                           wrong_flags)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("source", help="checkpoint (.pt), or samples: .jsonl or .jsonl.gz of {task_id, completion}")
+    parser.add_argument("source", help="checkpoint (.pt file, Hugging Face folder or hub name), or samples: .jsonl or .jsonl.gz of {task_id, completion}")
     parser.add_argument("--data", default="toy-code", help="toy-code (default); humaneval, mbpp, mbpp-test, with or without =FILE")
     parser.add_argument("--allow-code-execution", action="store_true", help="run the code; nothing happens without it")
     parser.add_argument("--workers", type=int, help="programs at a time, default: cores / 2")
+    parser.add_argument("--device", default="cpu", help="of the model: cpu, cuda, mps")
     parser.add_argument("--timeout", type=float, default=3.0, help="seconds of processor time and sleep for each program (3)")
     sampling_flags(parser, "toy-code")
     args = parser.parse_args(argv)
     if not args.allow_code_execution:
         score([])                                # refuses, before any costly work
-    start, trained = time.time(), args.source.endswith(".pt")
+    start, trained = time.time(), not args.source.endswith((".jsonl", ".jsonl.gz"))
     if trained and (wrong := wrong_flags(args)):
         parser.error("\n  ".join(wrong))
     problems, (name, _, path) = load_problems(args.data, args.limit, args.split), args.data.partition("=")
     if trained:
-        model, enc, _, task = load_model(args.source)
+        model, enc, task = load_model(args.source, args.device)
         if name == "toy-code" != task:
             raise SystemExit(f"eval_code: {args.source} was trained on {task}; score it with python eval_math.py {args.source}")
         try:
             toy = name == "toy-code"
             rows = complete(model, enc, problems, max_new_tokens=args.max_new_tokens or (64 if toy else 512), n=args.n,
-                            batch_size=args.batch or (700 if toy else 32), temperature=args.temperature, seed=args.seed)
+                            batch_size=args.batch or (700 if toy else 32), temperature=args.temperature, seed=args.seed,
+                            wrap=None if toy else chat(enc, raw=True))
         except ValueError as e:                  # too long for the model
             raise SystemExit(f"eval_code: {name}: {e}") from None
     else:
@@ -754,7 +757,8 @@ def main(argv=None):
     scores, count = summary(rows, args.k), {s: sum(r["status"] == s for r in rows) for s in ("pass", "fail", "timeout", "error")}
     record = {**vars(args), "sha256": sha, "commit": commit(), "python": sys.version.split()[0], "isolation": rows[0]["isolation"],
               "samples": n, "counts": count, "seconds": round(time.time() - start, 1), "scores": scores}
-    stem = os.path.join(args.out or args.source.removesuffix(".gz").rpartition(".")[0], name + "-val" * (args.split == "val"))
+    folder = args.out or (scores_folder(args.source) if trained else args.source.removesuffix(".gz").removesuffix(".jsonl"))
+    stem = os.path.join(folder, name + "-val" * (args.split == "val"))
     write_rows(stem + ".jsonl", rows)
     write_text(stem + ".json", json.dumps(record, indent=1))
     print(f"{name}: {stem}.jsonl | {count}\n{show(scores)}")

@@ -35,7 +35,6 @@ PAPER_SYSTEM = (
     "the user with the answer. The reasoning process and answer are enclosed within <think> and <answer> tags, respectively, "
     "i.e., <think> reasoning process here </think> <answer> answer here </answer>.")
 PAPER_TOKENS = {"aime25": 8192, "amc23": 8192}                  # new tokens; 4,096 for the other sets
-PLAIN_PROMPT = "Question: {question}\nAnswer:"                  # for a model without a chat template
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -826,11 +825,16 @@ def _item(name, source, id, where, row):
 # scoring
 
 
-def render(question, system=None, template=None):
-    """The prompt for a question. template(messages, thinking) -> str is a model's own chat format; without one, plain text."""
-    if template is None:
-        return (system + "\n\n" if system else "") + PLAIN_PROMPT.format(question=question)
-    return template([{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": question}], True)
+def chat(enc, system=None, raw=False):
+    """wrap(question) -> the prompt, rendered by the template that training used (data.render: the tokenizer's own, else plain).
+
+    raw: where the tokenizer has no chat template the text stands as it is (a function to complete), and None is returned.
+    """
+    from data import render
+    if raw and not enc.chat_template:
+        return None
+    first = [{"role": "system", "content": system}] * bool(system)
+    return lambda question: render([*first, {"role": "user", "content": question}], enc, add_generation_prompt=True)
 
 
 def sample_seed(seed, problem, sample):
@@ -839,11 +843,11 @@ def sample_seed(seed, problem, sample):
 
 
 def complete(model, enc, problems, *, max_new_tokens=64, batch_size=700, n=1, temperature=0.0, seed=0, weak=None, lam=1.0,
-             wrap=None, special=False):
+             wrap=None):
     """n completions of each problem -> one row each: id, family, prompt, sample, seed, gold, completion, tokens, truncated.
 
-    problems: anything with id, family, prompt, answer. wrap(prompt) -> the text that the model reads; special: may that text
-    spell special tokens? weak, lam: decode from lam * z_model + (1 - lam) * z_weak (the fused model). Prompts of similar length
+    problems: anything with id, family, prompt, answer. wrap(prompt) -> the text that the model reads, special tokens
+    spelled out (see chat). weak, lam: decode from lam * z_model + (1 - lam) * z_weak (the fused model). Prompts of similar length
     are decoded together; rows come in the order of the problems and do not depend on the batch, since each sample draws from a
     generator of its own. Raises ValueError on a text that the encoding cannot spell, or too long for the model.
     """
@@ -852,7 +856,7 @@ def complete(model, enc, problems, *, max_new_tokens=64, batch_size=700, n=1, te
     for p, text in zip(problems, texts):
         if foreign := [c for c in text if not set(c.encode()) <= alphabet]:
             raise ValueError(f"the model's {len(alphabet)}-character alphabet lacks {foreign[0]!r} of problem {p.id}")
-    prompts = [enc.encode(t, allowed_special="all" if special else set(), disallowed_special=()) for t in texts]
+    prompts = [enc.encode(t, allowed_special="all" if wrap else set(), disallowed_special=()) for t in texts]
     rows = [dict(id=p.id, family=p.family, prompt=p.prompt, sample=s, seed=sample_seed(seed, p.id, s), gold=p.answer)
             for p in problems for s in range(n)]
     order = sorted(range(len(rows)), key=lambda i: len(prompts[i // n]))
@@ -952,12 +956,17 @@ def commit():
 
 
 def load_model(path, device="cpu"):
-    """(model, encoding, chat template or None, the built-in task it was trained on) of a checkpoint."""
-    from data import fingerprint, toy_encoding
-    from model import load_checkpoint
-    enc = toy_encoding()
+    """(model, tokenizer, the task it was trained on: a built-in one or text) of a checkpoint or a Hugging Face folder."""
+    from data import fingerprint, task_of, tokenizer_of
+    from model import load_checkpoint, read_config
+    enc = tokenizer_of(read_config(path)[1])
     model, meta = load_checkpoint(path, device, fingerprint(enc))
-    return model.eval(), enc, None, meta["config"].get("task", "toy-math")
+    return model.eval(), enc, task_of(meta)
+
+
+def scores_folder(path):
+    """Where the scores of a checkpoint go: beside a .pt file; of a Hugging Face folder or name into out/NAME."""
+    return path.removesuffix(".pt") if path.endswith(".pt") else os.path.join("out", os.path.basename(os.path.normpath(path)))
 
 
 def sampling_flags(cli, task):
@@ -970,7 +979,7 @@ def sampling_flags(cli, task):
     cli.add_argument("--max-new-tokens", type=int, help=f"default 64 for {task}, else 512, or the protocol's")
     cli.add_argument("--batch", type=int, help=f"prompts decoded together, default 700 for {task}, else 32")
     cli.add_argument("--seed", type=int, default=0, help="of the samples")
-    cli.add_argument("--out", help="folder for NAME.jsonl (rows), NAME.json (settings, scores); default: beside it, without .pt")
+    cli.add_argument("--out", help="folder for NAME.jsonl (rows), NAME.json (settings, scores); default: beside a .pt file, without .pt; out/NAME for a folder")
 
 
 def wrong_flags(a):
@@ -985,7 +994,7 @@ def wrong_flags(a):
 
 def main(argv=None):
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    cli.add_argument("checkpoint", nargs="?", help=".pt file of train_wmss.py")
+    cli.add_argument("checkpoint", nargs="?", help=".pt file of train_wmss.py, Hugging Face folder or hub name")
     cli.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two row files (.jsonl) of earlier runs; nothing is generated")
     cli.add_argument("--data", nargs="+", default=["toy-math"], help=f"toy-math, {', '.join(SOURCES)}: from the hub, or NAME=PATH")
     cli.add_argument("--any-count", action="store_true", help="accept a set of another size than published")
@@ -1005,27 +1014,26 @@ def main(argv=None):
         cli.error("\n  ".join(wrong))
     official = official_grader() if a.grader == "official" else None
     sets = {spec.partition("=")[0]: load_problems(spec, a.limit, a.any_count, a.split) for spec in a.data}
-    model, enc, template, task = load_model(a.checkpoint, a.device)
+    model, enc, task = load_model(a.checkpoint, a.device)
     if "toy-math" in sets and task != "toy-math":
-        raise SystemExit(f"eval_math: {a.checkpoint} was trained on {task}; score it with "
-                         f"python eval_code.py {a.checkpoint} --allow-code-execution")
+        raise SystemExit(f"eval_math: {a.checkpoint} was trained on {task}; score it with " + (
+            f"--data {', '.join(SOURCES)}" if task == "text" else f"python eval_code.py {a.checkpoint} --allow-code-execution"))
     system = PAPER_SYSTEM if a.protocol == "paper" else None
     for name, items in sets.items():
         toy = name == "toy-math"
         how = dict(max_new_tokens=a.max_new_tokens or (64 if toy else PAPER_TOKENS.get(name, 4096) if system else 512),
                    batch_size=a.batch or (700 if toy else 32), n=a.n, temperature=a.temperature, seed=a.seed)
-        wrap = None if toy else lambda question: render(question, system, template)
         try:
-            rows = judge(complete(model, enc, items, wrap=wrap, special=bool(template) and not toy, **how), name, official)
+            rows = judge(complete(model, enc, items, wrap=None if toy else chat(enc, system), **how), name, official)
         except ValueError as e:                                 # text that the model cannot read
             raise SystemExit(f"eval_math: {name}: {e}") from None
         scores = summary(rows, a.k)
         data = "\n".join(json.dumps([i.id, i.prompt, i.answer]) for i in items)
-        record = {**vars(a), **how, "data": name, "system": None if toy else system, "template": template is not None,
+        record = {**vars(a), **how, "data": name, "system": None if toy else system, "template": enc.chat_template,
                   "data_sha256": hashlib.sha256(data.encode()).hexdigest(), "commit": commit(),
                   "dtype": str(next(model.parameters()).dtype), "python": sys.version.split()[0], "scores": scores,
                   "official_scores": summary(rows, a.k, "official") if official else None}
-        stem = os.path.join(a.out or a.checkpoint.removesuffix(".pt"), name + "-val" * (toy and a.split == "val"))
+        stem = os.path.join(a.out or scores_folder(a.checkpoint), name + "-val" * (toy and a.split == "val"))
         write_rows(stem + ".jsonl", rows)
         write_text(stem + ".json", json.dumps(record, indent=1))
         print(f"{name}: {stem}.jsonl\n{show(scores)}")

@@ -5,6 +5,7 @@ Paper: Weak-Driven Learning, arXiv 2602.08222 (v2, sections 3.1-3.3, Algorithm 1
 
     torchrun train_wmss.py                                   # CPU, a few minutes, no download: a table at the end
     torchrun --nproc_per_node 8 train_wmss.py                # eight GPUs (or processes); plain `python` works as well
+    torchrun train_wmss.py --preset smollm2-gsm8k            # real weights, real text; --base and --data take local paths too
     python train_wmss.py --name frozen --weak frozen --base out/toy/base.pt --sft out/toy/sft.pt      # another arm, same M1
     python train_wmss.py --name toy --resume                 # go on where a run was interrupted
 
@@ -27,9 +28,9 @@ import shutil
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from itertools import zip_longest
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin
 
 import torch
 import torch.distributed as dist
@@ -38,9 +39,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 import eval_code
 import eval_math
-from data import TASKS, clean_set, corpus_set, fingerprint, micro_batches, schedule, toy_encoding
-from entropy import codes_of, find_gaps, html_report, load_pair, report
-from model import GPT, GPTConfig, load_checkpoint, save_checkpoint, write_atomically
+from data import TASKS, corpus_set, fingerprint, micro_batches, schedule, task_of, tokenizer_of, training_set, with_template
+from entropy import check_pair, codes_of, find_gaps, html_report, load_pair, report
+from model import GPT, GPTConfig, load_checkpoint, read_config, save_checkpoint, write_atomically
 
 STAGES = ("base", "sft", "entropy", "wmss", "score")
 ROWS = ("base", "sft", "sft-steps", "sft-flops", "wmss", "weak", "fused")       # of the table
@@ -53,7 +54,7 @@ ROWS = ("base", "sft", "sft-steps", "sft-flops", "wmss", "weak", "fused")       
 class Config:
     # the run
     name: str = "toy"                 # everything the run makes lies in out/<name>/
-    preset: Literal["toy", "smoke"] = "toy"  # named set of values, printed at start; other flags override it
+    preset: Literal["toy", "smoke", "smollm2-gsm8k", "qwen3-0.6b-gsm8k", "qwen3-4b-am"] = "toy"  # values, printed at start; flags go first
     stages: str = ",".join(STAGES)    # stages to run, in this order
     resume: bool = False              # go on with an interrupted out/<name>, or add stages to it
     overwrite: bool = False           # delete an existing out/<name> first
@@ -61,8 +62,14 @@ class Config:
     threads: int = 0                  # CPU threads of each process; 0 = cores / processes on this machine
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # autocast; auto = bf16 on CUDA, fp32 on CPU
     compile: bool | None = None       # torch.compile the models in training; default: on CUDA yes, on CPU no
-    # data: a built-in task
-    task: Literal["toy-math", "toy-code"] = "toy-math"  # sums in columns, or one line in words -> one Python expression
+    # data: a built-in task, or text
+    task: Literal["toy-math", "toy-code", "text"] = "toy-math"  # sums in columns; words -> one Python expression; what --data says
+    data: list[str] = field(default_factory=list)  # text: hub names (NAME[:CONFIG][@SPLIT]), .jsonl or .parquet files, folders
+    template: str = "auto"            # chat format: auto = the tokenizer's, else plain; plain, chatml, none, or a Jinja file
+    prompt_column: str = ""           # text: column of the prompt (default: messages, prompt/completion, question/answer)
+    completion_column: str = ""       # text: column of the completion
+    max_len: int = 1024               # text: most tokens that the model reads of a sample
+    long: Literal["drop", "truncate", "error"] = "error"  # text: what becomes of longer samples
     corpus: int = 12000               # samples of the noisy corpus that the base is trained on
     noise: float = 0.5                # share of the corpus whose solutions make the usual mistake
     clean: int = 1000                 # samples of the clean set D, for SFT and WMSS
@@ -70,11 +77,13 @@ class Config:
     dim: int = 96                     # width
     n_layers: int = 2                 # layers
     n_heads: int = 4                  # attention heads
-    base: str = ""                    # M0: use this checkpoint instead of training a base
+    base: str = ""                    # M0: this checkpoint, Hugging Face folder or hub name instead of training a base
     sft: str = ""                     # M1: use this checkpoint instead of fine-tuning
     # optimisation: AdamW, linear warm-up, linear decay to 0
     batch_size: int = 64              # samples per optimizer step, over all ranks and micro-batches
-    micro_batch: int = 64             # most samples in one forward pass
+    micro_batch: int = 64             # most samples in one forward pass; a step accumulates the gradients of as many as it takes
+    tokens_per_batch: int = 0         # most tokens in one forward pass, padding included; 0 = no limit but --micro-batch
+    checkpointing: bool = False       # recompute activations in backward: less memory, a third more time
     base_steps: int = 1200            # optimizer steps of the base
     base_lr: float = 3e-3             # peak learning rate of the base
     sft_epochs: float = 1.0           # epochs of SFT over D
@@ -105,13 +114,30 @@ class Config:
     save_every: int = 200             # steps between saves of the state that --resume continues from
     log_every: int = 50               # most steps between log lines
     score_n: int = 2100               # problems to score
-    score_split: Literal["test", "val"] = "test"  # choose settings on val, read test once
+    score_split: Literal["test", "val"] = "test"  # built-in tasks: choose settings on val, read test once
+    score_data: list[str] = field(default_factory=list)  # text: what to score on: gsm8k, mbpp=FILE, ... (see --data of eval_*.py)
     eval_batch: int = 700             # prompts decoded together
-    allow_code_execution: bool = False  # toy-code: run the programs that the models write, confined, to score them
+    allow_code_execution: bool = False  # code: run the programs that the models write, confined, to score them
     max_new_tokens: int = 64          # per answer; the longest solution has 61 tokens
 
 
-PRESETS = {"toy": {}, "smoke": dict(corpus=600, clean=128, base_steps=60, dim=48, batch_size=32, score_n=140, log_every=10)}
+# On GSM8K the paper's settings but for what a smaller model and one GPU ask for; none of them is tuned (README, "Real models").
+_GSM8K = dict(data=["openai/gsm8k:main"], score_data=["gsm8k", "svamp"], max_len=768, long="drop", batch_size=64, micro_batch=64,
+              tokens_per_batch=16384, sft_epochs=2.0, wmss_epochs=1.0, wmss_lr=1e-5, sft_steps_lr=1e-5, sft_flops_lr=1e-5,
+              max_new_tokens=400, eval_batch=256)
+PRESETS = {
+    "toy": {}, "smoke": dict(corpus=600, clean=128, base_steps=60, dim=48, batch_size=32, score_n=140, log_every=10),
+    "smollm2-gsm8k": dict(_GSM8K, base="HuggingFaceTB/SmolLM2-135M", sft_lr=1e-4),
+    "qwen3-0.6b-gsm8k": dict(_GSM8K, base="Qwen/Qwen3-0.6B-Base", sft_lr=2e-5, checkpointing=True),
+    "qwen3-4b-am": dict(base="Qwen/Qwen3-4B-Base", data=["train.jsonl"],            # written by: python data.py am
+                        score_data=["aime25", "math500", "amc23", "aqua", "gsm8k", "mawps", "svamp"], max_len=4096, long="truncate", batch_size=512, micro_batch=64, tokens_per_batch=16384,
+                        checkpointing=True, sft_epochs=1.0, wmss_epochs=1.0, sft_lr=1e-5, wmss_lr=1e-5, sft_steps_lr=1e-5,
+                        sft_flops_lr=1e-5, warmup=0.0, gap="sample", max_new_tokens=4096, eval_batch=64)}
+DEVIATIONS = {      # of the preset from the paper's section 4.1 and released scripts; printed with it
+    "qwen3-4b-am": "weights and optimizer state in fp32, autocast in bf16 (paper: bf16 weights, ZeRO over 8 x H800), so joint training of "
+                   "4B needs 64 GB of state per branch on each GPU; loss summed over the tokens of a step (paper: mean of means); warm-up 0 "
+                   "as in the released scripts (text: 10 %); AdamW betas 0.9, 0.95; AIME25 and AMC23 get 4,096 new tokens (paper: 8,192); "
+                   "data: your own run of `python data.py am`, math only (paper: 14,882 logic and 19,457 code samples too)"}
 FREE_ON_RESUME = {"stages", "resume", "overwrite", "threads", "save_every", "log_every", "preset", "score_n", "score_split",
                   "eval_batch", "max_new_tokens", "allow_code_execution"}
 
@@ -122,8 +148,10 @@ def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     known = {f.name: f for f in fields(Config)}
     for f in known.values():
-        flag, text = "--" + f.name.replace("_", "-"), comments[f.name].strip() + f" [{f.default}]"
-        if f.type in (bool, bool | None):
+        flag, text = "--" + f.name.replace("_", "-"), comments[f.name].strip() + f" [{getattr(Config(), f.name)}]"
+        if get_origin(f.type) is list:
+            parser.add_argument(flag, nargs="+", default=argparse.SUPPRESS, metavar="NAME", help=text)
+        elif f.type in (bool, bool | None):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
             choices = "{" + ",".join(get_args(f.type)) + "}" if get_args(f.type) else f.type.__name__.upper()
@@ -145,7 +173,9 @@ def parse(argv=None):
             problems.append(f"--{name.replace('_', '-')}: expected {kind.__name__}, found {value!r}")
             del given[name]
     cfg = Config(**{**PRESETS[given.get("preset", "toy")], **given})
-    stages = cfg.stages.split(",")
+    if cfg.data and "task" not in given:
+        cfg.task = "text"
+    text, stages = cfg.task == "text", cfg.stages.split(",")
 
     def check(ok, flag, expected):
         if not ok:
@@ -157,20 +187,24 @@ def parse(argv=None):
     for flag in "lam noise warmup".split():
         check(0 <= getattr(cfg, flag) <= 1, flag, "a share from 0 to 1")
     for flag in ("corpus clean dim n-layers n-heads batch-size micro-batch base-steps chunk-rows rounds save-every log-every "
-                 "score-n eval-batch max-new-tokens").split():
+                 "score-n eval-batch max-new-tokens max-len").split():
         check(getattr(cfg, flag.replace("-", "_")) >= 1, flag, "at least 1")
     for flag in "sft-epochs wmss-epochs base-lr sft-lr wmss-lr sft-steps-lr sft-flops-lr clip".split():
         check(0 < getattr(cfg, flag.replace("-", "_")) < float("inf"), flag, "a finite number above 0")
     check(0 <= cfg.seed < 2 ** 31, "seed", "a number from 0 to 2147483647")
-    for flag in "alpha beta gamma tau h weight-decay snapshots threads".split():
+    for flag in "alpha beta gamma tau h weight-decay snapshots threads tokens-per-batch".split():
         check(0 <= getattr(cfg, flag.replace("-", "_")) < float("inf"), flag, "a finite number, at least 0")
     check(cfg.dim % (2 * max(1, cfg.n_heads)) == 0, "dim", "an even multiple of --n-heads")
     check(cfg.alpha + cfg.beta + cfg.gamma > 0, "beta", "alpha, beta and gamma not all 0")
-    check(cfg.task != "toy-code" or "score" not in stages or cfg.allow_code_execution, "allow-code-execution",
-          "consent: the stage score of toy-code runs code that a model wrote (confined, see eval_code.py)")
-    for flag in "base sft weak-snapshot".split():
+    check(text == bool(cfg.data), "data", "text for --task text, and for no other task")
+    check(cfg.base or not text, "base", "the model that text is to train, a Hugging Face folder or a checkpoint,")
+    check(cfg.score_data or not text or "score" not in stages, "score-data", "gsm8k, svamp=FILE, mbpp, ... (or no stage score)")
+    runs_code = cfg.task == "toy-code" or any(is_code(spec) for spec in cfg.score_data)
+    check(not runs_code or "score" not in stages or cfg.allow_code_execution, "allow-code-execution",
+          "consent: the stage score runs code that a model wrote (confined, see eval_code.py)")
+    for flag in "sft weak-snapshot".split():
         path = getattr(cfg, flag.replace("-", "_"))
-        check(not path or os.path.isfile(path), flag, "an existing checkpoint")
+        check(not path or os.path.exists(path), flag, "an existing checkpoint")
     if problems:
         raise SystemExit("train_wmss: " + "\n            ".join(problems) + "\nsee python train_wmss.py -h; nothing was written")
     return cfg
@@ -321,11 +355,16 @@ class Run:
         bf16 = cfg.dtype == "bf16" or (cfg.dtype == "auto" and cuda)
         self.autocast = lambda: torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
         self.compile = cuda if cfg.compile is None else cfg.compile
-        self.enc = toy_encoding()
-        self.tokenizer = fingerprint(self.enc)
         self.commit = eval_math.commit()
         self.device_name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
         self.dtype_name = "bf16" if bf16 else "fp32"
+
+    def read_data(self):
+        """The tokenizer, that of the base, and the samples D; rank 0 first, the others then find the text tokenised already."""
+        cfg = self.cfg
+        self.enc = with_template(tokenizer_of(read_config(cfg.base)[1] if cfg.task == "text" else {}), cfg.template)
+        self.tokenizer = fingerprint(self.enc)
+        self.samples, self.data_report = training_set(cfg, self.enc)
 
     def path(self, *names):
         return os.path.join(self.out, *names)
@@ -403,13 +442,17 @@ class Run:
                  compile=self.compile, argv=sys.argv[1:], config=asdict(self.cfg))
         self.say(f"WMSS | {self.device_name} x {self.world} | {self.dtype_name} | compile {'on' if self.compile else 'off'} | "
                  f"python {versions['python']}, torch {versions['torch']} | commit {self.commit}")
-        words = [f"{k} {v}" for k, v in asdict(self.cfg).items() if v not in ("", None)]
+        words = [f"{k} {' '.join(v) if isinstance(v, list) else v}" for k, v in asdict(self.cfg).items() if v not in ("", None, [])]
         line = ""
         for word in words + [""]:
             if word == "" or len(line) + len(word) > 118:
                 self.say("  " + line)
                 line = ""
             line += (", " if line else "") + word
+        if self.cfg.preset in DEVIATIONS:
+            self.say(f"  deviations from the paper: {DEVIATIONS[self.cfg.preset]}")
+        if self.data_report:
+            self.say(f"data: {self.data_report}")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -440,6 +483,8 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
     """
     cfg, steps = run.cfg, len(batches)
     joint = weak is not None and cfg.weak == "joint"
+    for model in filter(None, (strong, weak)):
+        model.checkpointing = cfg.checkpointing
     pair = Pair(strong, weak, joint, cfg.chunk_rows).to(run.device).train()
     params = [p for p in pair.parameters() if p.requires_grad]
     opt = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True)
@@ -458,7 +503,7 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
     def state(step, **more):
         return dict(arm=arm, step=step, cursor=step * cfg.batch_size, seconds=seconds + time.time() - started,
                     flops=float(sum(cost[b].sum() for b in batches[:step])), rng=torch.get_rng_state(),
-                    config=asdict(cfg), commit=run.commit, tokenizer=run.tokenizer, **more)
+                    config=asdict(cfg), commit=run.commit, tokenizer=run.tokenizer, tokenizer_files=run.enc.files, **more)
 
     for step in range(first, steps):
         rows = [samples[i] for i in batches[step].tolist()]
@@ -467,7 +512,7 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
         for group in opt.param_groups:
             group["lr"] = now
         total = torch.zeros((), device=run.device)
-        micros = micro_batches(rows, cfg.micro_batch, run.rank, run.world)
+        micros = micro_batches(rows, cfg.micro_batch, run.rank, run.world, cfg.tokens_per_batch)
         for i, batch in enumerate(micros):
             b, lam = batch.to(run.device), cfg.lam
             # --- WMSS begin: settled tokens take plain cross-entropy, tokens in a gap the loss on mixed logits ---
@@ -579,7 +624,7 @@ def stage_sft(run, samples):
         return
     model, _ = load_checkpoint(checkpoint_of(run, 0), "cpu", run.tokenizer)
     batches = schedule(len(samples), cfg.batch_size, cfg.seed, epochs=cfg.sft_epochs)
-    run.say(f"\nsft: {len(samples):,} clean samples, {len(batches)} steps")
+    run.say(f"\nsft: {len(samples):,} samples, {len(batches)} steps")
     snapshots = {len(batches) * (i + 1) // (cfg.snapshots + 1) for i in range(cfg.snapshots)} - {0}
     finish(run, "sft", model, train(run, "sft", model, samples, batches, cfg.sft_lr, snapshots=snapshots))
 
@@ -593,7 +638,8 @@ def stage_entropy(run, samples, t):
     weak, live, _ = load_pair(weak_path(run, t), checkpoint_of(run, t), run.tokenizer, run.device)
     try:
         gaps = find_gaps(weak, live, samples, tau=cfg.tau, h=cfg.h, alpha=cfg.alpha, beta=cfg.beta, gamma=cfg.gamma,
-                         kind=cfg.weights, micro_batch=cfg.micro_batch, chunk_rows=cfg.chunk_rows, rank=run.rank, world=run.world)
+                         kind=cfg.weights, micro_batch=cfg.micro_batch, tokens_per_batch=cfg.tokens_per_batch, chunk_rows=cfg.chunk_rows,
+                         rank=run.rank, world=run.world)
     except ValueError as e:
         raise SystemExit(f"train_wmss: {e}") from None
     gaps.update(flops=2.0 * sum(sample_flops(live, samples)), seconds=time.time() - started, commit=run.commit,
@@ -681,6 +727,26 @@ def stage_more_sft(run, samples, arm):
     finish(run, arm, model, train(run, arm, model, samples, batches, lr))
 
 
+def is_code(spec):
+    return spec.partition("=")[0] in eval_code.EXPECTED
+
+
+def sets_to_score(run):
+    """What the stage score reads -> [(problems, wrap(prompt) -> text for the model or None, judge(rows) -> rows)]."""
+    cfg, sets = run.cfg, []
+    code = lambda problems: lambda rows: eval_code.judge(
+        rows, problems, cfg.allow_code_execution, workers=max(1, os.cpu_count() // 2 // run.world))
+    if cfg.task != "text":
+        problems = TASKS[cfg.task](cfg.score_split, cfg.score_n)
+        return [(problems, None, code(problems) if cfg.task == "toy-code" else eval_math.judge)]
+    for spec in cfg.score_data:
+        name, module = spec.partition("=")[0], eval_code if is_code(spec) else eval_math
+        problems = module.load_problems(spec, cfg.score_n)
+        judge = code(problems) if is_code(spec) else lambda rows, name=name: eval_math.judge(rows, name)
+        sets.append((problems, eval_math.chat(run.enc, raw=is_code(spec)), judge))
+    return sets
+
+
 def stage_score(run, samples):
     """Every model of the run on held-out problems -> the table, scores.json, answers/<model>.jsonl, report.html."""
     cfg = run.cfg
@@ -689,27 +755,28 @@ def stage_score(run, samples):
     paths = {name: path for name, path in paths.items() if os.path.exists(path)}
     if not paths:
         raise SystemExit(f"train_wmss: no checkpoint in {run.out} to score; run the stages before it")
-    problems = TASKS[cfg.task](cfg.score_split, cfg.score_n)
-    run.say(f"\nscore: {len(problems):,} problems of the {cfg.score_split} split, greedy")
-    judge, rows = eval_math.judge, []
-    if cfg.task == "toy-code":
-        workers = max(1, os.cpu_count() // 2 // run.world)
-        judge = lambda answers: eval_code.judge(answers, problems, cfg.allow_code_execution, workers=workers)
+    sets = sets_to_score(run)
+    split = cfg.score_split if cfg.task != "text" else ", ".join(cfg.score_data)
+    run.say(f"\nscore: {sum(len(problems) for problems, *_ in sets):,} problems of {cfg.task}, {split}, greedy")
+    rows = []
     for name, path in paths.items():
         model, meta = load_checkpoint(path, run.device, run.tokenizer)
         how = dict(max_new_tokens=cfg.max_new_tokens, batch_size=cfg.eval_batch)
         if name == "fused":
             how.update(weak=model, lam=cfg.lam)
             model = load_checkpoint(run.path("wmss.pt"), run.device, run.tokenizer)[0]
-        with run.autocast():
-            answers = judge(eval_math.complete(model.eval(), run.enc, problems[run.rank::run.world], **how))
-        if run.world > 1:
-            shares = [None] * run.world
-            dist.all_gather_object(shares, answers)
-            answers = [r for tier in zip_longest(*shares) for r in tier if r is not None]
+        answers = []
+        for problems, wrap, judge in sets:
+            with run.autocast():
+                share = judge(eval_math.complete(model.eval(), run.enc, problems[run.rank::run.world], wrap=wrap, **how))
+            if run.world > 1:
+                shares = [None] * run.world
+                dist.all_gather_object(shares, share)
+                share = [r for tier in zip_longest(*shares) for r in tier if r is not None]
+            answers += share
         cost = {} if name in ("weak", "fused") else meta.get("spent") or meta
         rows.append(dict(model=name, **eval_math.summary(answers), flops=cost.get("flops"), seconds=cost.get("seconds"),
-                         checkpoint=path, split=cfg.score_split))
+                         checkpoint=path, split=split))
         if run.rank == 0:
             eval_math.write_rows(run.path("answers", f"{name}.jsonl"), answers)
     record = dict(rows=rows, lam=cfg.lam, commit=run.commit, device=run.device_name, dtype=run.dtype_name, config=asdict(cfg))
@@ -740,16 +807,21 @@ def table(rows):
 def check_inputs(run):
     """Everything that can be refused is refused here, before the folder is touched and before any costly work."""
     cfg, stages = run.cfg, run.cfg.stages.split(",")
+    run.read_data()
     paths = [getattr(cfg, k) for k in ("base", "sft", "weak_snapshot") if getattr(cfg, k)]
     for path in paths:
-        _, model, meta = load_pair(paths[0], path, run.tokenizer)
-        task = meta.get("config", {}).get("task", "toy-math")
+        model_cfg, meta = check_pair(paths[0], path, run.tokenizer)
+        task = task_of(meta)
         if task != cfg.task:
-            raise SystemExit(f"train_wmss: {path} was trained on {task}, this run is on {cfg.task}; pass --task {task}")
-        shape = {k: getattr(model.cfg, k) for k in ("dim", "n_layers", "n_heads") if getattr(model.cfg, k) != getattr(cfg, k)}
-        if shape:
+            raise SystemExit(f"train_wmss: {path} was trained on {task}, this run is on {cfg.task}; pass " +
+                             ("--data" if task == "text" else f"--task {task}"))
+        shape = {k: getattr(model_cfg, k) for k in ("dim", "n_layers", "n_heads") if getattr(model_cfg, k) != getattr(cfg, k)}
+        if shape and task != "text":
             raise SystemExit(f"train_wmss: {path} is a model of another shape than this run's; pass " +
                              " ".join(f"--{k.replace('_', '-')} {v}" for k, v in shape.items()))
+        if task == "text" and cfg.max_len > model_cfg.max_seq_len:
+            raise SystemExit(f"train_wmss: --max-len: expected at most {model_cfg.max_seq_len}, the positions of {path}, "
+                             f"found {cfg.max_len}")
         if cfg.overwrite and os.path.realpath(path).startswith(os.path.realpath(run.out) + os.sep):
             raise SystemExit(f"train_wmss: --overwrite would delete {path}, which this run is to start from; "
                              "choose another --name")
@@ -769,10 +841,12 @@ def check_inputs(run):
     if stages == ["score"] and not (paths or kept(run.path("base.pt"))):
         raise SystemExit(f"train_wmss: no checkpoint in {run.out} to score; run the stages before it")
     if "score" in stages:
-        longest = max(len(p.prompt) for p in TASKS[cfg.task](cfg.score_split, cfg.score_n))
-        if longest + cfg.max_new_tokens > GPTConfig.max_seq_len:
-            raise SystemExit(f"train_wmss: --max-new-tokens: expected at most {GPTConfig.max_seq_len - longest}, found "
-                             f"{cfg.max_new_tokens}; prompts have up to {longest} tokens, the models {GPTConfig.max_seq_len}")
+        room = model_cfg.max_seq_len if cfg.task == "text" else GPTConfig.max_seq_len
+        texts = [wrap(p.prompt) if wrap else p.prompt for problems, wrap, _ in sets_to_score(run) for p in problems]
+        longest = max(map(len, run.enc.encode_batch(texts, allowed_special="all", num_threads=1)))
+        if longest + cfg.max_new_tokens > room:
+            raise SystemExit(f"train_wmss: --max-new-tokens: expected at most {room - longest}, found "
+                             f"{cfg.max_new_tokens}; prompts have up to {longest} tokens, the models {room}")
 
 
 def main(argv=None):
@@ -781,7 +855,9 @@ def main(argv=None):
     stages = cfg.stages.split(",")
     run.on_first(lambda: (check_inputs(run), run.open_folder()))
     run.header()
-    samples = clean_set(run.enc, cfg.clean, cfg.seed, cfg.task)
+    if run.rank > 0:
+        run.read_data()             # after rank 0, which leaves the tokenised text in the cache
+    samples = run.samples
     if "base" in stages:
         stage_base(run)
     if "sft" in stages:

@@ -10,6 +10,7 @@ sys.path.insert(0, ROOT)
 import pytest
 import torch
 
+import model
 import train_wmss
 
 torch.set_num_threads(1)
@@ -50,3 +51,11 @@ def trained(tmp_path_factory):
 def trained_code(tmp_path_factory):
     """The same on the code task."""
     return whole_run(tmp_path_factory, "--task", "toy-code", "--allow-code-execution")
+
+
+@pytest.fixture(scope="session")
+def hf_folder(trained, tmp_path_factory):
+    """The tiny run's SFT model as a Hugging Face folder: real files, no network."""
+    folder = tmp_path_factory.mktemp("hf") / "tiny"
+    model.main(["export", str(trained / "sft.pt"), str(folder)])
+    return folder

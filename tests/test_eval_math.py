@@ -360,19 +360,20 @@ def test_mean_and_pass_at_k_come_from_the_same_samples():
     assert broken == {**s, "errors": 1}, "harness trouble must count neither way"
 
 
-def test_prompts_are_rendered_by_template_or_plainly():
-    """Bug: a system prompt dropped on the way, and special tokens let in from a question."""
-    seen = []
-    em.render("Why <|end|>?", "SYS", lambda messages, thinking: seen.append((messages, thinking)) or "")
-    assert seen == [([{"role": "system", "content": "SYS"}, {"role": "user", "content": "Why <|end|>?"}], True)]
-    assert em.render("Why?") == "Question: Why?\nAnswer:" and em.render("Why?", "SYS").startswith("SYS\n\n")
+def test_prompts_are_those_of_training():
+    """Bug: a system prompt dropped on the way, a chat model asked in plain text, a function to complete wrapped in a chat."""
+    assert em.chat(ENC)("Why?") == "Question: Why?\nAnswer:" and "SYS" in em.chat(ENC, "SYS")("Why?")
+    assert em.chat(ENC, raw=True) is None
+    ours = toy_encoding()
+    ours.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[bot]{% endif %}"
+    assert em.chat(ours, "SYS")("Why?") == "[system]SYS[user]Why?[bot]" and em.chat(ours, raw=True)("f") == "[user]f[bot]"
 
 
 @pytest.fixture
 def fake(monkeypatch):
     """The command line with a model that knows the answers."""
     model = knows()
-    monkeypatch.setattr(em, "load_model", lambda path, device: (model, ENC, None, "toy-math"))
+    monkeypatch.setattr(em, "load_model", lambda path, device: (model, ENC, "toy-math"))
     return model
 
 
@@ -445,12 +446,13 @@ def test_a_question_in_a_foreign_alphabet_is_one_sentence(trained, tmp_path):
 def test_the_paper_protocol_sets_prompt_and_lengths(tmp_path, monkeypatch):
     """Bug: 4,096 tokens on AIME25, sampling, or a missing system prompt under the paper's name."""
     seen, model = [], Knows({"2+2=": "4"})
-    template = lambda messages, thinking: seen.append((messages[0]["content"], thinking)) or messages[-1]["content"]
-    monkeypatch.setattr(em, "load_model", lambda path, device: (model, ENC, template, "toy-math"))
+    wrap = lambda enc, system=None: lambda question: seen.append(system) or question
+    monkeypatch.setattr(em, "chat", wrap)
+    monkeypatch.setattr(em, "load_model", lambda path, device: (model, ENC, "toy-math"))
     for name, length in (("aime25", 8192), ("math500", 4096)):
         (tmp_path / "a.jsonl").write_text(json.dumps({**ROWS[name][0], "problem": "2+2="}) + "\n")
         em.main(["m.pt", "--protocol", "paper", "--any-count", "--data", f"{name}={tmp_path / 'a.jsonl'}", "--out", str(tmp_path)])
-        assert model.calls[-1] == (1, length, 0.0, [ENC.encode_single_token("<|end|>")]) and seen[-1] == (em.PAPER_SYSTEM, True)
+        assert model.calls[-1] == (1, length, 0.0, [ENC.encode_single_token("<|end|>")]) and seen[-1] == em.PAPER_SYSTEM
 
 
 def test_the_official_grader_is_math_verify():

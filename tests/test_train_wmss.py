@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
+import entropy
+import eval_math
 import train_wmss
 from conftest import ROOT, TINY
 from data import clean_set, collate, toy_encoding
 from entropy import gap_weights
-from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
+from model import GPT, GPTConfig, load_checkpoint, main as model_main, save_checkpoint
 from train_wmss import Config, Pair, cross_entropy, lr_at, mix_logits, mixed_cross_entropy
 
 softmax = lambda z: torch.softmax(z, -1)
@@ -645,6 +647,85 @@ def test_crash_in_the_entropy_stage_or_while_scoring_loses_nothing(run, trained,
     assert same(out / "wmss.pt", trained / "wmss.pt")
     strip = lambda folder: [{k: r[k] for k in ("model", "accuracy", "n", "flops")} for r in json.loads((folder / "scores.json").read_text())["rows"]]
     assert strip(out) == strip(trained)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """(training file, scoring spec): 24 questions with their answers, 40 problems of amc23's schema."""
+    folder = tmp_path_factory.mktemp("text")
+    rows = [{"question": f"What is {a} and {a + 3}?", "answer": f"{a}+{a + 3}={2 * a + 3}\n#### {2 * a + 3}"} for a in range(24)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    (folder / "amc.jsonl").write_text("".join(json.dumps({"question": f"{a} and {a}?", "answer": str(2 * a)}) + "\n" for a in range(40)))
+    return str(folder / "train.jsonl"), f"amc23={folder / 'amc.jsonl'}"
+
+
+def text_flags(hf_folder, text, name):
+    return ["--name", name, "--base", str(hf_folder), "--data", text[0], "--score-data", text[1], "--max-len", "120"]
+
+
+def test_text_and_foreign_weights_run_through_all_stages_and_out_again(run, hf_folder, text, tmp_path):
+    """Bug: a stage that still takes the built-in tokenizer or data; a folder trained on that cannot be exported or scored."""
+    out = run(*text_flags(hf_folder, text, "t"))
+    names = {p.name for p in out.iterdir()}
+    assert {"sft.pt", "gaps.pt", "wmss.pt", "weak.pt", "sft-steps.pt", "sft-flops.pt", "scores.json"} <= names and "base.pt" not in names
+    rows = {r["model"]: r for r in json.loads((out / "scores.json").read_text())["rows"]}
+    assert rows["base"]["n"] == 40 and list(rows["wmss"]["families"]) == ["amc23"] and rows["base"]["flops"] is None
+    base, tuned = (load_checkpoint(path)[0].state_dict() for path in (hf_folder, out / "wmss.pt"))
+    assert any((base[k] != tuned[k]).any() for k in base)
+    answers = [json.loads(line) for line in (out / "answers" / "wmss.jsonl").read_text().splitlines()]
+    model_main(["export", str(out / "wmss.pt"), str(tmp_path / "hf")])
+    eval_math.main([str(tmp_path / "hf"), "--data", text[1], "--max-new-tokens", "6", "--out", str(tmp_path / "scores")])
+    again = [json.loads(line) for line in (tmp_path / "scores" / "amc23.jsonl").read_text().splitlines()]
+    assert [r["completion"] for r in again] == [r["completion"] for r in answers]
+    entropy.main(["--weak", str(hf_folder), "--live", str(out / "sft.pt"), "--show", "1"])
+
+
+def test_a_template_given_for_training_is_kept_for_scoring_and_export(run, hf_folder, text, tmp_path):
+    """Bug: trained on one chat format, scored on another, exported with none."""
+    (tmp_path / "my.jinja").write_text("{% for m in messages %}{% if m.role == 'user' %}Q {{ m.content }} A{% else %} {{ m.content }}"
+                                       "{{ eos_token }}{% endif %}{% endfor %}")
+    out = run(*text_flags(hf_folder, text, "j"), "--template", str(tmp_path / "my.jinja"))
+    enc = data.tokenizer_of(load_checkpoint(out / "wmss.pt")[1])
+    assert eval_math.chat(enc)("why?") == "Q why? A"
+    model_main(["export", str(out / "wmss.pt"), str(tmp_path / "hf")])
+    assert eval_math.chat(data.load_tokenizer(tmp_path / "hf"))("why?") == "Q why? A"
+
+
+def test_small_forward_passes_and_recomputed_activations_change_no_loss(run, hf_folder, text):
+    """Bug: a mean of micro-batch means, a dropped micro-batch, a gradient lost in recomputation."""
+    flags = ["--stages", "sft,entropy,wmss"]
+    plain = run(*text_flags(hf_folder, text, "p"), *flags)
+    small = run(*text_flags(hf_folder, text, "s"), *flags, "--tokens-per-batch", "64", "--checkpointing")
+    for arm in ("sft", "wmss", "sft-flops"):
+        assert trace(small, arm) == pytest.approx(trace(plain, arm), rel=2e-5) and len(trace(plain, arm)) >= 3
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--data", "nowhere.jsonl"], "nowhere.jsonl"),
+    (["--data", "empty.jsonl"], "empty.jsonl"),
+    (["--max-len", "5"], "--long"),
+    (["--max-len", "100000"], "--max-len"),
+    (["--base", "nobody/nothing"], "nobody/nothing"),
+    (["--max-new-tokens", "256"], "--max-new-tokens"),
+    (["--score-data", "amc23=nowhere.jsonl"], "nowhere.jsonl"),
+    (["--task", "toy-math"], "--data"),
+    (["--score-data", "mbpp"], "--allow-code-execution"),
+    (["--template", "nowhere.jinja"], "nowhere.jinja")])
+def test_wrong_text_is_refused_before_anything_is_written(run, hf_folder, text, tmp_path, flags, said):
+    """Bug: a refusal after an hour of training, or one that has deleted the old run."""
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "out" / "t").mkdir(parents=True)
+    (tmp_path / "out" / "t" / "config.json").write_text("{}")
+    with pytest.raises(SystemExit, match=re.escape(said)):
+        run(*text_flags(hf_folder, text, "t"), "--overwrite", *flags)
+    assert (tmp_path / "out" / "t" / "config.json").read_text() == "{}"
+
+
+def test_presets_are_whole_and_printed(capsys):
+    """Bug: a preset whose values the flags refuse."""
+    for name in train_wmss.PRESETS:
+        cfg = train_wmss.parse(["--preset", name])
+        assert cfg.preset == name and all(getattr(cfg, k) == v for k, v in train_wmss.PRESETS[name].items())
 
 
 def test_bf16_autocast_runs_every_stage_close_to_fp32(run, trained):
