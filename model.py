@@ -1,22 +1,30 @@
-"""The transformer: a decoder of the Llama/Qwen family written out by hand, its KV-cached generation, its checkpoints.
+"""The transformer: a decoder of the Llama/Qwen family written out by hand, its KV-cached generation, its weights in and out.
 
-RMSNorm, rotary positions, grouped-query attention, SwiGLU: one class each. Parameters carry their Hugging Face names. The
+RMSNorm, rotary positions, grouped-query attention, SwiGLU: one class each. Parameters carry their Hugging Face names, so any
+folder of the types llama (SmolLM2 too), qwen2 and qwen3 loads by name, and what was trained here loads in transformers. The
 model returns hidden states, not logits: whoever needs logits applies the head, in row chunks and at loss positions only,
 so that the (B*T, V) matrix never exists (at V = 151,936 and 4,096 tokens it would be 2.5 GB in fp32).
 
     python -c "from model import *; print(GPT(GPTConfig()))"                      # what the built-in task trains
     python -c "from model import *; m, meta = load_checkpoint('out/toy/wmss.pt'); print(meta['commit'])"
+    python -c "from model import *; print(GPT.from_pretrained('Qwen3-0.6B', torch.bfloat16, 'cuda').cfg)"     # a local folder
+    python model.py export out/toy/wmss.pt folder                                 # safetensors that transformers and vLLM load
 
 Shapes: B batch, T time, C width (dim), H heads, K key/value heads, D head_dim, V vocabulary, S slots of the KV cache.
 """
 
+import argparse
+import json
 import math
 import os
+import re
+import shutil
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass
@@ -30,6 +38,10 @@ class GPTConfig:
     ffn_dim: int | None = None      # width inside SwiGLU, None = 8/3 C, rounded up to a multiple of 32
     max_seq_len: int = 256          # rows of the RoPE table; a longer input is refused
     rope_theta: float = 10_000.0
+    rope_factor: float = 1.0        # Llama 3.1's scaling: slow frequencies turn this many times slower, 1 leaves all alone;
+    rope_low: float = 1.0           # slow: fewer than rope_low turns in rope_original_len positions,
+    rope_high: float = 4.0          # fast, left alone: more than rope_high turns; linear in between
+    rope_original_len: int = 8192   # positions that the model had seen before it was stretched
     norm_eps: float = 1e-6
     qk_norm: bool = False           # RMSNorm on each head's q and k, before RoPE (Qwen3)
     qkv_bias: bool = False          # bias on q, k and v (Qwen2)
@@ -46,6 +58,8 @@ class GPTConfig:
             raise ValueError(f"model: n_heads {self.n_heads} is no multiple of n_kv_heads {self.n_kv_heads}")
         if self.head_dim % 2:
             raise ValueError(f"model: RoPE rotates pairs, so head_dim must be even, found {self.head_dim}")
+        if self.rope_low >= self.rope_high:
+            raise ValueError(f"model: expected rope_low < rope_high, found {self.rope_low} and {self.rope_high}")
 
 
 class RMSNorm(nn.Module):
@@ -58,12 +72,18 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.size(-1),), self.weight.to(x.dtype), self.eps)
 
 
-def rope_tables(length, head_dim, theta):
-    """cos and sin of position * theta^(-2i/D), each (length, D), in fp32; both halves of D hold the same angles."""
-    freq = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angle = torch.outer(torch.arange(length, dtype=torch.float64), freq)      # float64: position 40,000 still exact
-    angle = torch.cat([angle, angle], dim=-1)                                 # (length, D)
-    return angle.cos().float(), angle.sin().float()
+def rope_tables(cfg):
+    """cos and sin of position * theta^(-2i/D), each (max_seq_len, D), in fp32; both halves of D hold the same angles.
+
+    rope_factor > 1 slows the frequencies as in Llama 3.1: those that turn less than rope_low times in rope_original_len
+    positions by the factor, those that turn more than rope_high times not at all, the others in between.
+    """
+    freq = cfg.rope_theta ** (-torch.arange(0, cfg.head_dim, 2, dtype=torch.float64, device="cpu") / cfg.head_dim)
+    turns = cfg.rope_original_len * freq / (2 * math.pi)
+    fast = ((turns - cfg.rope_low) / (cfg.rope_high - cfg.rope_low)).clamp(0, 1)
+    freq = freq * (fast + (1 - fast) / cfg.rope_factor)
+    angle = torch.outer(torch.arange(cfg.max_seq_len, dtype=torch.float64, device="cpu"), freq)     # float64: position 40,000
+    return angle.cos().float().repeat(1, 2), angle.sin().float().repeat(1, 2)                       # still exact; (T, D)
 
 
 def apply_rope(x, cos, sin):
@@ -139,7 +159,8 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(cfg.dim, cfg.vocab_size, bias=False)
         if cfg.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        cos, sin = rope_tables(cfg.max_seq_len, cfg.head_dim, cfg.rope_theta)
+        self.checkpointing = False                # keep only each block's input for backward, and compute the rest again
+        cos, sin = rope_tables(cfg)               # on the CPU even where the model is built on the meta device, without memory
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         for name, p in self.named_parameters():
@@ -148,6 +169,12 @@ class GPT(nn.Module):
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * cfg.n_layers) if writer else 0.02)
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
+
+    @classmethod
+    def from_pretrained(cls, path, dtype=torch.float32, device="cpu"):
+        """The model of a Hugging Face folder, of a name on the hub, or of a .pt of ours; errors as load_checkpoint's."""
+        path, model, stored, _ = _open(path)
+        return _load(path, model, stored, dtype, device)
 
     def forward(self, x, cache=None, slots=None):
         """Hidden states after the last norm.
@@ -165,8 +192,12 @@ class GPT(nn.Module):
             cos, sin = self.cos[slots][:, None, None], self.sin[slots][:, None, None]     # (B, 1, 1, D)
             seen = (torch.arange(int(slots.max()) + 1, device=x.device) <= slots[:, None])[:, None, None]
         h = self.embed_tokens(x)                                              # (B, T, C)
+        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         for i, layer in enumerate(self.layers):
-            h = layer(h, cos, sin, cache[i] if cache else None, slots, seen)
+            if recompute:                         # no dropout, so no random state to bring back
+                h = checkpoint(layer, h, cos, sin, use_reentrant=False, preserve_rng_state=False)
+            else:
+                h = layer(h, cos, sin, cache[i] if cache else None, slots, seen)
         return self.norm(h)
 
     def logits(self, x):
@@ -258,9 +289,129 @@ class GPT(nn.Module):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# checkpoints: tensors and primitives only, so that loading one never runs code
+# Hugging Face's config.json
+
+# our field -> its key; a checkpoint that lacks one of these is refused, except for those that have one natural value
+KEYS = dict(vocab_size="vocab_size", dim="hidden_size", n_layers="num_hidden_layers", n_heads="num_attention_heads",
+            n_kv_heads="num_key_value_heads", head_dim="head_dim", ffn_dim="intermediate_size",
+            max_seq_len="max_position_embeddings", norm_eps="rms_norm_eps", tie_embeddings="tie_word_embeddings")
+NATURAL = {"llama": dict(num_key_value_heads=None, head_dim=None), "qwen2": dict(head_dim=None), "qwen3": {}}
+# model_type -> what tells it from the others
+FAMILIES = {"llama": dict(qkv_bias=False, qk_norm=False), "qwen2": dict(qkv_bias=True, qk_norm=False),
+            "qwen3": dict(qkv_bias=False, qk_norm=True)}
+ROPE_KEYS = dict(rope_factor="factor", rope_low="low_freq_factor", rope_high="high_freq_factor",
+                 rope_original_len="original_max_position_embeddings")
+
+
+def config_from_hf(c):
+    """config.json as a dict -> GPTConfig. Raises ValueError that names whatever this model does not compute."""
+    kind = c.get("model_type")
+    if kind not in FAMILIES:
+        why = ("; Gemma has a SentencePiece tokenizer, norms on both sides of each block, GELU gates and scaled embeddings, "
+               "none of which is here") * str(kind).startswith("gemma")
+        raise ValueError(f"model_type {kind!r} is not one that we have ({', '.join(FAMILIES)}){why}")
+    rope = c.get("rope_scaling") or c.get("rope_parameters") or {}            # before and since transformers 5
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    for wrong, what in (
+        (c.get("hidden_act", "silu") != "silu", f"hidden_act {c.get('hidden_act')!r}; we have silu"),
+        (c.get("attention_bias") and kind != "qwen2", "attention_bias true, also on o_proj; we have one on q, k and v (qwen2)"),
+        (c.get("mlp_bias"), "mlp_bias true; our MLP has no bias"),
+        (c.get("use_sliding_window") or "sliding_attention" in (c.get("layer_types") or ()),
+         "sliding windows (use_sliding_window, layer_types); our attention sees everything before it"),
+        (c.get("quantization_config"), "quantization_config; we read fp32, bf16 and fp16 weights"),
+        (rope_type not in ("default", "llama3"), f"rope_type {rope_type!r}; we have default and llama3"),
+        ((rope.get("partial_rotary_factor") or c.get("partial_rotary_factor") or 1) != 1, "partial_rotary_factor; ours is 1"),
+    ):
+        if wrong:
+            raise ValueError(f"config.json asks for {what}")
+    full = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, **NATURAL[kind], **c}       # what they take a missing key for
+    missing = [k for k in KEYS.values() if k not in full] + [
+        f"rope_scaling.{k}" for k in ROPE_KEYS.values() if rope_type == "llama3" and k not in rope]
+    if missing:
+        raise ValueError(f"config.json lacks {', '.join(missing)}")
+    theta = rope.get("rope_theta", c.get("rope_theta", 10_000.0))
+    scaling = {ours: rope[theirs] for ours, theirs in ROPE_KEYS.items()} if rope_type == "llama3" else {}
+    try:
+        return GPTConfig(**{ours: full[theirs] for ours, theirs in KEYS.items()}, rope_theta=theta, **scaling, **FAMILIES[kind])
+    except TypeError as e:
+        raise ValueError(f"config.json holds a value of the wrong type: {e}") from None
+
+
+def config_to_hf(cfg):
+    """GPTConfig -> config.json, in the layout that transformers 4 and 5 and vLLM read. ValueError where no type fits."""
+    flags = dict(qkv_bias=cfg.qkv_bias, qk_norm=cfg.qk_norm)
+    kind = next((k for k, f in FAMILIES.items() if f == flags), None)
+    if kind is None:
+        raise ValueError("qkv_bias together with qk_norm is no model type that transformers has; export one or the other")
+    scaling = dict(rope_type="llama3", **{theirs: getattr(cfg, ours) for ours, theirs in ROPE_KEYS.items()})
+    return dict(architectures=[f"{kind.capitalize()}ForCausalLM"], model_type=kind, hidden_act="silu",
+                **{theirs: getattr(cfg, ours) for ours, theirs in KEYS.items()}, rope_theta=float(cfg.rope_theta),
+                rope_scaling=scaling if cfg.rope_factor != 1 else None, attention_bias=False, use_cache=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# safetensors: 8 bytes that say how long the header is, the header in JSON, the tensors' bytes. Thirty lines instead of the
+# package: each tensor is read straight to where it stays, so that loading costs the weights' own memory and one tensor more.
+
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def read_header(path):
+    """A safetensors file -> {name: (shape, function that reads the tensor)}. ValueError if it is not whole."""
+    name, size = os.path.basename(path), os.path.getsize(path)
+    try:
+        with open(path, "rb") as f:
+            start = 8 + int.from_bytes(f.read(8), "little")
+            header = json.loads(f.read(start - 8)) if start <= size else None
+        header.pop("__metadata__", None)
+        entries = {k: (e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for k, e in header.items()}
+        end = start + max(stop for *_, stop in entries.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{name} has no whole safetensors header: it was cut short, or is another kind of file") from None
+    if size != end:
+        raise ValueError(f"{name} is {size:,} bytes, its header speaks of {end:,}: it was cut short, copy it again")
+    found = {}
+    for key, (kind, shape, begin, stop) in entries.items():
+        if kind not in DTYPES:
+            raise ValueError(f"{key} in {name} is of dtype {kind}; we read {', '.join(DTYPES)}")
+        if not 0 <= begin <= stop == begin + math.prod(shape) * DTYPES[kind].itemsize:
+            raise ValueError(f"{key} in {name} does not have the bytes of its shape {shape}")
+        found[key] = shape, lambda d=DTYPES[kind], s=shape, at=start + begin: _read_tensor(path, d, s, at)
+    return found
+
+
+def _read_tensor(path, dtype, shape, at):
+    w = torch.empty(shape, dtype=dtype)
+    with open(path, "rb") as f:
+        f.seek(at)
+        if f.readinto(w.view(-1).view(torch.uint8).numpy()) != w.nbytes:
+            raise SystemExit(f"checkpoint: {path} became shorter while it was read")
+    return w
+
+
+def write_safetensors(path, tensors):
+    """{name: tensor} -> file at path, atomically; the header's "format" is what transformers asks for."""
+    tensors = dict(sorted(tensors.items(), key=lambda kv: -kv[1].itemsize))   # wide ones first, so that each lies aligned
+    header, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, t in tensors.items():
+        kind = next(k for k, d in DTYPES.items() if d == t.dtype)
+        header[name] = dict(dtype=kind, shape=list(t.shape), data_offsets=[at, at := at + t.nbytes])
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    def write(f):
+        f.write(len(text).to_bytes(8, "little") + text)
+        for t in tensors.values():
+            f.write(t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    write_atomically(path, write)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# checkpoints: a .pt of ours, tensors and primitives only, so that loading one never runs code; or a Hugging Face folder
 
 FORMAT = "wmss-checkpoint-1"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
+                   "chat_template.jinja")
 
 
 def save_checkpoint(path, model, **meta):
@@ -284,29 +435,215 @@ def write_atomically(path, write):
             os.remove(tmp)
 
 
-def load_checkpoint(path, device="cpu", tokenizer=None):
-    """Read a checkpoint -> (GPT on device, meta: everything else in the file).
-
-    tokenizer: fingerprint that the file must carry (data.fingerprint). Raises SystemExit with one sentence for a missing
-    file, one that is not ours or not whole, a model whose tensors do not fit its config, a foreign tokenizer.
-    """
-    if not os.path.isfile(path):
-        raise SystemExit(f"checkpoint: expected a file at {path}, found none; train it first (python train_wmss.py -h)")
+def _open_pt(path):
     try:
         meta = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if meta.pop("format") != FORMAT:
             raise ValueError
-        cfg, weights, trained_with = meta.pop("model_config"), meta.pop("model"), meta.get("tokenizer")
+        cfg, weights, _ = meta.pop("model_config"), meta.pop("model"), meta.setdefault("tokenizer", None)
+        stored = {name: (tuple(w.shape), lambda w=w: w) for name, w in weights.items()}
     except Exception as e:               # a truncated archive, another program's file, text: torch raises seven kinds of error
         raise SystemExit(f"checkpoint: {path} is not a whole {FORMAT} file written by train_wmss.py ({type(e).__name__}); "
                          "pass one of the .pt files in an out/<name>/ folder") from None
+    try:
+        return GPTConfig(**cfg), stored, meta
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"its tensors do not fit its own config: {e}") from None
+
+
+def _read_json(folder, name):
+    try:
+        with open(os.path.join(folder, name), encoding="utf-8") as f:
+            content = json.load(f)
+        if isinstance(content, dict):
+            return content
+    except (OSError, ValueError) as e:
+        raise ValueError(f"{name} cannot be read ({e})") from None
+    raise ValueError(f"{name} is no JSON object")
+
+
+def _open_folder(path):
+    cfg = config_from_hf(_read_json(path, "config.json"))
+    names, index = ["model.safetensors"], "model.safetensors.index.json"
+    if not os.path.isfile(os.path.join(path, names[0])):
+        if not os.path.isfile(os.path.join(path, index)):
+            raise ValueError(f"expected model.safetensors or {index}, found neither; transformers' save_pretrained writes one")
+        names = sorted(set(_read_json(path, index).get("weight_map", {}).values()))
+        missing = [n for n in names if not os.path.isfile(os.path.join(path, n))]
+        if missing:
+            raise ValueError(f"{len(missing)} of {len(names)} shards are missing: {', '.join(missing)}; copy them here")
+    stored = {}
+    for name in names:
+        for key, entry in read_header(os.path.join(path, name)).items():
+            ours = key.removeprefix("model.")
+            if ours in stored:
+                raise ValueError(f"{key} is there twice, the second time in {name}")
+            if not ours.endswith("rotary_emb.inv_freq"):                      # old exports: we compute these ourselves
+                stored[ours] = entry
+    files = {}
+    for name in sorted(os.listdir(path)):
+        if name in TOKENIZER_FILES or name.endswith(".tiktoken"):
+            with open(os.path.join(path, name), encoding="utf-8") as f:
+                files[name] = f.read()
+    return cfg, stored, dict(tokenizer_files=files, config={})
+
+
+def _local(name):
+    """A path that is there: `name` itself, or the folder into which the hub's model of that name was downloaded."""
+    name = os.fspath(name)
+    if os.path.exists(name):
+        return name
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.endswith(".pt") or os.path.isdir(name.split("/")[0]):
+        raise SystemExit(f"checkpoint: expected a .pt file or a Hugging Face folder at {name}, found none; "
+                         "train one first (python train_wmss.py -h)")
+    from huggingface_hub import snapshot_download                             # comes with `datasets`
+    try:
+        return snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.jinja"])
+    except Exception as e:               # no network, no such model, no permission: the hub raises a dozen kinds of error
+        raise SystemExit(f"checkpoint: there is no {name} here, and the hub did not give it ({type(e).__name__}); "
+                         "check the name and the network, or pass a folder that holds it") from None
+
+
+class _NoInit(torch.overrides.TorchFunctionMode):
+    """nn.init returns at once: the file brings the values (and normal_ on the meta device alone imports 70 MB, for 1.5 s)."""
+
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        if getattr(f, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return f(*args, **(kwargs or {}))
+
+
+def _open(path):
+    """-> (path, model without memory, {name: (shape, read)}, meta): all that is known before a weight is read, and checked."""
+    path = _local(path)
+    try:
+        cfg, stored, meta = _open_folder(path) if os.path.isdir(path) else _open_pt(path)
+        with torch.device("meta"), _NoInit():
+            model = GPT(cfg)
+        want, found = ({k: tuple(v.shape) for k, v in model.state_dict().items()}, {k: s for k, (s, _) in stored.items()})
+        if cfg.tie_embeddings and "lm_head.weight" not in found:              # tied: the head may be stored again, or not
+            del want["lm_head.weight"]
+        wrong = [f"{k} is missing" for k in want if k not in found] + [f"{k} is unexpected" for k in found if k not in want] + [
+            f"{k} is {found[k]}, expected {want[k]}" for k in want if found.get(k, want[k]) != want[k]]
+        if wrong:
+            more = f", and {len(wrong) - 3} more" * (len(wrong) > 3)
+            raise ValueError(f"its tensors do not fit its own config: {', '.join(wrong[:3])}{more}")
+    except ValueError as e:
+        raise SystemExit(f"checkpoint: {path}: {e}") from None
+    return path, model, stored, meta
+
+
+def _load(path, model, stored, dtype, device):
+    """Fill a model of _open(): tensor by tensor, so that at most one is held twice; dtype None keeps the file's."""
+    weights = {name: read().to(device=device, dtype=dtype) for name, (_, read) in stored.items()}
+    if model.cfg.tie_embeddings:
+        embed = weights["embed_tokens.weight"]
+        if not torch.equal(weights.setdefault("lm_head.weight", embed), embed):
+            raise SystemExit(f"checkpoint: {path}: its config ties the head to the embeddings, and yet lm_head.weight "
+                             "differs from embed_tokens.weight; set tie_word_embeddings to what it should be")
+        weights["lm_head.weight"] = embed
+    model.load_state_dict(weights, assign=True)
+    if model.cfg.tie_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight                      # assign made two parameters of it
+    return model.to(device)                                                   # the RoPE tables
+
+
+def _fingerprint(meta):
+    """meta["tokenizer"] of a folder: that of its tokenizer files, None where it has none. A .pt carries its own."""
+    if "tokenizer" not in meta:
+        from data import fingerprint, load_tokenizer
+        there = any(name == "tokenizer.json" or name.endswith(".tiktoken") for name in meta["tokenizer_files"])
+        meta["tokenizer"] = fingerprint(load_tokenizer(meta["tokenizer_files"])) if there else None
+    return meta
+
+
+def read_config(path):
+    """(GPTConfig, meta) of whatever load_checkpoint takes, with all its checks but without reading a weight."""
+    _, model, _, meta = _open(path)
+    return model.cfg, _fingerprint(meta)
+
+
+def load_checkpoint(path, device="cpu", tokenizer=None, dtype=torch.float32):
+    """Read a .pt of ours, a Hugging Face folder or a hub name -> (GPT on device, meta: everything else that is there).
+
+    meta: tokenizer (data.fingerprint), tokenizer_files (name -> text), config (the run's flags, {} for a folder) and more
+    from a .pt. tokenizer: fingerprint that it must have. dtype: None keeps the file's. A .pt stays mapped into memory: the
+    file may be replaced (a rename) while the model lives, but not overwritten in place.
+    Raises SystemExit with one sentence, before a weight is read, for: no such file; one that is not ours or not whole; a
+    missing shard; a model type, RoPE, activation or quantisation that we do not have; a key or shape that does not fit the
+    config; a foreign tokenizer.
+    """
+    path, model, stored, meta = _open(path)
+    trained_with = _fingerprint(meta)["tokenizer"]
     if tokenizer is not None and trained_with != tokenizer:
         raise SystemExit(f"checkpoint: {path} was trained with tokenizer {trained_with}, this run uses {tokenizer}; "
                          "token ids would mean other text, so use the data and code that it was trained with")
+    return _load(path, model, stored, dtype, device), meta
+
+
+def export(source, folder, dtype=None, shard_bytes=5_000_000_000):
+    """Write a checkpoint as a Hugging Face folder: safetensors, config.json, generation_config.json, the tokenizer's files.
+
+    source: whatever load_checkpoint takes. dtype None keeps the file's. Above shard_bytes the weights are cut into shards
+    with an index. The folder is written beside its place and renamed: whole or not there. SystemExit if it is there already
+    with something in it, if no model type has the config's flags, or if the checkpoint does not say what its tokens mean.
+    """
+    if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
+        raise SystemExit(f"export: {folder} exists and is not an empty folder; name another")
+    path, model, stored, meta = _open(source)
+    from data import fingerprint, load_tokenizer, tokenizer_files, toy_encoding
+    if _fingerprint(meta)["tokenizer"] == fingerprint(toy_encoding()):
+        enc = toy_encoding()
+    elif meta.get("tokenizer_files"):
+        enc = load_tokenizer(meta["tokenizer_files"])
+    else:
+        raise SystemExit(f"export: {path} carries no tokenizer files, and its tokens are not the built-in task's; "
+                         "nobody could read what the exported model writes")
     try:
-        model = GPT(GPTConfig(**cfg))
-        model.load_state_dict(weights)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as e:
-        reason = str(e).splitlines()[-1].strip()
-        raise SystemExit(f"checkpoint: the tensors of {path} do not fit its own config: {reason}") from None
-    return model.to(device), meta
+        config = config_to_hf(model.cfg)
+    except ValueError as e:
+        raise SystemExit(f"export: {path}: {e}") from None
+    files = dict(tokenizer_files(enc))
+    ids = dict(bos_token_id=enc.bos_id, eos_token_id=enc.stop_ids if len(enc.stop_ids) > 1 else enc.end_id)
+    model = _load(path, model, stored, dtype, "cpu")
+    weights = {name if name.startswith("lm_head.") else f"model.{name}": w for name, w in model.state_dict().items()
+               if not (name == "lm_head.weight" and model.cfg.tie_embeddings)}
+    config.update(ids, torch_dtype=str(model.embed_tokens.weight.dtype).removeprefix("torch."))
+    files["config.json"] = json.dumps(config, indent=2)
+    files["generation_config.json"] = json.dumps({**json.loads(files.get("generation_config.json", "{}")), **ids}, indent=2)
+
+    shards, room = [], 0
+    for name, w in weights.items():
+        if w.nbytes > room:
+            shards.append({})
+            room = shard_bytes
+        shards[-1][name] = w
+        room -= w.nbytes
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    if len(shards) == 1:
+        names = ["model.safetensors"]
+    else:
+        files["model.safetensors.index.json"] = json.dumps(dict(
+            metadata=dict(total_size=sum(w.nbytes for w in weights.values())),
+            weight_map={key: name for name, shard in zip(names, shards) for key in shard}), indent=2)
+    folder = os.path.normpath(folder)                                         # a/ and a are one place
+    half = f"{folder}.tmp{os.getpid()}"
+    try:
+        for name, shard in zip(names, shards):
+            write_safetensors(os.path.join(half, name), shard)
+        for name, text in files.items():
+            write_atomically(os.path.join(half, name), lambda f: f.write(text.encode()))
+        os.replace(half, folder)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command = parser.add_subparsers(required=True, metavar="export").add_parser("export", help=export.__doc__.splitlines()[0])
+    command.add_argument("checkpoint", help="a .pt of out/<name>/, or a Hugging Face folder")
+    command.add_argument("folder", help="the folder to write; must not exist, or be empty")
+    command.add_argument("--dtype", choices=("keep", "fp32", "bf16"), default="keep", help="of the weights (%(default)s)")
+    args = parser.parse_args()
+    export(args.checkpoint, args.folder, dict(keep=None, fp32=torch.float32, bf16=torch.bfloat16)[args.dtype])
+    print(f"wrote {args.folder}: " + ", ".join(sorted(os.listdir(args.folder))))
