@@ -361,12 +361,18 @@ def tokenizer_of(meta):
     return load_tokenizer(meta["tokenizer_files"]) if meta.get("tokenizer_files") else toy_encoding()
 
 
-def training_set(cfg, enc):
-    """D of a run -> (samples, what was read and left out, in words). cfg: train_wmss.Config, or the dict of it in a checkpoint."""
-    cfg = cfg if isinstance(cfg, dict) else vars(cfg)
+def with_template(enc, template):
+    """enc with the chat format of --template, for good: scoring and an export find it in enc.files and use the same."""
+    if template != "auto":
+        enc.chat_template = enc.files["chat_template.jinja"] = template_source(template, enc)
+    return enc
+
+
+def training_set(cfg, enc, say=lambda line: None):
+    """D of a run, for whose template enc is prepared (with_template, or its checkpoint); cfg: the run's flags, a dict."""
     if cfg.get("task", "toy-math") != "text":
-        return clean_set(enc, cfg["clean"], cfg["seed"], cfg.get("task", "toy-math")), ""
-    return load_text(cfg["data"], enc, **{k: cfg[k] for k in ("template", "prompt_column", "completion_column", "max_len", "long")})
+        return clean_set(enc, cfg["clean"], cfg["seed"], cfg.get("task", "toy-math"))
+    return load_text(cfg["data"], enc, say=say, **{k: cfg[k] for k in ("prompt_column", "completion_column", "max_len", "long")})
 
 
 @dataclass

@@ -290,7 +290,7 @@ def main(argv=None):
     if "tau" not in cfg:
         raise SystemExit(f"entropy: {args.live} says nothing of its training data; expected a checkpoint that train_wmss.py wrote")
     pick = lambda flag, name: cfg[name] if flag is None else flag
-    samples, _ = training_set(cfg, enc)
+    samples = training_set(cfg, enc)
     try:
         gaps = find_gaps(weak, live, samples, tau=pick(args.tau, "tau"), h=pick(args.h, "h"), alpha=cfg["alpha"],
                          beta=cfg["beta"], gamma=cfg["gamma"], kind=pick(args.weights, "weights"),

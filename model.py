@@ -548,19 +548,22 @@ def _load(path, model, stored, dtype, device):
     return model.to(device)                                                   # the RoPE tables
 
 
-def _fingerprint(meta):
-    """meta["tokenizer"] of a folder: that of its tokenizer files, None where it has none. A .pt carries its own."""
+def _fingerprint(path, meta, tokenizer=None):
+    """Set meta["tokenizer"] of a folder: that of its tokenizer files, None where it has none. A .pt carries its own."""
     if "tokenizer" not in meta:
         from data import fingerprint, load_tokenizer
         there = any(name == "tokenizer.json" or name.endswith(".tiktoken") for name in meta["tokenizer_files"])
         meta["tokenizer"] = fingerprint(load_tokenizer(meta["tokenizer_files"])) if there else None
+    if tokenizer is not None and meta["tokenizer"] != tokenizer:
+        raise SystemExit(f"checkpoint: {path} was trained with tokenizer {meta['tokenizer']}, this run uses {tokenizer}; "
+                         "token ids would mean other text, so use the data and code that it was trained with")
     return meta
 
 
-def read_config(path):
+def read_config(path, tokenizer=None):
     """(GPTConfig, meta) of whatever load_checkpoint takes, with all its checks but without reading a weight."""
-    _, model, _, meta = _open(path)
-    return model.cfg, _fingerprint(meta)
+    path, model, _, meta = _open(path)
+    return model.cfg, _fingerprint(path, meta, tokenizer)
 
 
 def load_checkpoint(path, device="cpu", tokenizer=None, dtype=torch.float32):
@@ -574,10 +577,7 @@ def load_checkpoint(path, device="cpu", tokenizer=None, dtype=torch.float32):
     config; a foreign tokenizer.
     """
     path, model, stored, meta = _open(path)
-    trained_with = _fingerprint(meta)["tokenizer"]
-    if tokenizer is not None and trained_with != tokenizer:
-        raise SystemExit(f"checkpoint: {path} was trained with tokenizer {trained_with}, this run uses {tokenizer}; "
-                         "token ids would mean other text, so use the data and code that it was trained with")
+    _fingerprint(path, meta, tokenizer)
     return _load(path, model, stored, dtype, device), meta
 
 
@@ -592,7 +592,7 @@ def export(source, folder, dtype=None, shard_bytes=5_000_000_000):
         raise SystemExit(f"export: {folder} exists and is not an empty folder; name another")
     path, model, stored, meta = _open(source)
     from data import fingerprint, load_tokenizer, tokenizer_files, toy_encoding
-    if _fingerprint(meta)["tokenizer"] == fingerprint(toy_encoding()):
+    if _fingerprint(path, meta)["tokenizer"] == fingerprint(toy_encoding()):
         enc = toy_encoding()
     elif meta.get("tokenizer_files"):
         enc = load_tokenizer(meta["tokenizer_files"])

@@ -362,9 +362,11 @@ class Run:
     def read_data(self):
         """The tokenizer, that of the base, and the samples D; rank 0 first, the others then find the text tokenised already."""
         cfg = self.cfg
-        self.enc = with_template(tokenizer_of(read_config(cfg.base)[1] if cfg.task == "text" else {}), cfg.template)
+        self.enc, self.data_report = tokenizer_of({}), []
+        if cfg.task == "text":
+            self.enc = with_template(tokenizer_of(read_config(cfg.base)[1]), cfg.template)
         self.tokenizer = fingerprint(self.enc)
-        self.samples, self.data_report = training_set(cfg, self.enc)
+        self.samples = training_set(asdict(cfg), self.enc, self.data_report.append)
 
     def path(self, *names):
         return os.path.join(self.out, *names)
@@ -451,8 +453,8 @@ class Run:
             line += (", " if line else "") + word
         if self.cfg.preset in DEVIATIONS:
             self.say(f"  deviations from the paper: {DEVIATIONS[self.cfg.preset]}")
-        if self.data_report:
-            self.say(f"data: {self.data_report}")
+        for line in self.data_report:
+            self.say(line)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
