@@ -856,9 +856,9 @@ def main(argv=None):
     run = Run(cfg)
     stages = cfg.stages.split(",")
     run.on_first(lambda: (check_inputs(run), run.open_folder()))
-    run.header()
     if run.rank > 0:
         run.read_data()             # after rank 0, which leaves the tokenised text in the cache
+    run.header()
     samples = run.samples
     if "base" in stages:
         stage_base(run)

@@ -10,8 +10,8 @@ sys.path.insert(0, ROOT)
 import pytest
 import torch
 
-import model
 import train_wmss
+from model import export
 
 torch.set_num_threads(1)
 TINY = ("--corpus 64 --clean 24 --dim 16 --n-heads 2 --n-layers 1 --base-steps 4 --batch-size 8 --score-n 14 "
@@ -57,5 +57,5 @@ def trained_code(tmp_path_factory):
 def hf_folder(trained, tmp_path_factory):
     """The tiny run's SFT model as a Hugging Face folder: real files, no network."""
     folder = tmp_path_factory.mktemp("hf") / "tiny"
-    model.main(["export", str(trained / "sft.pt"), str(folder)])
+    export(trained / "sft.pt", folder)
     return folder

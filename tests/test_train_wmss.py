@@ -20,7 +20,7 @@ import train_wmss
 from conftest import ROOT, TINY
 from data import clean_set, collate, toy_encoding
 from entropy import gap_weights
-from model import GPT, GPTConfig, load_checkpoint, main as model_main, save_checkpoint
+from model import GPT, GPTConfig, export, load_checkpoint, save_checkpoint
 from train_wmss import Config, Pair, cross_entropy, lr_at, mix_logits, mixed_cross_entropy
 
 softmax = lambda z: torch.softmax(z, -1)
@@ -673,7 +673,7 @@ def test_text_and_foreign_weights_run_through_all_stages_and_out_again(run, hf_f
     base, tuned = (load_checkpoint(path)[0].state_dict() for path in (hf_folder, out / "wmss.pt"))
     assert any((base[k] != tuned[k]).any() for k in base)
     answers = [json.loads(line) for line in (out / "answers" / "wmss.jsonl").read_text().splitlines()]
-    model_main(["export", str(out / "wmss.pt"), str(tmp_path / "hf")])
+    export(out / "wmss.pt", tmp_path / "hf")
     eval_math.main([str(tmp_path / "hf"), "--data", text[1], "--max-new-tokens", "6", "--out", str(tmp_path / "scores")])
     again = [json.loads(line) for line in (tmp_path / "scores" / "amc23.jsonl").read_text().splitlines()]
     assert [r["completion"] for r in again] == [r["completion"] for r in answers]
@@ -687,7 +687,7 @@ def test_a_template_given_for_training_is_kept_for_scoring_and_export(run, hf_fo
     out = run(*text_flags(hf_folder, text, "j"), "--template", str(tmp_path / "my.jinja"))
     enc = data.tokenizer_of(load_checkpoint(out / "wmss.pt")[1])
     assert eval_math.chat(enc)("why?") == "Q why? A"
-    model_main(["export", str(out / "wmss.pt"), str(tmp_path / "hf")])
+    export(out / "wmss.pt", tmp_path / "hf")
     assert eval_math.chat(data.load_tokenizer(tmp_path / "hf"))("why?") == "Q why? A"
 
 
