@@ -10,9 +10,15 @@ Shapes: B batch, T time (longest row of the batch, less one), N samples.
 """
 
 import argparse
+import datetime
+import functools
 import hashlib
+import itertools
+import json
+import os
 import random
 import re
+import sys
 from dataclasses import dataclass, replace
 
 import tiktoken
@@ -320,6 +326,377 @@ TASKS = {"toy-math": toy_math, "toy-code": toy_code}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
+# samples from text: rows of files or of the hub -> conversations -> the chat template -> tokens, and which of them count
+
+# Jinja, as in a tokenizer_config.json. "plain" is eval_math.PLAIN_PROMPT; its completions begin with a space, since byte-pair
+# vocabularies hold " 42" as one token. "none" joins the texts as they are.
+TEMPLATES = {
+    "plain": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}Question: {{ m.content }}\n"
+             "{% elif m.role == 'assistant' %}Answer: {{ m.content }}{{ eos_token }}\n{% else %}{{ m.content }}\n\n"
+             "{% endif %}{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}",
+    "chatml": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+              "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    "none": "{{ bos_token }}{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
+            "{% endfor %}"}
+ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "tool": "tool"}
+REASONING = ("reasoning_content", "thinking", "reasoning")      # names of one thing; templates read the first or the second
+LONG = ("drop", "truncate", "error")
+CACHE = os.path.join("out", "cache")
+CACHED_ROWS = 1000      # a cache must pay: fewer rows than these are tokenised before a look-up could be noticed
+
+
+def template_source(template, enc):
+    """Jinja source of "auto" (the tokenizer's, else "plain"), a name in TEMPLATES, a .jinja file, itself; else ValueError."""
+    if template == "auto":
+        return enc.chat_template or TEMPLATES["plain"]
+    if template in TEMPLATES or "{{" in template or "{%" in template:
+        return TEMPLATES.get(template, template)
+    try:
+        with open(template, encoding="utf-8") as f:
+            return f.read()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ValueError(f"--template {template}: expected auto, {', '.join(TEMPLATES)} or a .jinja file, found {e}") from None
+
+
+@functools.lru_cache
+def _compiled(source):
+    """A template in the environment that transformers gives it: a sandbox, since it comes from strangers."""
+    import jinja2.ext
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(jinja2.ext.Extension):                     # {% generation %}, transformers' own way to a mask; see pieces()
+        tags = {"generation"}
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(["name:endgeneration"], drop_needle=True)
+
+    def refuse(message):
+        raise jinja2.TemplateError(message)
+
+    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    env.filters["tojson"] = lambda x, ensure_ascii=False, **how: json.dumps(x, ensure_ascii=ensure_ascii, **how)    # no HTML escapes
+    env.globals.update(raise_exception=refuse, strftime_now=lambda form: datetime.datetime.now().strftime(form))
+    return env.from_string(source)
+
+
+def render(messages, enc, template="auto", add_generation_prompt=False):
+    """The text of a conversation [{role, content}, ...], as transformers' apply_chat_template renders it.
+
+    add_generation_prompt: end where the assistant's next turn begins. Raises ValueError where the template cannot be read, is
+    no Jinja, or refuses the conversation.
+
+    >>> render([{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}], toy_encoding())
+    'Question: 1+1?\\nAnswer: 2<|end|>\\n'
+    """
+    try:
+        return _compiled(template_source(template, enc)).render(
+            messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None,
+            bos_token="" if enc.bos_id is None else enc.decode([enc.bos_id]), eos_token=enc.decode([enc.end_id]))
+    except ValueError:
+        raise
+    except Exception as e:               # a template is a program: what it stumbles over comes as an error of any kind
+        raise ValueError(f"the chat template fails ({type(e).__name__}: {e}); mend the row, or pass another --template") from None
+
+
+def control_tokens(enc):
+    """Those special tokens that steer a conversation, as text: begin, stops, and all of the form <|...|>.
+
+    No content may spell them. The rest, Qwen3's <think> say, may stand in a content and become one token there.
+    """
+    steer = {enc.bos_id, *enc.stop_ids}
+    return tuple(t for t, i in enc._special_tokens.items() if i in steer or re.fullmatch(r"<[|｜].*[|｜]>", t, re.S))
+
+
+def pieces(messages, enc, template="auto"):
+    """A conversation -> its samples, each a list of (text, counts): what is tokenised in one piece, and whether it carries loss.
+
+    The mask by construction. Turn k begins where the rendering of messages[:k] with the generation prompt ends: that is the text
+    which the model is given at inference. It ends with the special token that closes it; the white space after that is
+    the template's, which the model never has to write. A piece is tokenised alone, or a token could straddle the border,
+    half prompt and half answer, and the prompt would not have the tokens that it has at inference.
+
+    Turns share a sample as long as each rendering continues the one before it. Where a template rewrites earlier turns (Qwen3
+    takes out their thinking) the next turn opens a sample of its own, with the prompt that inference will give. What opens
+    a conversation is not asked for, so it is context. Raises ValueError where the template does not allow this.
+    """
+    samples, done, stops = [], None, tuple(enc.decode([i]) for i in enc.stop_ids)
+    for k, m in enumerate(messages):
+        if m["role"] != "assistant" or k == 0:
+            continue
+        prompt, upto = render(messages[:k], enc, template, True), render(messages[:k + 1], enc, template)
+        turn = upto[len(prompt):].rstrip()
+        if not upto.startswith(prompt):
+            at = len(os.path.commonprefix([prompt, upto]))
+            raise ValueError(f"the template does not start turn {k + 1} with its own generation prompt: expected "
+                             f"{prompt[at:][:40]!r}, found {upto[at:][:40]!r}; pass another --template, or one that you corrected")
+        if not turn.endswith(stops):
+            raise ValueError(f"the template ends turn {k + 1} with {turn[-20:]!r}, expected a token that ends generation, of "
+                             f"{' '.join(stops)}; pass another --template, or add it to generation_config.json's eos_token_id")
+        for text in filter(None, (m.get("content"), m.get("reasoning_content"))):
+            if text not in turn and "".join(text.split()) not in "".join(turn.split()):
+                raise ValueError(f"the template leaves out a part of turn {k + 1}, {text[:40]!r}; pass another --template, or remove it")
+        if done is None or not prompt.startswith(done):
+            samples.append([])
+            done = ""
+        samples[-1] += [(prompt[len(done):], False), (turn, True)]
+        done = prompt + turn
+    return samples
+
+
+def _conversation(row, prompt_column, completion_column, control):
+    """A row -> (messages, is it plain prompt and completion). Raises ValueError on what is no row of any form."""
+    forms = [(prompt_column, completion_column)] if prompt_column else [("prompt", "completion"), ("question", "answer")]
+    named = None if prompt_column else next((k for k in ("messages", "conversations") if row.get(k) is not None), None)
+    pair = next((form for form in forms if all(row.get(k) is not None for k in form)), None)
+    if row.get("tools"):
+        raise ValueError("tools are not passed to the template; take that column out, or write them into a system message")
+    if named:
+        turns = row[named]
+        if not isinstance(turns, list) or not turns or not all(isinstance(m, dict) for m in turns):
+            raise ValueError(f"expected {named} to be a list of {{role, content}}, found {turns!r:.60}")
+        messages = []
+        for m in turns:
+            m = {k: v for k, v in m.items() if v is not None}                # parquet fills a struct's missing keys with None
+            m = {"role": m.pop("from", None), "content": m.pop("value", None), **m}
+            if m["role"] not in ROLES:
+                raise ValueError(f"unknown role {m['role']!r} in {named}; expected one of {', '.join(ROLES)}")
+            m["role"] = ROLES[m["role"]]
+            if m["content"] is None and m.get("tool_calls"):
+                m["content"] = ""
+            if thought := next((m[k] for k in REASONING if m.get(k)), None):
+                m = {"thinking": thought, **m, "reasoning_content": thought}
+            messages.append(m)
+    elif pair:
+        messages = [{"role": role, "content": row[k]} for role, k in zip(("user", "assistant"), pair)]
+    else:
+        wanted = " or ".join(["messages"] * (not prompt_column) + [f"{a} and {b}" for a, b in forms])
+        raise ValueError(f"expected columns {wanted}, found {', '.join(k for k in row if row[k] is not None) or 'none'}; "
+                         "name yours with --prompt-column and --completion-column")
+    for m in messages:
+        for text in (m["content"], m.get("reasoning_content", "")):
+            if not isinstance(text, str):
+                raise ValueError(f"expected text as the {m['role']}'s content, found {type(text).__name__} {text!r:.40}")
+            text.encode()                        # a lone surrogate is a ValueError here; tiktoken would put U+FFFD in its place
+            if found := control.search(text):
+                raise ValueError(f"the {m['role']}'s text spells the control token {found[0]}, which would end or open a turn; "
+                                 "take it out of the row")
+        if m["role"] == "assistant" and not m["content"].strip() and not m.get("tool_calls"):
+            raise ValueError("empty completion; remove the row")
+    if not any(m["role"] == "assistant" for m in messages[1:]):
+        raise ValueError("no assistant's turn that answers something, hence no loss token; remove the row")
+    return messages, pair == ("prompt", "completion") and not prompt_column
+
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+
+
+def _digest(path):
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _parquet(path):
+    import pyarrow.parquet               # what datasets reads it with, less the copy that it would leave in its own cache
+    try:
+        i = 0
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1000):
+            for i, row in enumerate(batch.to_pylist(), i + 1):
+                yield f"{path}:{i}", row
+    except (OSError, pyarrow.ArrowException) as e:
+        raise SystemExit(f"{path}: expected a parquet file, found {e}; check the path") from None
+
+
+def _source(spec):
+    """SPEC of --data -> (its name, what pins down its content, a function that yields (where, row)); see load_text."""
+    from eval_math import read_rows
+    path, config, split = re.fullmatch(r"(.+?)(?::([^:@/]+))?(?:@([^@/]+))?", spec, re.S).groups() if spec else ("", None, None)
+    if os.path.exists(spec):
+        path, config, split = spec, None, None                  # a file's own name may hold : or @
+    name = re.sub(r"(\.jsonl?(\.gz)?|\.parquet)$", "", os.path.basename(os.path.normpath(path)))
+    reader = lambda f: _parquet(f) if f.endswith(".parquet") else read_rows(f)
+    if os.path.isfile(path):
+        if split or config or not path.endswith(SUFFIXES):
+            raise SystemExit(f"--data {spec}: expected a file named {', '.join(SUFFIXES)}, and no :CONFIG or @SPLIT after it")
+        return name, _digest(path), lambda: reader(path)
+    if os.path.isdir(path):
+        import datasets
+        from datasets.data_files import DataFilesDict, get_data_patterns
+        try:
+            if os.path.exists(os.path.join(path, "state.json")) or os.path.exists(os.path.join(path, "dataset_dict.json")):
+                data = datasets.load_from_disk(path)
+                data = data[split or "train"] if isinstance(data, dict) else data
+                stamp = [_digest(f["filename"]) for f in data.cache_files]
+                return name, stamp, lambda: ((f"{path}:{i}", row) for i, row in enumerate(data, 1))
+            splits = DataFilesDict.from_patterns(get_data_patterns(path), base_path=path)    # by file names: train.jsonl, test/0.jsonl
+            files = sorted(os.path.join(path, os.path.relpath(f, os.path.abspath(path))) for f in splits[split or "train"])
+        except (OSError, KeyError, ValueError) as e:
+            raise SystemExit(f"--data {spec}: expected a folder with data of the split {split or 'train'!r}, found "
+                             f"{type(e).__name__} {e}; name a split as FOLDER@SPLIT, or the files themselves") from None
+        files = [f for f in files if f.endswith(SUFFIXES)]
+        if not files:
+            raise SystemExit(f"--data {spec}: expected files {', '.join(SUFFIXES)} in the folder, found none")
+        return name, [(f, _digest(f)) for f in files], lambda: (row for f in files for row in reader(f))
+    if path.endswith(SUFFIXES) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):
+        raise SystemExit(f"--data {spec}: no such file or folder (from {os.getcwd()}), and no hub name "
+                         "OWNER/NAME[:CONFIG][@SPLIT]; check the path")
+    try:
+        import datasets
+        data = datasets.load_dataset(path, config, split=split or "train")
+    except Exception as e:               # no network, no such name, configuration or split: each has an error class of its own
+        raise SystemExit(f"--data {spec}: no such folder here, and the hub gave none ({type(e).__name__}: {str(e).strip()[:200]}); "
+                         "check OWNER/NAME[:CONFIG][@SPLIT] and the network, or pass a local file") from None
+    return name, data._fingerprint, lambda: ((f"{spec}:{i}", row) for i, row in enumerate(data, 1))
+
+
+def load_text(specs, enc, *, template="auto", prompt_column="", completion_column="", max_len=None, long="error",
+              say=lambda line: None, cache=CACHE):
+    """Files, folders and data sets of the hub -> Samples with ids 0..N-1; one line of counts for each goes to say().
+
+    specs: .jsonl, .json (an array), both also .gz, .parquet; FOLDER[@SPLIT]; OWNER/NAME[:CONFIG][@SPLIT] of the hub; split is
+    train unless told. A row holds messages [{role, content}] (or conversations [{from, value}]), else prompt and completion,
+    else question and answer, else the named columns alone; texts stay as they are. A chat template (the tokenizer's, or
+    `template`) wraps every row; without one prompt and completion are joined as they stand and the rest takes "plain".
+    Its own "family" or "source", if it has one, becomes the sample's, and no two rows may share an "id".
+    max_len: tokens that a model reads of a sample, one fewer than it has. long: what becomes of longer samples.
+    Samples of CACHED_ROWS rows and more are kept in the folder `cache`, under the hash of all that they depend on.
+    Raises SystemExit, with file and line, on whatever is not so, before anything is trained.
+    """
+    if long not in LONG or bool(prompt_column) != bool(completion_column) or not specs or len(set(specs)) < len(specs):
+        raise SystemExit(f"data: expected at least one --data, none twice, --long {'|'.join(LONG)}, and --prompt-column with "
+                         f"--completion-column or neither; found {specs}, {long}, {prompt_column!r}, {completion_column!r}")
+    try:
+        source = template_source(template, enc)
+        _compiled(source)
+    except Exception as e:
+        raise SystemExit(str(e) if isinstance(e, ValueError) else f"--template {template}: no Jinja template: {e}") from None
+    raw = TEMPLATES["none"] if template == "auto" and not enc.chat_template else source         # for prompt and completion
+    sources = [_source(spec) for spec in specs]
+    code = [_digest(__file__), _digest(sys.modules["eval_math"].__file__), sys.version]       # they, too, make the samples
+    key = [code, specs, [stamp for _, stamp, _ in sources], fingerprint(enc), enc.end_id, enc.stop_ids, enc.bos_id,
+           source, raw, prompt_column, completion_column, max_len, long]
+    path = os.path.join(cache, hashlib.sha256(repr(key).encode()).hexdigest()[:32] + ".pt")
+    kept = _read_cache(path)
+    if kept is None:
+        kept = _tokenise(specs, sources, enc, source, raw, prompt_column, completion_column, max_len, long)
+        if sum(kept["rows"]) >= CACHED_ROWS and "strftime_now" not in source:                # the date: another text tomorrow
+            from model import write_atomically
+            write_atomically(path, lambda f: torch.save(kept, f))
+    for line in kept["report"]:
+        say(line)
+    tokens, loss = (kept[k].split(kept["lengths"].tolist()) for k in ("tokens", "loss"))
+    return [Sample(i, *fields) for i, fields in enumerate(zip(kept["family"], tokens, loss, kept["where"]))]
+
+
+def _tokenise(specs, sources, enc, source, raw, prompt_column, completion_column, max_len, long):
+    """The work of load_text -> the dictionary that its cache keeps: all samples' tokens end to end, other things in lists."""
+    control = re.compile("|".join(map(re.escape, control_tokens(enc))))
+    alphabet = {token[0] for token in enc._mergeable_ranks if len(token) == 1}
+    tokens, loss, family, where, rows, report, seen, too_long = [], [], [], [], [], [], {}, []
+
+    def conversations():
+        """(where, family, pieces) of each sample of one data set, read as they are asked for."""
+        for at, row in read():
+            rows[-1] += 1
+            if row.get("id") is not None and (first := seen.setdefault(repr(row["id"]), at)) is not at:
+                raise SystemExit(f"{at}: id {row['id']!r} is also that of {first}; ids must differ, or leave them out")
+            try:
+                messages, bare = _conversation(row, prompt_column, completion_column, control)
+                samples = pieces(messages, enc, raw if bare else source)
+                text = control.sub("", "".join(text for sample in samples for text, _ in sample)) if len(alphabet) < 256 else ""
+                if foreign := [c for c in text if not {*c.encode()} <= alphabet]:
+                    raise ValueError(f"the {len(alphabet)}-character vocabulary lacks {foreign[0]!r}; pass --tokenizer")
+            except ValueError as e:
+                raise SystemExit(f"{at}: {e}") from None
+            group = next((row[k] for k in ("family", "source") if isinstance(row.get(k), str) and row[k]), name)
+            yield from ((at, group, sample) for sample in samples)
+
+    for spec, (name, _, read) in zip(specs, sources):
+        rows.append(0)
+        old, dropped, truncated, stream = len(tokens), 0, 0, conversations()
+        while chunk := list(itertools.islice(stream, 1000)):               # not all at once: a list takes nine times a tensor's room
+            texts = [text for _, _, sample in chunk for text, _ in sample]
+            encoded = iter(enc.encode_batch(texts, num_threads=os.cpu_count(), allowed_special="all", disallowed_special=()))
+            for at, group, sample in chunk:
+                ids, counts = [], []
+                for (_, counted), part in zip(sample, encoded):
+                    ids += part
+                    counts += [counted] * len(part)
+                counts[0] = False                                          # nothing comes before it to predict it
+                if max_len is not None and len(ids) - 1 > max_len:
+                    too_long.append((at, len(ids) - 1))
+                    ids, counts = ids[:max_len + 1], counts[:max_len + 1]
+                    if long == "drop" or not any(counts):
+                        dropped += 1
+                        continue
+                    truncated += 1
+                tokens.append(torch.tensor(ids, dtype=torch.int32))
+                loss.append(torch.tensor(counts))
+                family.append(group)
+                where.append(at)
+        if not rows[-1]:
+            raise SystemExit(f"--data {spec}: no row in it; check the path")
+        report.append(f"data: {spec}: {rows[-1]:,} rows -> {len(tokens) - old:,} samples of {sum(map(len, tokens[old:])):,} tokens, "
+                      f"{sum(int(k.sum()) for k in loss[old:]):,} with loss" +
+                      f"; over --max-len {max_len}: {dropped:,} dropped, {truncated:,} truncated" * bool(dropped or truncated))
+    if too_long and long == "error":
+        at, length = max(too_long, key=lambda x: x[1])
+        raise SystemExit(f"{at}: {length:,} tokens, the longest of {len(too_long):,} samples that exceed --max-len {max_len}; "
+                         "pass --long drop, --long truncate, or a larger --max-len")
+    if not tokens:
+        raise SystemExit(f"data: no sample with a loss token is left: all {len(too_long):,} exceed --max-len {max_len}; raise it")
+    kept = dict(tokens=torch.cat(tokens), loss=torch.cat(loss), lengths=torch.tensor([len(t) for t in tokens]), family=family,
+                where=where, rows=rows, report=report)
+    return dict(kept, digest=_content(kept))
+
+
+def _content(kept):
+    h = hashlib.sha256(repr([kept[k] for k in ("family", "where", "rows", "report")]).encode())
+    for k in ("tokens", "loss", "lengths"):
+        h.update(kept[k].numpy())
+    return h.hexdigest()
+
+
+def _read_cache(path):
+    """What _tokenise made, read page by page as it is used, or None where there is no whole file: it is then made again."""
+    if not os.path.exists(path):
+        return None
+    try:
+        kept = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return kept if kept["digest"] == _content(kept) else None
+    except Exception:                    # torch raises seven kinds of error on a broken archive
+        return None
+
+
+def marked(sample, enc, colour):
+    """A sample's text; what carries loss is green, or between ⟦ and ⟧ where colours would not show."""
+    left, right = ("\033[32m", "\033[0m") if colour else ("⟦", "⟧")
+    runs = itertools.groupby(zip(sample.tokens.tolist(), sample.loss.tolist()), key=lambda pair: pair[1])
+    return "".join(left * k + enc.decode([t for t, _ in run]) + right * k for k, run in runs)
+
+
+def show_main(argv):
+    """python data.py show: what a model would be trained on."""
+    cli = argparse.ArgumentParser(prog="data.py show", description="Print samples with the tokens that carry loss marked.")
+    cli.add_argument("--data", nargs="+", required=True, metavar="SPEC", help="files, folders, hub names; see load_text")
+    cli.add_argument("--tokenizer", default="", help="a Hugging Face folder, tokenizer.json or .tiktoken file; else the toy's")
+    cli.add_argument("--template", default="auto", help=f"auto, {', '.join(TEMPLATES)} or a .jinja file")
+    cli.add_argument("--prompt-column", default="", help="the column that is asked, with --completion-column")
+    cli.add_argument("--completion-column", default="", help="the column that is learned")
+    cli.add_argument("--max-len", type=int, help="tokens that a model reads of a sample; no limit unless given")
+    cli.add_argument("--long", choices=LONG, default="error", help="what becomes of longer samples")
+    cli.add_argument("-n", type=int, default=3, help="samples to print")
+    a = cli.parse_args(argv)
+    enc = load_tokenizer(a.tokenizer) if a.tokenizer else toy_encoding()
+    samples = load_text(a.data, enc, template=a.template, prompt_column=a.prompt_column, completion_column=a.completion_column,
+                        max_len=a.max_len, long=a.long, say=print)
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    for s in samples[:a.n]:
+        print(f"\n--- id {s.id} | {s.where} | {s.family} | {len(s.tokens):,} tokens, {int(s.loss.sum()):,} with loss")
+        print(marked(s, enc, colour))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
 # samples and batches
 
 
@@ -327,8 +704,9 @@ TASKS = {"toy-math": toy_math, "toy-code": toy_code}
 class Sample:
     id: int
     family: str
-    tokens: torch.Tensor    # (L,) long: prompt, completion, end token
+    tokens: torch.Tensor    # (L,) long, from text int32 (half the room): prompt, completion, end token
     loss: torch.Tensor      # (L,) bool: this token is a target that carries loss (completion and end token)
+    where: str = ""         # "train.jsonl:17"
 
 
 def encode(problems, enc):
@@ -388,7 +766,7 @@ class Batch:
 
 
 def collate(samples):
-    tokens = torch.nn.utils.rnn.pad_sequence([s.tokens for s in samples], batch_first=True)     # (B, T + 1)
+    tokens = torch.nn.utils.rnn.pad_sequence([s.tokens for s in samples], batch_first=True).long()      # (B, T + 1)
     loss = torch.nn.utils.rnn.pad_sequence([s.loss for s in samples], batch_first=True)
     return Batch(tokens[:, :-1], tokens[:, 1:], loss[:, 1:], torch.tensor([s.id for s in samples]))
 
@@ -449,11 +827,19 @@ def micro_batches(samples, micro_batch, rank=0, world=1, tokens_per_batch=0):
     return [collate(g) for g in groups]
 
 
-if __name__ == "__main__":
+def main(argv=None):
+    argv = sys.argv[1:] if argv is None else argv
+    commands = {"show": show_main}
+    if argv and argv[0] in commands:
+        return commands[argv[0]](argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="toy-math")
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("-n", type=int, default=1, help="problems per family")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     for p in TASKS[args.task](args.split, args.n * len(FAMILIES if args.task == "toy-math" else CODE_FAMILIES)):
         print(f"{p.family:7s} {p.prompt:10s} {p.completion:44s}" + (p.mistake != p.completion) * f"   mistake: {p.mistake}")
+
+
+if __name__ == "__main__":
+    main()
