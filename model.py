@@ -19,7 +19,7 @@ import math
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import torch
 import torch.nn as nn
@@ -48,6 +48,12 @@ class GPTConfig:
     tie_embeddings: bool = True     # the head shares the embedding's matrix
 
     def __post_init__(self):
+        for f in fields(self):                # a config.json may hold anything
+            value = getattr(self, f.name)
+            if not isinstance(value, (int, float) if f.type is float else f.type):
+                raise ValueError(f"model: {f.name} should be a number of type {f.type}, found {value!r}")
+            if f.type in (int, int | None) and value is not None and value < 1:
+                raise ValueError(f"model: {f.name} should be at least 1, found {value}")
         self.n_kv_heads = self.n_kv_heads or self.n_heads
         if self.head_dim is None:
             if self.dim % self.n_heads:
@@ -325,16 +331,13 @@ def config_from_hf(c):
         if wrong:
             raise ValueError(f"config.json asks for {what}")
     full = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, **NATURAL[kind], **c}       # what they take a missing key for
-    missing = [k for k in KEYS.values() if k not in full] + [
+    missing = [k for k in KEYS.values() if full.get(k) is None and k not in NATURAL[kind]] + [
         f"rope_scaling.{k}" for k in ROPE_KEYS.values() if rope_type == "llama3" and k not in rope]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}")
     theta = rope.get("rope_theta", c.get("rope_theta", 10_000.0))
     scaling = {ours: rope[theirs] for ours, theirs in ROPE_KEYS.items()} if rope_type == "llama3" else {}
-    try:
-        return GPTConfig(**{ours: full[theirs] for ours, theirs in KEYS.items()}, rope_theta=theta, **scaling, **FAMILIES[kind])
-    except TypeError as e:
-        raise ValueError(f"config.json holds a value of the wrong type: {e}") from None
+    return GPTConfig(**{ours: full[theirs] for ours, theirs in KEYS.items()}, rope_theta=theta, **scaling, **FAMILIES[kind])
 
 
 def config_to_hf(cfg):
@@ -364,7 +367,7 @@ def read_header(path):
             start = 8 + int.from_bytes(f.read(8), "little")
             header = json.loads(f.read(start - 8)) if start <= size else None
         header.pop("__metadata__", None)
-        entries = {k: (e["dtype"], tuple(e["shape"]), *e["data_offsets"]) for k, e in header.items()}
+        entries = {k: (e["dtype"], tuple(map(int, e["shape"])), *map(int, e["data_offsets"])) for k, e in header.items()}
         end = start + max(stop for *_, stop in entries.values())
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{name} has no whole safetensors header: it was cut short, or is another kind of file") from None
@@ -468,7 +471,10 @@ def _open_folder(path):
     if not os.path.isfile(os.path.join(path, names[0])):
         if not os.path.isfile(os.path.join(path, index)):
             raise ValueError(f"expected model.safetensors or {index}, found neither; transformers' save_pretrained writes one")
-        names = sorted(set(_read_json(path, index).get("weight_map", {}).values()))
+        weight_map = _read_json(path, index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ValueError(f"{index} has no weight_map, tensor -> file")
+        names = sorted(set(weight_map.values()))
         missing = [n for n in names if not os.path.isfile(os.path.join(path, n))]
         if missing:
             raise ValueError(f"{len(missing)} of {len(names)} shards are missing: {', '.join(missing)}; copy them here")
@@ -551,9 +557,10 @@ def _load(path, model, stored, dtype, device):
 def _fingerprint(path, meta, tokenizer=None):
     """Set meta["tokenizer"] of a folder: that of its tokenizer files, None where it has none. A .pt carries its own."""
     if "tokenizer" not in meta:
-        from data import fingerprint, load_tokenizer
-        there = any(name == "tokenizer.json" or name.endswith(".tiktoken") for name in meta["tokenizer_files"])
-        meta["tokenizer"] = fingerprint(load_tokenizer(meta["tokenizer_files"])) if there else None
+        meta["tokenizer"] = None
+        if any(name == "tokenizer.json" or name.endswith(".tiktoken") for name in meta["tokenizer_files"]):
+            from data import fingerprint, load_tokenizer
+            meta["tokenizer"] = fingerprint(load_tokenizer(meta["tokenizer_files"]))
     if tokenizer is not None and meta["tokenizer"] != tokenizer:
         raise SystemExit(f"checkpoint: {path} was trained with tokenizer {meta['tokenizer']}, this run uses {tokenizer}; "
                          "token ids would mean other text, so use the data and code that it was trained with")
@@ -638,12 +645,16 @@ def export(source, folder, dtype=None, shard_bytes=5_000_000_000):
         shutil.rmtree(half, ignore_errors=True)
 
 
-if __name__ == "__main__":
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command = parser.add_subparsers(required=True, metavar="export").add_parser("export", help=export.__doc__.splitlines()[0])
     command.add_argument("checkpoint", help="a .pt of out/<name>/, or a Hugging Face folder")
     command.add_argument("folder", help="the folder to write; must not exist, or be empty")
     command.add_argument("--dtype", choices=("keep", "fp32", "bf16"), default="keep", help="of the weights (%(default)s)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     export(args.checkpoint, args.folder, dict(keep=None, fp32=torch.float32, bf16=torch.bfloat16)[args.dtype])
     print(f"wrote {args.folder}: " + ", ".join(sorted(os.listdir(args.folder))))
+
+
+if __name__ == "__main__":
+    main()

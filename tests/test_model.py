@@ -1,14 +1,21 @@
 """model.py against a float64 reference, transformers, and decoding one token at a time without a cache."""
 
+import json
 import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-import transformers
+import torch.nn.functional as F
 
-from model import GPT, GPTConfig, load_checkpoint, save_checkpoint, write_atomically
+import data
+import model as model_file
+from conftest import ROOT
+from model import (GPT, GPTConfig, config_to_hf, export, load_checkpoint, main, read_config, read_header, save_checkpoint,
+                   write_atomically, write_safetensors)
 
 CONFIGS = {
     "plain": dict(),
@@ -75,32 +82,179 @@ def test_logits_equal_a_float64_reference(name):
     np.testing.assert_allclose(ours, reference_logits(model, tokens), rtol=2e-5, atol=2e-5)     # RoPE tables are fp32
 
 
-HF = {
-    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, dict()),
-    "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM, dict(qkv_bias=True)),
-    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, dict(qk_norm=True, head_dim=12)),
+# Weights by a formula, read by transformers 5.23 (fp32, CPU): its logits of the first five ids after 40 tokens
+GOLDEN = {
+    "llama, rope scaled, tied": (
+        dict(n_heads=4, n_kv_heads=2, rope_theta=500.0, rope_factor=8.0, rope_original_len=24, tie_embeddings=True),
+        [-0.36629, -0.43068, 0.15657, 0.12765, -0.93300]),
+    "qwen2": (dict(n_heads=2, head_dim=8, qkv_bias=True, norm_eps=1e-5, tie_embeddings=False),
+              [-1.50055, -2.19757, -0.65813, 1.59675, 2.11958]),
+    "qwen3": (dict(n_heads=2, n_kv_heads=1, head_dim=12, qk_norm=True, tie_embeddings=False),
+              [-0.34846, 1.04342, 0.86962, -0.67913, -1.16548]),
 }
 
 
-@pytest.mark.parametrize("tie", (True, False))
-@pytest.mark.parametrize("kind", HF)
-def test_logits_equal_transformers(kind, tie):
-    """Bug: a network that agrees with its own authors' reading of the paper but not with the released weights' code."""
-    config, cls, ours = HF[kind]
+def by_formula(**kw):
+    """A model whose i-th weight is a fixed function of i, whatever torch's generators do."""
+    model, at = GPT(GPTConfig(vocab_size=31, dim=16, n_layers=2, ffn_dim=24, max_seq_len=64, **kw)), 0
+    for name, p in sorted(model.named_parameters()):
+        wave = torch.sin(1.7 * torch.arange(at, at + p.numel(), dtype=torch.float64) ** 1.1)
+        p.data = ((1 + 0.3 * wave) if "norm" in name else 0.6 * wave).float().view(p.shape)
+        at += p.numel()
+    return model.eval(), torch.arange(40)[None] * 7 % 31
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_logits_equal_golden_ones(name):
+    """Bug: a change of the network on a machine that has no transformers to notice it."""
+    kw, want = GOLDEN[name]
+    model, x = by_formula(**kw)
+    with torch.no_grad():
+        torch.testing.assert_close(model.logits(x)[0, -1, :5], torch.tensor(want), rtol=1e-4, atol=1e-4)
+
+
+LLAMA3 = dict(rope_type="llama3", rope_theta=500.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+              original_max_position_embeddings=24)
+PARITY = {
+    "llama": ("Llama", dict()),
+    "llama, tied": ("Llama", dict(tie_word_embeddings=True)),
+    "llama, own head_dim": ("Llama", dict(head_dim=12, num_key_value_heads=1)),
+    "llama, rope scaled": ("Llama", dict(head_dim=16, rope_parameters=LLAMA3)),
+    "qwen2": ("Qwen2", dict(rms_norm_eps=1e-5)),
+    "qwen2, tied": ("Qwen2", dict(tie_word_embeddings=True)),
+    "qwen3, own head_dim": ("Qwen3", dict(head_dim=12)),
+    "qwen3, tied": ("Qwen3", dict(head_dim=8, tie_word_embeddings=True,
+                                  rope_parameters=dict(rope_type="default", rope_theta=1e6))),
+}
+
+
+def theirs(name, folder=None, **save):
+    """A random network of transformers, its biases and norms too; saved in folder."""
+    transformers = pytest.importorskip("transformers")
+    kind, kw = PARITY[name]
     torch.manual_seed(0)
-    hf = cls(config(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                    intermediate_size=64, max_position_embeddings=64, head_dim=ours.get("head_dim", 8), rms_norm_eps=1e-6,
-                    rope_parameters=dict(rope_type="default", rope_theta=10_000.0), tie_word_embeddings=tie)).eval()
+    hf = getattr(transformers, kind + "ForCausalLM")(getattr(transformers, kind + "Config")(
+        **{**dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                  intermediate_size=64, max_position_embeddings=64, tie_word_embeddings=False), **kw})).eval()
     with torch.no_grad():
         for p in hf.parameters():
             p.add_(0.3 * torch.randn_like(p))
-    model = GPT(GPTConfig(vocab_size=50, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64, max_seq_len=64,
-                          tie_embeddings=tie, **ours))
-    model.load_state_dict({k.removeprefix("model."): v for k, v in hf.state_dict().items()})
-    x = torch.randint(0, 50, (2, 19))
+    if folder:
+        hf.save_pretrained(folder, **save)
+    return hf
+
+
+def close(ours, want):
+    torch.testing.assert_close(ours, want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+
+
+@pytest.mark.parametrize("name", PARITY)
+def test_logits_and_gradients_equal_those_of_transformers(name, tmp_path):
+    """Bug: a network that agrees with its own authors' reading of the paper but not with the released weights' code."""
+    hf, x = theirs(name, tmp_path), torch.randint(0, 50, (2, 61))             # beyond LLAMA3's 24 original positions
+    model = GPT.from_pretrained(tmp_path)
+    want, ours = hf(x).logits, model.logits(x)
+    close(ours, want)
+    for z in (want, ours):
+        F.cross_entropy(z[:, :-1].flatten(0, 1), x[:, 1:].flatten()).backward()
+    grads = {k: p.grad for k, p in model.named_parameters()}
+    assert len(grads) == len(list(hf.parameters()))
+    for k, p in hf.named_parameters():
+        close(grads[k.removeprefix("model.")], p.grad)
+
+
+def test_sharded_weights_are_the_same_weights(tmp_path):
+    """Bug: only the first shard read, or the index taken for a list of tensors."""
+    theirs("qwen2", tmp_path / "one")
+    theirs("qwen2", tmp_path / "many", max_shard_size="20KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
+    one, many = (GPT.from_pretrained(tmp_path / n).state_dict() for n in ("one", "many"))
+    assert one.keys() == many.keys() and all(torch.equal(one[k], many[k]) for k in one)
+
+
+def test_both_layouts_of_the_rope_scaling_are_read(tmp_path):
+    """Bug: rope_theta 10,000 for every Llama 3 that was saved before transformers 5."""
+    theirs("llama, rope scaled", tmp_path)
+    new, _ = read_config(tmp_path)
+    c = json.loads((tmp_path / "config.json").read_text())
+    rope = c.pop("rope_parameters")
+    c["rope_theta"] = rope.pop("rope_theta")
+    (tmp_path / "config.json").write_text(json.dumps({**c, "rope_scaling": rope}))
+    old, _ = read_config(tmp_path)
+    assert old == new and (new.rope_theta, new.rope_factor, new.rope_original_len) == (500.0, 8.0, 24)
+
+
+def test_weights_are_converted_and_rope_tables_are_not(tmp_path):
+    """Bug: cos and sin in bf16, where positions 256 and 257 are one angle; a bf16 file loaded as noise."""
+    model = tiny()
+    folder(tmp_path / "a", model)
+    half = GPT.from_pretrained(tmp_path / "a", torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16} and half.cos.dtype == torch.float32
+    folder(tmp_path / "b", half)
+    back = GPT.from_pretrained(tmp_path / "b")
+    for k, w in model.state_dict().items():
+        assert torch.equal(half.state_dict()[k], w.bfloat16()) and torch.equal(back.state_dict()[k], w.bfloat16().float())
+    assert torch.equal(back.cos, model.cos) and torch.equal(half.sin, model.sin)
+
+
+def test_loading_draws_no_random_numbers(tmp_path):
+    """Bug: seconds and twice the memory spent on random weights that the file overwrites."""
+    folder(tmp_path / "a", tiny())
+    save_checkpoint(tmp_path / "a.pt", tiny())
+    before = torch.get_rng_state()
+    GPT.from_pretrained(tmp_path / "a"), GPT.from_pretrained(tmp_path / "a.pt"), read_config(tmp_path / "a")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_loading_costs_little_more_memory_than_the_weights(tmp_path):
+    """Bug: the file's tensors, their fp32 copies and a random network all at once: three times the weights."""
+    cfg = GPTConfig(vocab_size=8192, dim=512, n_layers=8, n_heads=8)
+    with torch.device("meta"):
+        shapes = {k: v.shape for k, v in GPT(cfg).state_dict().items() if k != "lm_head.weight"}
+    tmp_path.joinpath("config.json").write_text(json.dumps(config_to_hf(cfg)))
+    write_safetensors(tmp_path / "model.safetensors", {k: torch.ones(s, dtype=torch.bfloat16) for k, s in shapes.items()})
+    code = ("import re, sys, model\n"             # not ru_maxrss, which a child inherits from its parent
+            "peak = lambda: 1024 * int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]); before = peak()\n"
+            "weights = sum(p.nbytes for p in model.GPT.from_pretrained(sys.argv[1]).parameters())\n"
+            "print((peak() - before) / weights)")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, text=True, capture_output=True, check=True)
+    assert 0.5 < float(done.stdout) < 1.3
+
+
+@pytest.mark.parametrize("kw", (dict(), dict(n_heads=4, n_kv_heads=2, qk_norm=True)))
+def test_checkpointing_changes_memory_and_nothing_else(kw):
+    """Bug: gradients of another function; a flag that recomputes and yet keeps every activation."""
+    model, x, found = tiny(**kw).train(), torch.arange(60).view(2, 30) % 23, {}
+    for model.checkpointing in (False, True):
+        kept = {}
+
+        def pack(t):
+            kept[t.untyped_storage().data_ptr()] = t.nbytes
+            return t
+
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            z = model.logits(x)
+        for p in model.parameters():
+            kept.pop(p.data_ptr(), None)
+        z.square().mean().backward()
+        found[model.checkpointing] = sum(kept.values()), z.detach(), [p.grad for p in model.parameters()]
+    (much, z0, g0), (little, z1, g1) = found[False], found[True]
+    assert torch.equal(z0, z1) and all(torch.equal(a, b) for a, b in zip(g0, g1))
+    assert little < 0.3 * much, (little, much)
     with torch.no_grad():
-        want = hf(x).logits
-        torch.testing.assert_close(model.logits(x), want, rtol=1e-4, atol=1e-4 * want.abs().max().item())
+        assert torch.equal(model.logits(x), z0)
+
+
+def folder(path, model, rename=lambda k: "model." + k if k != "lm_head.weight" else k, **config):
+    """model as a Hugging Face folder without a tokenizer; config overrides entries of config.json, ... deletes them."""
+    path.mkdir(exist_ok=True)
+    config = {**config_to_hf(model.cfg), **config}
+    (path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    tied = model.cfg.tie_embeddings
+    write_safetensors(path / "model.safetensors", {rename(k): w for k, w in model.state_dict().items()
+                                                   if not (tied and k == "lm_head.weight")})
+    return path
 
 
 def uncached_greedy(model, prompt, n, weak=None, lam=1.0):
@@ -291,3 +445,277 @@ def test_tensors_that_do_not_fit_and_foreign_tokenizers_are_refused(tmp_path):
         setattr(model.cfg, name, before)
         with pytest.raises(SystemExit, match="do not fit"):
             load_checkpoint(tmp_path / "b.pt")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Hugging Face folders
+
+
+def tensors_of(path):
+    return {k: read() for k, (_, read) in read_header(path).items()}
+
+
+def reword(change):
+    """A refusal made by other entries in config.json."""
+    return lambda path, model: folder(path, model, **change)
+
+
+def retensor(change):
+    """A refusal made by other tensors: change(tensors) edits the dict that is written."""
+    def make(path, model):
+        folder(path, model)
+        tensors = tensors_of(path / "model.safetensors")
+        change(tensors)
+        write_safetensors(path / "model.safetensors", tensors)
+    return make
+
+
+def rebyte(change):
+    """A refusal made by other bytes in the safetensors file."""
+    def make(path, model):
+        folder(path, model)
+        file = path / "model.safetensors"
+        file.write_bytes(change(file.read_bytes()))
+    return make
+
+
+def shards(path, model):
+    folder(path, model)
+    os.rename(path / "model.safetensors", path / "model-00001-of-00002.safetensors")
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    (path / "model.safetensors.index.json").write_text(json.dumps(dict(weight_map=dict(zip("ab", files)))))
+
+
+def remove(name):
+    def make(path, model):
+        folder(path, model)
+        os.remove(path / name)
+    return make
+
+
+def rewrite(name, text):
+    def make(path, model):
+        folder(path, model)
+        (path / name).write_text(text)
+    return make
+
+
+NORM, EMBED, O_BIAS = "model.norm.weight", "model.embed_tokens.weight", "model.layers.1.self_attn.o_proj.bias"
+REFUSED = {
+    "another type": (reword(dict(model_type="mistral")), "model_type 'mistral' is not one that we have .llama, qwen2, qwen3.$"),
+    "no type": (reword(dict(model_type=...)), "model_type None"),
+    "Gemma": (reword(dict(model_type="gemma3_text")), "gemma3_text.*SentencePiece"),
+    "GELU": (reword(dict(hidden_act="gelu")), "hidden_act 'gelu'"),
+    "bias on o_proj": (reword(dict(attention_bias=True)), "attention_bias"),
+    "bias on o_proj, qwen3": (reword(dict(model_type="qwen3", attention_bias=True)), "attention_bias"),
+    "bias in the MLP": (reword(dict(mlp_bias=True)), "mlp_bias"),
+    "sliding windows": (reword(dict(model_type="qwen2", use_sliding_window=True)), "sliding windows"),
+    "a sliding layer": (reword(dict(model_type="qwen2", layer_types=["full_attention", "sliding_attention"])),
+                        "sliding windows"),
+    "quantised": (reword(dict(quantization_config=dict(quant_method="awq"))), "quantization_config"),
+    "yarn": (reword(dict(rope_scaling=dict(rope_type="yarn", factor=4.0))), "rope_type 'yarn'"),
+    "linear, in the oldest layout": (reword(dict(rope_scaling=dict(type="linear", factor=4.0))), "rope_type 'linear'"),
+    "dynamic": (reword(dict(rope_parameters=dict(rope_type="dynamic", rope_theta=1e4))), "rope_type 'dynamic'"),
+    "longrope": (reword(dict(rope_parameters=dict(rope_type="longrope", rope_theta=1e4))), "rope_type 'longrope'"),
+    "half of a llama3 rope": (reword(dict(rope_scaling=dict(rope_type="llama3", factor=8.0))),
+                              "lacks rope_scaling.low_freq_factor, rope_scaling.high"),
+    "partial rotation": (reword(dict(partial_rotary_factor=0.5)), "partial_rotary_factor"),
+    "no width": (reword(dict(hidden_size=...)), "lacks hidden_size"),
+    "no kv heads, which qwen2 takes for 32": (reword(dict(model_type="qwen2", num_key_value_heads=...)), "num_key_value_heads"),
+    "a word for a number": (reword(dict(vocab_size="many")), "vocab_size .*'many'"),
+    "no layers": (reword(dict(num_hidden_layers=-1)), "n_layers should be at least 1"),
+    "more layers than tensors": (reword(dict(num_hidden_layers=3)), "layers.2.input_layernorm.weight is missing.* and 6 more"),
+    "biases left out": (reword(dict(model_type="qwen2")), "layers.0.self_attn.q_proj.bias is missing"),
+    "untied, no head": (reword(dict(tie_word_embeddings=False)), "lm_head.weight is missing"),
+    "a wrong shape": (reword(dict(intermediate_size=64)), r"mlp.gate_proj.weight is \(96, 32\), expected \(64, 32\)"),
+    "a missing tensor": (retensor(lambda t: t.pop(NORM)), "norm.weight is missing"),
+    "an unexpected tensor": (retensor(lambda t: t.update({"model.mtp.weight": torch.ones(2)})), "mtp.weight is unexpected"),
+    "a bias on o_proj that config.json hides": (retensor(lambda t: t.update({O_BIAS: t[NORM]})), "self_attn.o_proj.bias is unexp"),
+    "a tensor twice": (retensor(lambda t: t.update({"norm.weight": t[NORM]})), "norm.weight is there twice"),
+    "another head though tied": (retensor(lambda t: t.update({"lm_head.weight": t[EMBED] + 1})), "differs from"),
+    "cut in the weights": (rebyte(lambda b: b[:-1]), "model.safetensors is [0-9,]+ bytes, its header speaks of .* cut short"),
+    "cut in the header": (rebyte(lambda b: b[:100]), "model.safetensors has no whole safetensors header"),
+    "empty": (rebyte(lambda b: b""), "model.safetensors has no whole safetensors header"),
+    "text": (rebyte(lambda b: b"version https://git-lfs"), "model.safetensors has no whole safetensors header"),
+    "fp8": (rebyte(lambda b: b.replace(b'"F32"', b'"F8 "', 1)), "of dtype F8"),
+    "a shape that its bytes are not": (rebyte(lambda b: b.replace(b"[23, 32]", b"[23, 31]")),
+                                       "does not have the bytes of its shape"),
+    "a missing shard": (shards, "1 of 2 shards are missing: model-00002-of-00002.safetensors"),
+    "no weights": (remove("model.safetensors"), "expected model.safetensors or model.safetensors.index.json, found neither"),
+    "no config": (remove("config.json"), "config.json cannot be read"),
+    "a broken config": (rewrite("config.json", '{"model_type": '), "config.json cannot be read"),
+    "a config that is a list": (rewrite("config.json", "[]"), "config.json is no JSON object"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_model_does_not_compute_is_refused_by_name(name, tmp_path, monkeypatch):
+    """Bug: a model that loads, runs, and computes something else than the network that was released."""
+    make, words = REFUSED[name]
+    make(tmp_path / "m", tiny())
+    if name != "another head though tied":                # all others are told from headers, before a weight is read
+        monkeypatch.setattr(model_file, "_read_tensor", None)
+    with pytest.raises(SystemExit, match="(?s)^checkpoint: .*" + words):
+        GPT.from_pretrained(tmp_path / "m")
+
+
+def test_what_other_programs_leave_in_a_folder_is_read(tmp_path):
+    """Bug: a released model refused for a buffer, for a tied head that is stored too, or for names without the prefix."""
+    model = tiny()
+    folder(tmp_path, model, rename=lambda k: k)
+    tensors = tensors_of(tmp_path / "model.safetensors")
+    tensors |= {"lm_head.weight": tensors["embed_tokens.weight"], "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    write_safetensors(tmp_path / "model.safetensors", tensors)
+    back = GPT.from_pretrained(tmp_path)
+    assert back.lm_head.weight is back.embed_tokens.weight and back.cfg == model.cfg
+    x = torch.arange(9)[None]
+    assert torch.equal(back.logits(x), model.logits(x))
+
+
+def test_safetensors_files_are_those_of_the_package(tmp_path):
+    """Bug: a file that only we can read, or theirs misread: offsets from the wrong origin, dtypes mixed up."""
+    package = pytest.importorskip("safetensors.torch")
+    tensors = {"a": torch.arange(3.0).bfloat16(), "b": torch.randn(2, 5), "c": torch.randn(4, 1, 3).half(),
+               "d": torch.randn(7).double()}
+    write_safetensors(tmp_path / "ours", tensors)
+    package.save_file(tensors, tmp_path / "theirs")
+    for found in (package.load_file(tmp_path / "ours"), tensors_of(tmp_path / "theirs")):
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[k], w) and found[k].dtype == w.dtype for k, w in tensors.items())
+
+
+def test_safetensors_bytes_are_read_by_hand(tmp_path):
+    """Bug: the same, on a machine without the package."""
+    header = b'{"__metadata__":{"format":"pt"},"w":{"dtype":"BF16","shape":[2,1],"data_offsets":[0,4]}}'
+    (tmp_path / "f").write_bytes(len(header).to_bytes(8, "little") + header + b"\x80\x3f\x40\xc0")
+    (name, (shape, read)), = read_header(tmp_path / "f").items()
+    assert (name, shape, read().tolist(), read().dtype) == ("w", (2, 1), [[1.0], [-3.0]], torch.bfloat16)
+
+
+def test_a_name_on_the_hub_is_refused_in_one_sentence_where_there_is_no_hub(tmp_path, monkeypatch):
+    """Bug: a page of traceback for a typing error; a local path that was mistyped, sent to the network."""
+    monkeypatch.chdir(tmp_path)
+    import huggingface_hub
+    asked = []
+
+    def offline(name, allow_patterns):
+        asked.append(name)
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(SystemExit, match="no nobody/no-such-model here, and the hub did not give it .LocalEntryNotFoundError"):
+        GPT.from_pretrained("nobody/no-such-model")
+    os.mkdir("out")
+    for typo in ("out/toy", "models/wmss.pt", "wmss.pt", "a/b/c", "/etc/nothing"):
+        with pytest.raises(SystemExit, match=f"at {typo}, found none"):
+            read_config(typo)
+    assert asked == ["nobody/no-such-model"]
+    folder(tmp_path / "cached", tiny())
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(tmp_path / "cached"))
+    assert GPT.from_pretrained("somebody/a-model").cfg == tiny().cfg
+
+
+def test_a_loaded_pt_is_trained_without_changing_its_file(tmp_path):
+    """Bug: a mapping of the file that writes through; or a file that grows with each save, as a whole mapping is pickled."""
+    save_checkpoint(tmp_path / "a.pt", tiny())
+    before = (tmp_path / "a.pt").read_bytes()
+    model, _ = load_checkpoint(tmp_path / "a.pt")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1)
+    assert (tmp_path / "a.pt").read_bytes() == before
+    save_checkpoint(tmp_path / "b.pt", model)
+    assert os.path.getsize(tmp_path / "b.pt") == len(before)
+
+
+def test_folders_carry_their_tokenizer_into_meta(tmp_path, monkeypatch):
+    """Bug: a folder whose token ids are taken for another's."""
+    monkeypatch.setattr(data, "load_tokenizer", lambda files: data.toy_encoding(), raising=False)
+    folder(tmp_path, tiny())
+    assert read_config(tmp_path)[1] == dict(tokenizer=None, tokenizer_files={}, config={})
+    files = {"tokenizer.json": "{}", "tokenizer_config.json": "{ }", "chat_template.jinja": "{{ x }}"}
+    for name, text in {**files, "merges.txt": "a b"}.items():
+        (tmp_path / name).write_text(text)
+    mark = data.fingerprint(data.toy_encoding())
+    for meta in (read_config(tmp_path)[1], load_checkpoint(tmp_path, tokenizer=mark)[1]):
+        assert meta == dict(tokenizer=mark, tokenizer_files=files, config={})
+    with pytest.raises(SystemExit, match=f"trained with tokenizer {mark}, this run uses 0123"):
+        load_checkpoint(tmp_path, tokenizer="0123")
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# export
+
+TOY = dict(tokenizer=data.fingerprint(data.toy_encoding()))
+
+
+@pytest.fixture
+def toy_files(monkeypatch):
+    """The tokenizer's part of a folder, which is not what these tests are about."""
+    files = {"tokenizer.json": "{}", "generation_config.json": '{"top_k": 20}'}
+    monkeypatch.setattr(data, "tokenizer_files", lambda enc: files, raising=False)
+    monkeypatch.setattr(data, "load_tokenizer", lambda files: data.toy_encoding(), raising=False)
+
+
+EXPORTS = {
+    "llama": dict(n_heads=4, n_kv_heads=2),
+    "llama, untied, own head_dim": dict(head_dim=12, tie_embeddings=False),
+    "llama, rope scaled": dict(rope_theta=500.0, rope_factor=8.0, rope_original_len=24, head_dim=16),
+    "qwen2": dict(qkv_bias=True, n_kv_heads=2, rope_theta=1e5, norm_eps=1e-5),
+    "qwen3": dict(qk_norm=True, head_dim=12),
+}
+
+
+@pytest.mark.parametrize("shard_bytes", (10**9, 10_000))
+@pytest.mark.parametrize("name", EXPORTS)
+def test_exported_models_come_back_and_are_the_same_in_transformers(name, shard_bytes, tmp_path, toy_files):
+    """Bug: "no extra inference cost" that nobody can load, or that computes something else where it is loaded."""
+    model, x = tiny(vocab_size=97, **EXPORTS[name]), torch.randint(0, 97, (2, 50))
+    save_checkpoint(tmp_path / "a.pt", model, **TOY)
+    export(tmp_path / "a.pt", tmp_path / "hf", shard_bytes=shard_bytes)
+    assert (tmp_path / "hf" / "model.safetensors.index.json").exists() == (shard_bytes < 10**9)
+    back = GPT.from_pretrained(tmp_path / "hf")
+    assert back.cfg == model.cfg
+    assert all(torch.equal(w, back.state_dict()[k]) for k, w in model.state_dict().items())
+    hf = pytest.importorskip("transformers").AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype="auto")
+    assert hf.dtype == torch.float32 and hf.generation_config.eos_token_id == 96 and hf.generation_config.top_k == 20
+    with torch.no_grad():
+        close(hf(x).logits, model.logits(x))
+
+
+def test_export_takes_a_dtype_and_a_folder(tmp_path, toy_files, capsys):
+    """Bug: --dtype that converts config.json only, stops that are lost; a folder that cannot be converted again."""
+    save_checkpoint(tmp_path / "a.pt", tiny(vocab_size=97), **TOY)
+    main(["export", str(tmp_path / "a.pt"), str(tmp_path / "half"), "--dtype", "bf16"])
+    assert "half: config.json, generation_config.json, model.safetensors, tokenizer.json" in capsys.readouterr().out
+    main(["export", str(tmp_path / "half"), str(tmp_path / "same")])
+    main(["export", str(tmp_path / "half"), str(tmp_path / "full"), "--dtype", "fp32"])
+    for name, dtype in dict(half=torch.bfloat16, same=torch.bfloat16, full=torch.float32).items():
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert (config["torch_dtype"], config["eos_token_id"]) == (str(dtype).removeprefix("torch."), 96)
+        assert {read().dtype for _, read in read_header(tmp_path / name / "model.safetensors").values()} == {dtype}
+
+
+def test_failed_exports_leave_nothing(tmp_path, toy_files, monkeypatch):
+    """Bug: half a model under a good name; an export into somebody's folder."""
+    pt, out = tmp_path / "a.pt", tmp_path / "hf"
+    for words, kw, meta in (("qkv_bias together with qk_norm", dict(qkv_bias=True, qk_norm=True), TOY),
+                            ("carries no tokenizer files", dict(), dict(tokenizer="0123")),
+                            ("carries no tokenizer files", dict(), {})):
+        save_checkpoint(pt, tiny(vocab_size=97, **kw), **meta)
+        with pytest.raises(SystemExit, match=words):
+            export(pt, out)
+    save_checkpoint(pt, tiny(vocab_size=97), **TOY)
+    with pytest.raises(SystemExit, match="found none"):
+        export(tmp_path / "b.pt", out)
+    with monkeypatch.context() as m, pytest.raises(OSError):
+        m.setattr(model_file, "write_atomically", lambda path, write: (_ for _ in ()).throw(OSError("disk full")))
+        export(pt, out, shard_bytes=10_000)
+    assert os.listdir(tmp_path) == ["a.pt"]
+    out.mkdir()
+    export(pt, out)                                       # an empty folder is filled
+    before = {p: p.read_bytes() for p in out.iterdir()}
+    for there in (out, pt):
+        with pytest.raises(SystemExit, match="exists and is not an empty folder"):
+            export(pt, there)
+    assert {p: p.read_bytes() for p in out.iterdir()} == before
