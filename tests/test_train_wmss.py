@@ -669,12 +669,13 @@ def test_text_and_foreign_weights_run_through_all_stages_and_out_again(run, hf_f
     names = {p.name for p in out.iterdir()}
     assert {"sft.pt", "gaps.pt", "wmss.pt", "weak.pt", "sft-steps.pt", "sft-flops.pt", "scores.json"} <= names and "base.pt" not in names
     rows = {r["model"]: r for r in json.loads((out / "scores.json").read_text())["rows"]}
-    assert rows["base"]["n"] == 40 and list(rows["wmss"]["families"]) == ["amc23"] and rows["base"]["flops"] is None
+    assert rows["base"]["n"] == 14 and list(rows["wmss"]["families"]) == ["amc23"] and rows["base"]["flops"] is None
     base, tuned = (load_checkpoint(path)[0].state_dict() for path in (hf_folder, out / "wmss.pt"))
     assert any((base[k] != tuned[k]).any() for k in base)
     answers = [json.loads(line) for line in (out / "answers" / "wmss.jsonl").read_text().splitlines()]
     export(out / "wmss.pt", tmp_path / "hf")
-    eval_math.main([str(tmp_path / "hf"), "--data", text[1], "--max-new-tokens", "6", "--out", str(tmp_path / "scores")])
+    eval_math.main([str(tmp_path / "hf"), "--data", text[1], "--max-new-tokens", "6", "--limit", "14",
+                    "--out", str(tmp_path / "scores")])
     again = [json.loads(line) for line in (tmp_path / "scores" / "amc23.jsonl").read_text().splitlines()]
     assert [r["completion"] for r in again] == [r["completion"] for r in answers]
     entropy.main(["--weak", str(hf_folder), "--live", str(out / "sft.pt"), "--show", "1"])
