@@ -599,10 +599,11 @@ def export(source, folder, dtype=None, shard_bytes=5_000_000_000):
         raise SystemExit(f"export: {folder} exists and is not an empty folder; name another")
     path, model, stored, meta = _open(source)
     from data import fingerprint, load_tokenizer, tokenizer_files, toy_encoding
-    if _fingerprint(path, meta)["tokenizer"] == fingerprint(toy_encoding()):
-        enc = toy_encoding()
-    elif meta.get("tokenizer_files"):
+    trained_with = _fingerprint(path, meta)["tokenizer"]
+    if meta.get("tokenizer_files") and trained_with:
         enc = load_tokenizer(meta["tokenizer_files"])
+    elif trained_with == fingerprint(toy_encoding()):
+        enc = toy_encoding()
     else:
         raise SystemExit(f"export: {path} carries no tokenizer files, and its tokens are not the built-in task's; "
                          "nobody could read what the exported model writes")
