@@ -487,8 +487,8 @@ def _open_folder(path):
             if not ours.endswith("rotary_emb.inv_freq"):                      # old exports: we compute these ourselves
                 stored[ours] = entry
     files = {}
-    for name in sorted(os.listdir(path)):
-        if name in TOKENIZER_FILES or name.endswith(".tiktoken"):
+    for name in TOKENIZER_FILES:
+        if os.path.isfile(os.path.join(path, name)):
             with open(os.path.join(path, name), encoding="utf-8") as f:
                 files[name] = f.read()
     return cfg, stored, dict(tokenizer_files=files, config={})
@@ -555,12 +555,15 @@ def _load(path, model, stored, dtype, device):
 
 
 def _fingerprint(path, meta, tokenizer=None):
-    """Set meta["tokenizer"] of a folder: that of its tokenizer files, None where it has none. A .pt carries its own."""
+    """Set meta["tokenizer"] of a folder: that of its tokenizer.json, None where it has none. A .pt carries its own."""
     if "tokenizer" not in meta:
         meta["tokenizer"] = None
-        if any(name == "tokenizer.json" or name.endswith(".tiktoken") for name in meta["tokenizer_files"]):
-            from data import fingerprint, load_tokenizer
-            meta["tokenizer"] = fingerprint(load_tokenizer(meta["tokenizer_files"]))
+        if "tokenizer.json" in meta["tokenizer_files"]:
+            from data import fingerprint, load_tokenizer                      # here, as weights alone need none of it
+            try:
+                meta["tokenizer"] = fingerprint(load_tokenizer(meta["tokenizer_files"]))
+            except ValueError as e:
+                raise SystemExit(f"checkpoint: {path}: {e}") from None
     if tokenizer is not None and meta["tokenizer"] != tokenizer:
         raise SystemExit(f"checkpoint: {path} was trained with tokenizer {meta['tokenizer']}, this run uses {tokenizer}; "
                          "token ids would mean other text, so use the data and code that it was trained with")

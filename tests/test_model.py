@@ -530,7 +530,7 @@ REFUSED = {
     "a wrong shape": (reword(dict(intermediate_size=64)), r"mlp.gate_proj.weight is \(96, 32\), expected \(64, 32\)"),
     "a missing tensor": (retensor(lambda t: t.pop(NORM)), "norm.weight is missing"),
     "an unexpected tensor": (retensor(lambda t: t.update({"model.mtp.weight": torch.ones(2)})), "mtp.weight is unexpected"),
-    "a bias on o_proj that config.json hides": (retensor(lambda t: t.update({O_BIAS: t[NORM]})), "self_attn.o_proj.bias is unexp"),
+    "a bias on o_proj, not in config.json": (retensor(lambda t: t.update({O_BIAS: t[NORM]})), "o_proj.bias is unexpected"),
     "a tensor twice": (retensor(lambda t: t.update({"norm.weight": t[NORM]})), "norm.weight is there twice"),
     "another head though tied": (retensor(lambda t: t.update({"lm_head.weight": t[EMBED] + 1})), "differs from"),
     "cut in the weights": (rebyte(lambda b: b[:-1]), "model.safetensors is [0-9,]+ bytes, its header speaks of .* cut short"),
