@@ -21,49 +21,9 @@ import re
 import sys
 from dataclasses import dataclass, replace
 
-import tiktoken
 import torch
 
-# ----------------------------------------------------------------------------------------------------------------------
-# tokens
-
-END = "<|end|>"
-
-
-class Tokenizer(tiktoken.Encoding):
-    """A tiktoken Encoding that knows how its texts begin and end, and the files that it came from.
-
-    end_id: what closes a completion, and carries loss. stop_ids: what ends generation (end_id among them). bos_id: what every
-    text begins with, or None. chat_template: its Jinja source, or None. nfc: normalise text first (Qwen). files: name -> text,
-    from which load_tokenizer() makes it again: a checkpoint carries them, an export writes them.
-    """
-
-    def __init__(self, name, *, pat_str, mergeable_ranks, special_tokens, end, stops=(), bos=None, chat_template=None, nfc=False,
-                 files=None):
-        super().__init__(name, pat_str=pat_str, mergeable_ranks=mergeable_ranks, special_tokens=special_tokens)
-        self.end_id, self.bos_id = special_tokens[end], None if bos is None else special_tokens[bos]
-        self.stop_ids = sorted({self.end_id, *(special_tokens[t] for t in stops)})
-        self.chat_template, self.nfc, self.files = chat_template, nfc, files or {}
-
-
-def toy_encoding():
-    """Newline and printable ASCII, one token a character, and <|end|>.
-
-    >>> enc = toy_encoding(); enc.decode(enc.encode_ordinary("7*8=56")), enc.n_vocab
-    ('7*8=56', 97)
-    """
-    alphabet = "\n" + "".join(map(chr, range(32, 127)))
-    ranks = {c.encode(): i for i, c in enumerate(alphabet)}
-    return Tokenizer("wmss-toy", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens={END: len(ranks)}, end=END)
-
-
-def fingerprint(enc):
-    """Sixteen hex digits that name an encoding's content, saved with every checkpoint: equal ids then mean equal text."""
-    h = hashlib.sha256(enc._pat_str.encode() + b"NFC" * getattr(enc, "nfc", False))
-    for token, rank in sorted(enc._mergeable_ranks.items()) + sorted((k.encode(), v) for k, v in enc._special_tokens.items()):
-        h.update(b"%d:%s=%d;" % (len(token), token, rank))
-    return h.hexdigest()[:16]
-
+from tokenizer import fingerprint, load_tokenizer, toy_encoding
 
 # ----------------------------------------------------------------------------------------------------------------------
 # problems of the built-in tasks

@@ -559,7 +559,7 @@ def _fingerprint(path, meta, tokenizer=None):
     if "tokenizer" not in meta:
         meta["tokenizer"] = None
         if "tokenizer.json" in meta["tokenizer_files"]:
-            from data import fingerprint, load_tokenizer                      # here, as weights alone need none of it
+            from tokenizer import fingerprint, load_tokenizer                      # here, as weights alone need none of it
             try:
                 meta["tokenizer"] = fingerprint(load_tokenizer(meta["tokenizer_files"]))
             except ValueError as e:
@@ -601,7 +601,7 @@ def export(source, folder, dtype=None, shard_bytes=5_000_000_000):
     if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
         raise SystemExit(f"export: {folder} exists and is not an empty folder; name another")
     path, model, stored, meta = _open(source)
-    from data import fingerprint, load_tokenizer, tokenizer_files, toy_encoding
+    from tokenizer import fingerprint, load_tokenizer, tokenizer_files, toy_encoding
     trained_with = _fingerprint(path, meta)["tokenizer"]
     if meta.get("tokenizer_files") and trained_with:
         enc = load_tokenizer(meta["tokenizer_files"])
