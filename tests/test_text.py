@@ -11,7 +11,8 @@ import torch
 
 import data
 from conftest import ROOT
-from data import Tokenizer, collate, load_text, main, marked, pieces, render, toy_encoding
+from data import collate, load_text, main, marked, pieces, render
+from tokenizer import Tokenizer, toy_encoding
 
 CHATML = data.TEMPLATES["chatml"]
 QWEN2 = """{%- if messages[0].role == 'system' -%}
