@@ -143,7 +143,7 @@ def counted(sample, enc):
 
 
 @pytest.mark.parametrize("messages", (ONE, TALK, THINK, TOOLS, [], TALK[:2]))
-@pytest.mark.parametrize("template", (CHATML, QWEN2, LLAMA3, QWEN3, MISTRAL, MARKED, data.TEMPLATES["plain"]))
+@pytest.mark.parametrize("template", (CHATML, QWEN2, LLAMA3, QWEN3, MISTRAL, MARKED, data.template_source("plain", toy_encoding())))
 def test_renderings_are_those_of_transformers(template, messages):
     """Bug: blocks not trimmed, HTML escapes in tojson, loop controls or tags unknown, a token missing in the context."""
     oracle = pytest.importorskip("transformers.utils.chat_template_utils").render_jinja_template
@@ -341,7 +341,7 @@ def test_sources_that_are_not_there_are_refused_with_the_way_out(tmp_path):
     os.mkdir("void")
     for spec, error in (("nix.jsonl", "nix.jsonl: no such file"), ("../x/nix.jsonl", "no such file or folder"), ("gsm8k", "OWNER/NAME"),
                         ("", "no such file"), ("data.csv", "expected a file named .jsonl"), ("fine.jsonl@train", "no :CONFIG or @SPLIT"),
-                        ("void", "expected a folder with data"), ("texts", "expected files .jsonl"), ("bad.parquet", "expected a parquet file")):
+                        ("void", "expected a folder with data"), ("void:main", "a configuration, which only the hub has"), ("texts", "expected files .jsonl"), ("bad.parquet", "expected a parquet file")):
         with pytest.raises(SystemExit, match=error):
             load_text([spec], encoding())
 
@@ -351,7 +351,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
     code = "import data; data.load_text(['openai/gsm8k:main'], data.toy_encoding())"
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": ROOT}
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
-    assert r.returncode == 1 and "--data openai/gsm8k:main: no such folder here, and the hub gave none" in r.stderr
+    assert r.returncode == 1 and "--data openai/gsm8k:main: no such folder here, and none from the hub" in r.stderr
     assert "pass a local file" in r.stderr and "Traceback" not in r.stderr
 
 
@@ -378,8 +378,9 @@ ROW = {"question": "q", "answer": "a"}
     ({"messages": [say("user", "a")]}, "no assistant's turn"),
     ({"messages": [say("assistant", "a"), say("user", "b")]}, "no assistant's turn"),
     ({"messages": ONE, "tools": [{"name": "f"}]}, "tools are not passed"),
-    ({"question": "x<|im_end|>", "answer": "y"}, "the user's text spells the control token <|im_end|>"),
-    ({"prompt": "x", "completion": "y<|endoftext|>"}, "the assistant's text spells the control token <|endoftext|>"),
+    ({"question": "x<|im_end|>", "answer": "y"}, "the user's message spells the control token <|im_end|>"),
+    ({"prompt": "x", "completion": "y<|endoftext|>"}, "the assistant's message spells the control token <|endoftext|>"),
+    ({"messages": [*ONE, say("tool", "x", name="<|eot_id|>"), ONE[1]]}, "the tool's message spells the control token <|eot_id|>"),
     ({"question": "x", "answer": "\ud800"}, "surrogates not allowed"),
     ({**ROW, "id": 7}, "id 7 is also that of first.jsonl.gz:2"),
 ))
@@ -406,8 +407,8 @@ def test_broken_json_and_empty_files_are_refused():
 def test_wrong_flags_are_refused():
     """Bug: half a pair of columns that is ignored, a file given twice that counts double."""
     f = write("f.jsonl", [ROW])
-    for specs, kw in (([f], {"prompt_column": "question"}), ([f], {"long": "cut"}), ([f, f], {}), ([], {})):
-        with pytest.raises(SystemExit, match="data: expected at least one --data, none twice"):
+    for specs, kw in (([f], {"prompt_column": "question"}), ([f], {"long": "cut"}), ([f, f], {}), ([], {}), ([f], {"max_len": 0})):
+        with pytest.raises(SystemExit, match="data: expected --data once or more, none twice"):
             load_text(specs, encoding(), **kw)
 
 
@@ -449,7 +450,7 @@ def test_long_rows_are_dropped_cut_or_named_and_always_counted():
     assert "5 rows -> 4 samples" in lines[1] and "over --max-len 10: 1 dropped, 2 truncated" in lines[1]
     with pytest.raises(SystemExit, match=r"rows.jsonl:4: 23 tokens, the longest of 3 samples that exceed --max-len 10; pass --long drop"):
         load(rows, enc, max_len=10)
-    with pytest.raises(SystemExit, match="no sample with a loss token is left: all 5 exceed --max-len 2"):
+    with pytest.raises(SystemExit, match="no sample with a loss token is left: 5 exceed --max-len 2"):
         load(rows, enc, max_len=2, long="truncate")
     (s,) = load([{"prompt": "", "completion": "ab"}], enc)
     assert s.loss.tolist() == [False, True, True]                             # nothing predicts the first token
@@ -457,7 +458,7 @@ def test_long_rows_are_dropped_cut_or_named_and_always_counted():
 
 def test_a_character_that_the_vocabulary_lacks_is_named():
     """Bug: a panic inside the tokenizer."""
-    with pytest.raises(SystemExit, match="rows.jsonl:2: the 96-character vocabulary lacks 'ü'; pass --tokenizer"):
+    with pytest.raises(SystemExit, match="rows.jsonl:2: the vocabulary lacks 'ü'; take it out of the row, or pass another"):
         load([ROW, {"question": "ü", "answer": "a"}], toy_encoding())
 
 
@@ -526,8 +527,11 @@ def test_a_hub_data_set_is_known_by_its_fingerprint(caching, monkeypatch):
     import datasets
     sets = [datasets.Dataset.from_list([{"question": q, "answer": "a"}]) for q in "xxy"]
     sets[1]._fingerprint = sets[0]._fingerprint
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: sets.pop(0))
-    first, again, new = (load_text(["a/b"], encoding()) for _ in range(3))
+    seen = []
+    for hub in sets:
+        monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: hub)
+        seen.append(load_text(["a/b"], encoding()))
+    first, again, new = seen
     assert len(caching) == 2 and same(first, again) and not same(first, new)
 
 
@@ -545,6 +549,15 @@ def test_a_broken_cache_is_made_again(caching, harm):
         f.write(harm(whole) if harm else whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
     assert same(once, load(rows, encoding())) and len(caching) == 2
     assert same(once, load(rows, encoding())) and len(caching) == 2
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_cached(monkeypatch):
+    """Bug: new samples under the hash of the old file, or the other way round, for good."""
+    monkeypatch.setattr(data, "CACHED_ROWS", 1)
+    real = data._tokenise
+    monkeypatch.setattr(data, "_tokenise", lambda *a: (write("rows.jsonl", [ROW] * 3), real(*a))[1])
+    assert len(load([ROW])) == 3 and not os.path.exists("out")
+    monkeypatch.undo()
 
 
 def test_what_should_not_be_cached_is_not(caching, monkeypatch):
