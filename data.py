@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tokenizer import fingerprint, load_tokenizer, toy_encoding
+from tokenizer import fingerprint, load_tokenizer, tokenizer_files, toy_encoding
 
 # ----------------------------------------------------------------------------------------------------------------------
 # problems of the built-in tasks
@@ -752,13 +752,6 @@ def task_of(meta):
 def tokenizer_of(meta):
     """The tokenizer that a checkpoint carries; the built-in tasks' where it carries none."""
     return load_tokenizer(meta["tokenizer_files"]) if meta.get("tokenizer_files") else toy_encoding()
-
-
-def with_template(enc, template):
-    """enc with the chat format of --template, for good: scoring and an export find it in enc.files and use the same."""
-    if template != "auto":
-        enc.chat_template = enc.files["chat_template.jinja"] = template_source(template, enc)
-    return enc
 
 
 def training_set(cfg, enc, say=lambda line: None):

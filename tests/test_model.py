@@ -11,9 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import data
+import tokenizer
 import model as model_file
 from conftest import ROOT
+from tokenizer import fingerprint, toy_encoding
 from model import (GPT, GPTConfig, config_to_hf, export, load_checkpoint, main, read_config, read_header, save_checkpoint,
                    write_atomically, write_safetensors)
 
@@ -630,13 +631,13 @@ def test_a_loaded_pt_is_trained_without_changing_its_file(tmp_path):
 
 def test_folders_carry_their_tokenizer_into_meta(tmp_path, monkeypatch):
     """Bug: a folder whose token ids are taken for another's."""
-    monkeypatch.setattr(data, "load_tokenizer", lambda files: data.toy_encoding(), raising=False)
+    monkeypatch.setattr(tokenizer, "load_tokenizer", lambda files: toy_encoding())
     folder(tmp_path, tiny())
     assert read_config(tmp_path)[1] == dict(tokenizer=None, tokenizer_files={}, config={})
     files = {"tokenizer.json": "{}", "tokenizer_config.json": "{ }", "chat_template.jinja": "{{ x }}"}
     for name, text in {**files, "merges.txt": "a b"}.items():
         (tmp_path / name).write_text(text)
-    mark = data.fingerprint(data.toy_encoding())
+    mark = fingerprint(toy_encoding())
     for meta in (read_config(tmp_path)[1], load_checkpoint(tmp_path, tokenizer=mark)[1]):
         assert meta == dict(tokenizer=mark, tokenizer_files=files, config={})
     with pytest.raises(SystemExit, match=f"trained with tokenizer {mark}, this run uses 0123"):
@@ -646,15 +647,15 @@ def test_folders_carry_their_tokenizer_into_meta(tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------------------------------------------------
 # export
 
-TOY = dict(tokenizer=data.fingerprint(data.toy_encoding()))
+TOY = dict(tokenizer=fingerprint(toy_encoding()))
 
 
 @pytest.fixture
 def toy_files(monkeypatch):
     """The tokenizer's part of a folder, which is not what these tests are about."""
     files = {"tokenizer.json": "{}", "generation_config.json": '{"top_k": 20}'}
-    monkeypatch.setattr(data, "tokenizer_files", lambda enc: files, raising=False)
-    monkeypatch.setattr(data, "load_tokenizer", lambda files: data.toy_encoding(), raising=False)
+    monkeypatch.setattr(tokenizer, "tokenizer_files", lambda enc: files)
+    monkeypatch.setattr(tokenizer, "load_tokenizer", lambda files: toy_encoding())
 
 
 EXPORTS = {

@@ -165,9 +165,9 @@ def test_plain_is_the_prompt_of_the_scores():
     import eval_math
     question = "How many?\n  Say {{ n }}."
     enc = toy_encoding()
-    assert render([say("user", question)], enc, add_generation_prompt=True) == eval_math.render(question)
+    assert render([say("user", question)], enc, add_generation_prompt=True) == eval_math.chat(enc)(question) == f"Question: {question}\nAnswer:"
     system = [say("system", "Think."), say("user", question)]
-    assert render(system, enc, "plain", True) == eval_math.render(question, "Think.")
+    assert render(system, enc, "plain", True) == eval_math.chat(enc, "Think.")(question)
     assert render(system, encoding(), "plain", True) == "<|begin|>" + eval_math.render(question, "Think.")
 
 
