@@ -5,6 +5,7 @@ the solutions follow a mistake that people are known for, and a small clean set.
 
     python data.py                      # one math problem per family: the clean solution beside the flawed one
     python data.py --task toy-code --split test -n 3       # three per family of the code task, of another split
+    python data.py show --data openai/gsm8k:main --tokenizer SmolLM2-135M -n 3       # samples, what carries loss marked
 
 Shapes: B batch, T time (longest row of the batch, less one), N samples.
 """
@@ -290,8 +291,8 @@ TASKS = {"toy-math": toy_math, "toy-code": toy_code}
 # ----------------------------------------------------------------------------------------------------------------------
 # samples from text: rows of files or of the hub -> conversations -> the chat template -> tokens, and which of them count
 
-# Jinja, as in a tokenizer_config.json. "plain" is eval_math.PLAIN_PROMPT; its completions begin with a space, since byte-pair
-# vocabularies hold " 42" as one token. "none" joins the texts as they are. BOS, EOS: see template_source.
+# Jinja, as in a tokenizer_config.json. "plain" is what scores ask a model that has none (eval_math.chat); its completions begin
+# with a space, since byte-pair vocabularies hold " 42" as one token. "none" joins the texts. BOS, EOS: see template_source.
 TEMPLATES = {
     "plain": "BOS{% for m in messages %}{% if m.role == 'user' %}Question: {{ m.content }}\n"
              "{% elif m.role == 'assistant' %}Answer: {{ m.content }}EOS\n{% else %}{{ m.content }}\n\n"

@@ -11,8 +11,8 @@ import torch
 
 import data
 from conftest import ROOT
-from data import collate, load_text, main, marked, pieces, render
-from tokenizer import Tokenizer, toy_encoding
+from data import collate, load_text, main, marked, render
+from tokenizer import QWEN2 as SPLIT, Tokenizer, toy_encoding
 
 CHATML = data.TEMPLATES["chatml"]
 QWEN2 = """{%- if messages[0].role == 'system' -%}
@@ -97,7 +97,7 @@ def encoding(template=None, **kw):
     pairs = [b"\n\n", b" a", b"an", b"er", b"is", b"ant", b"wer", b"\n\n\n", b"\n ", b": ", b" 4"]
     ranks = {**{bytes([b]): b for b in range(256)}, **{p: 256 + i for i, p in enumerate(pairs)}}
     special = {t: len(ranks) + i for i, t in enumerate(SPECIAL)}
-    return Tokenizer("test", pat_str=r"\s+|\w+|[^\w\s]+", mergeable_ranks=ranks, special_tokens=special,
+    return Tokenizer("test", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=special,
                      **{"end": "<|im_end|>", "stops": ["<|endoftext|>", "<|eot_id|>"], "bos": "<|begin|>",
                         "chat_template": template, **kw})
 
@@ -168,7 +168,7 @@ def test_plain_is_the_prompt_of_the_scores():
     assert render([say("user", question)], enc, add_generation_prompt=True) == eval_math.chat(enc)(question) == f"Question: {question}\nAnswer:"
     system = [say("system", "Think."), say("user", question)]
     assert render(system, enc, "plain", True) == eval_math.chat(enc, "Think.")(question)
-    assert render(system, encoding(), "plain", True) == "<|begin|>" + eval_math.render(question, "Think.")
+    assert render(system, encoding(), "plain", True) == "<|begin|>" + eval_math.chat(enc, "Think.")(question)
 
 
 def test_a_template_file_is_read_and_a_wrong_one_is_refused(tmp_path):
@@ -180,6 +180,35 @@ def test_a_template_file_is_read_and_a_wrong_one_is_refused(tmp_path):
     (tmp_path / "bad.jinja").write_text("{% for m in messages %}")
     with pytest.raises(SystemExit, match="--template bad.jinja: no Jinja template: .*end of template"):
         load([{"messages": ONE}], template="bad.jinja")
+
+
+def test_a_tokenizer_given_a_template_stops_at_its_turns_end_and_carries_both_in_its_files():
+    """Bug: Qwen3-4B-Base learns to write <|im_end|> and is then never stopped at it; an export with the template of before."""
+    base = encoding(CHATML, end="<|endoftext|>", stops=[])
+    with pytest.raises(SystemExit, match=r"ends turn 2 with '2<\|im_end\|>', expected a token that ends generation, of <\|endoftext\|>;"):
+        load([{"messages": ONE}], base)
+    end = base._special_tokens["<|im_end|>"]
+    for enc, source in ((data.with_template(base), CHATML), (data.with_template(encoding(None, end="<|endoftext|>"), "chatml"), CHATML)):
+        assert end in enc.stop_ids and enc.end_id == base.end_id and enc.chat_template == source
+        assert counted(load([{"messages": ONE}], enc)[0], enc) == ["2<|im_end|>"]
+        again = data.load_tokenizer(data.tokenizer_files(enc))
+        assert (again.stop_ids, again.chat_template, again.bos_id) == (enc.stop_ids, source, enc.bos_id)
+        assert data.fingerprint(again) == data.fingerprint(base)
+    for enc in (encoding(CHATML), encoding(), toy_encoding()):
+        assert data.with_template(enc) is enc                                 # nothing to add
+    plain = data.with_template(encoding(CHATML), "plain")
+    assert render(ONE, plain) == render(ONE, encoding(), "plain") and "bos_token" not in plain.chat_template
+    with pytest.raises(ValueError, match="ends a turn with '.*<|im_end|>', which is no special token"):
+        data.with_template(toy_encoding(), "chatml")
+
+
+def test_bos_token_is_the_configurations_in_a_template_and_the_tokenizers_in_ours():
+    """Bug: SmolLM2's bos_token before every plain prompt; a template that writes bos_token itself left without it."""
+    for said in ("<|begin|>", {"content": "<|begin|>"}):
+        enc = encoding(LLAMA3, bos=None, files={"tokenizer_config.json": json.dumps({"bos_token": said})})
+        assert render(ONE, enc).startswith("<|begin|><|start_header_id|>user")
+        assert render(ONE, enc, "plain").startswith("Question: 1+1?")
+    assert render(ONE, encoding(LLAMA3, bos=None)).startswith("<|start_header_id|>user")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -351,7 +380,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
     code = "import data; data.load_text(['openai/gsm8k:main'], data.toy_encoding())"
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": ROOT}
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
-    assert r.returncode == 1 and "--data openai/gsm8k:main: no such folder here, and none from the hub" in r.stderr
+    assert r.returncode == 1 and "--data openai/gsm8k:main: no such folder here, none from the hub" in r.stderr
     assert "pass a local file" in r.stderr and "Traceback" not in r.stderr
 
 
