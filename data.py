@@ -6,6 +6,7 @@ the solutions follow a mistake that people are known for, and a small clean set.
     python data.py                      # one math problem per family: the clean solution beside the flawed one
     python data.py --task toy-code --split test -n 3       # three per family of the code task, of another split
     python data.py show --data openai/gsm8k:main --tokenizer SmolLM2-135M -n 3       # samples, what carries loss marked
+    python data.py am --source am_0.5M.jsonl.zst --out train.jsonl                   # the paper's data: see am.py
 
 Shapes: B batch, T time (longest row of the batch, less one), N samples.
 """
@@ -838,9 +839,11 @@ def micro_batches(samples, micro_batch, rank=0, world=1, tokens_per_batch=0):
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    commands = {"show": show_main}
-    if argv and argv[0] in commands:
-        return commands[argv[0]](argv[1:])
+    if argv[:1] == ["show"]:
+        return show_main(argv[1:])
+    if argv[:1] == ["am"]:
+        from am import main as am_main
+        return am_main(argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="toy-math")
     parser.add_argument("--split", choices=SPLITS, default="train")
