@@ -94,9 +94,10 @@ def exact(response, boxed, reference):
 
 
 def official():
-    """The authors' question -> verdict: math-verify, the reference read as it stands, the response by its boxes.
+    r"""The authors' question -> verdict: math-verify, the reference read as it stands, the response by its boxes.
 
-    Not eval_math.official_grader, the scorer of their evaluation: that one wraps the reference in $ and knows letters A-E.
+    Not eval_math.official_grader, the scorer of their evaluation: that one wraps the reference in $ and knows letters A-E. Without
+    the $, math-verify takes the reference 9\sqrt{3} for 9, 2\pi for 2 and 1,2 for 1.2: it drops right rows, and keeps wrong ones.
     """
     try:
         from latex2sympy2_extended import NormalizationConfig

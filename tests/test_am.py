@@ -202,6 +202,10 @@ def test_the_official_grader_asks_what_the_authors_asked():
     assert ask(boxed(r"\boxed{4}"), "5") == WRONG and ask(boxed(r"\boxed{4}"), r"\frac{1}{3}") == WRONG
     assert ask(boxed(r"\boxed{A}"), "A") == UNREADABLE and sift(row(boxed(r"\boxed{A}"), "A"), exact)[0] is None
     assert ask(boxed(r"\boxed{4}"), "The cat sat.") == UNREADABLE
+    for box, reference, theirs, ours in ((r"9\sqrt{3}", r"9\sqrt{3}", WRONG, None), ("9", r"9\sqrt{3}", None, WRONG),
+                                         (r"2\pi", r"2\pi", WRONG, None), ("1,2", "1,2", WRONG, None)):
+        r = row(boxed(rf"\boxed{{{box}}}"), reference)
+        assert (sift(r, verdict)[0], sift(r, exact)[0]) == (theirs, ours), (box, reference)
     assert ask("<think>\\boxed{4}</think><answer>\\boxed{5}</answer>", "4") == WRONG
 
 
