@@ -1,0 +1,562 @@
+"""Speed and memory of each part beside its naive form and its public peers, in one run: both sides take turns (A B A B ...).
+
+    python bench.py                                  # every part, about ten minutes on two cores
+    python bench.py P3 P4 --json bench.json          # some of them; the numbers go to a file too
+    python bench.py P1b --nanogpt ../nanoGPT/model.py        # after git clone https://github.com/karpathy/nanoGPT
+    python bench.py scaling                          # step time and memory against T, V, layers, batch
+    python bench.py --quick                          # every part at toy size, to see it run; its numbers mean nothing
+
+A ratio above 1 means that ours is better; P2 is seconds per step over those of SFT, lower is better. Before anything is
+timed, both sides must have computed the same thing: the same losses, entropies, tokens. Wall-clock times; the ratio of CPU
+seconds stands beside that of the wall clock, since a neighbour on the same cores distorts it less (one thread: hardly at all).
+
+Shapes: B batch, T time, C width, V vocabulary, N rows (tokens) with a loss.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import multiprocessing
+import os
+import platform
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import redirect_stdout
+from statistics import median
+
+import train_wmss                      # first: it sets what torch reads from the environment
+import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from data import Sample, micro_batches
+from entropy import measure
+from eval_math import commit
+from model import GPT, GPTConfig
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+# (prompt, completion) tokens of 64 problems at even quantiles of the total length in GSM8K's train split: SmolLM2's
+# tokenizer, end token included; mean 62 + 125, as of all 7,473 (61 + 126; the longest has 540)
+GSM8K_LENGTHS = [
+    (26, 57), (37, 54), (35, 61), (39, 61), (38, 66), (47, 61), (48, 63), (50, 64), (37, 80), (42, 77), (64, 58), (39, 86),
+    (42, 86), (30, 100), (45, 87), (51, 83), (44, 92), (42, 97), (52, 89), (49, 95), (48, 98), (51, 97), (40, 111), (27, 126),
+    (80, 76), (38, 120), (87, 73), (61, 101), (46, 119), (58, 109), (88, 82), (76, 96), (71, 104), (68, 110), (49, 132),
+    (74, 109), (62, 124), (50, 139), (62, 130), (60, 135), (64, 135), (60, 142), (53, 152), (137, 71), (45, 167), (58, 157),
+    (60, 159), (43, 180), (89, 138), (74, 156), (77, 158), (77, 163), (84, 161), (90, 160), (67, 190), (67, 196), (111, 161),
+    (60, 221), (108, 181), (118, 183), (94, 221), (73, 258), (82, 270), (114, 293)]
+
+# SmolLM2-135M, 4 of its 30 layers
+SHAPE = dict(vocab_size=49152, dim=576, n_layers=4, n_heads=9, n_kv_heads=3, ffn_dim=1536, rope_theta=1e5, norm_eps=1e-5,
+             max_seq_len=1024)
+FULL = dict(shape=SHAPE, batch=8, rounds=4, steps=2, blocks=(4, 512), loss=(4096, 151936, 1024), loss_rounds=2, entropy=32,
+            prompts=32, new_tokens=256, naive_prompts=1, job=[], growth=dict(T=(128, 256, 512, 1024), V=(12288, 24576, 49152, 98304),
+                                                                             layers=(2, 4, 8, 16), batch=(2, 4, 8, 16)))
+TINY = dict(vocab_size=256, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64, max_seq_len=1024)
+QUICK = dict(shape=TINY, batch=4, rounds=2, steps=1, blocks=(2, 32), loss=(64, 2048, 32), loss_rounds=1, entropy=4,
+             prompts=4, new_tokens=8, naive_prompts=1, job=["--preset", "smoke"], growth=dict(T=(16, 32), V=(128, 256)))
+
+# ----------------------------------------------------------------------------------------------------------------------
+# measuring
+
+
+def clocks():
+    return time.perf_counter(), time.process_time()
+
+
+def timed(act):
+    """act() -> its (wall, CPU) seconds, all threads of this process together."""
+    before = clocks()
+    act()
+    return tuple(b - a for a, b in zip(before, clocks()))
+
+
+def take_turns(rounds, *sides):
+    """Run the sides one after the other, rounds times; each returns its list of (wall, CPU) seconds -> one list of all per side.
+
+    The order turns round from one round to the next: whoever goes second finds the machine warmer, or more tired.
+    """
+    times = [[] for _ in sides]
+    for r in range(rounds):
+        for i in list(range(len(sides)))[::1 if r % 2 == 0 else -1]:
+            times[i].append(sides[i]())
+    return times
+
+
+def same(what, a, b, rtol):
+    """A benchmark that compares different work is worthless: SystemExit unless a and b agree, relative to the largest value."""
+    a, b = (torch.as_tensor(v, dtype=torch.float64) for v in (a, b))
+    if a.shape != b.shape or not (a - b).abs().max() <= rtol * b.abs().max():
+        raise SystemExit(f"bench: {what} differ, so their times say nothing: {a.flatten()[:4].tolist()} and {b.flatten()[:4].tolist()}")
+
+
+def entry(part, what, unit, peer_name, ours, peer, amount, goal, **more):
+    """The record of one comparison. ours, peer: per round a list of (wall, CPU) seconds, `amount` units of work each."""
+    rate = lambda rounds, clock: amount / median(t[clock] for r in rounds for t in r)
+    per_round = sorted(median(t[0] for t in p) / median(t[0] for t in o) for o, p in zip(ours, peer))
+    return {part: dict(what=what, ratio=rate(ours, 0) / rate(peer, 0), ours=rate(ours, 0), peer=rate(peer, 0), peer_name=peer_name,
+                       unit=unit, spread=[per_round[0], per_round[-1]], rounds=len(ours),
+                       ratio_cpu=rate(ours, 1) / rate(peer, 1), goal=goal, **more)}
+
+
+def _answer(queue, act, args):
+    torch.set_num_threads(args[-1])
+    queue.put(act(*args))
+
+
+def apart(act, *args, world=1):
+    """act(*args) in `world` fresh processes -> the results by rank. The last argument is the number of threads of each."""
+    spawn = multiprocessing.get_context("spawn")
+    queue = spawn.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        old = {k: os.environ.get(k) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+        processes = []
+        for rank in range(world):
+            os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world),
+                              MASTER_ADDR="127.0.0.1", MASTER_PORT=str(20000 + os.getpid() % 20000))
+            processes.append(spawn.Process(target=_answer, args=(queue, act, args)))
+            processes[-1].start()
+        for k, v in old.items():
+            os.environ.pop(k) if v is None else os.environ.update({k: v})
+        results = [queue.get() for _ in processes]
+        for p in processes:
+            p.join()
+    return results
+
+
+def memory(kind="VmHWM"):
+    """Bytes of this process: VmHWM its peak so far, VmRSS now. Not ru_maxrss, which remembers the process that started this one."""
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(kind))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# what is measured: our training through train_wmss.train() itself, ragged samples of GSM8K's lengths
+
+
+class Bench(train_wmss.Run):
+    """A run without a folder: train() finds all it needs, and each of its log lines is a reading of the clocks."""
+
+    def __init__(self, threads, **config):
+        super().__init__(train_wmss.Config(threads=threads, log_every=1, **config))
+        self.marks, self.losses = [], []
+
+    def log(self, **record):
+        self.marks.append(clocks())
+        self.losses.append(record["loss"])
+
+    def say(self, *words):
+        pass
+
+    def keep_log(self, wanted):
+        pass
+
+
+def our_steps(threads, model, samples, batches, weak_model=None, **config):
+    """Train in place through train() -> the (wall, CPU) seconds of all steps but the first, which pays for AdamW's state; losses."""
+    run = Bench(threads, batch_size=len(batches[0]), **config)
+    train_wmss.train(run, "bench", model, samples, batches, 1e-4, weak=weak_model)
+    return [tuple(b - a for a, b in zip(*pair)) for pair in zip(run.marks, run.marks[1:])], run.losses
+
+
+def their_steps(model, loss_of, samples, batches):
+    """The same training as a stock trainer does it: each batch padded to its longest row, the model's own mean loss."""
+    params = list(model.parameters())
+    opt = torch.optim.AdamW(params, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    marks, losses = [], []
+    for i, batch in enumerate(batches):
+        for group in opt.param_groups:
+            group["lr"] = train_wmss.lr_at(i, len(batches), 1e-4, 0.1)
+        loss = loss_of(model, [samples[j] for j in batch.tolist()])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        marks.append(clocks())
+    return [tuple(b - a for a, b in zip(*pair)) for pair in zip(marks, marks[1:])], losses
+
+
+def llama(model):
+    """transformers' LlamaForCausalLM with the weights of ours."""
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError:
+        raise LookupError("pip install -r tests/requirements.txt (transformers)") from None
+    c = model.cfg
+    cfg = LlamaConfig(vocab_size=c.vocab_size, hidden_size=c.dim, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
+                      num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim, intermediate_size=c.ffn_dim, rms_norm_eps=c.norm_eps,
+                      max_position_embeddings=c.max_seq_len, tie_word_embeddings=c.tie_embeddings, attn_implementation="sdpa",
+                      rope_parameters=dict(rope_type="default", rope_theta=c.rope_theta), bos_token_id=None, eos_token_id=None)
+    peer = LlamaForCausalLM(cfg)
+    weights = {k if k.startswith("lm_head") else "model." + k: v for k, v in model.state_dict().items()}
+    peer.load_state_dict(weights)
+    return peer
+
+
+def padded_loss(model, rows):
+    """Labels -100 where nothing is to be learned: what transformers' collators make, and its loss over them."""
+    x = pad_sequence([s.tokens for s in rows], batch_first=True)
+    labels = pad_sequence([s.tokens.masked_fill(~s.loss, -100) for s in rows], batch_first=True, padding_value=-100)
+    attention = pad_sequence([torch.ones_like(s.tokens) for s in rows], batch_first=True)
+    return model(input_ids=x, attention_mask=attention, labels=labels, use_cache=False).loss
+
+
+def gsm8k_like(vocab_size, seed=0):
+    """64 samples of random tokens with GSM8K's lengths, shuffled."""
+    rng, g, samples = random.Random(seed), torch.Generator().manual_seed(seed), []
+    for i, (p, c) in enumerate(rng.sample(GSM8K_LENGTHS, len(GSM8K_LENGTHS))):
+        samples.append(Sample(i, "", torch.randint(vocab_size, (p + c,), generator=g), torch.arange(p + c) >= p))
+    return samples
+
+
+def fresh(shape, seed=0):
+    torch.manual_seed(seed)
+    return GPT(GPTConfig(**shape))
+
+
+def rounds_of(samples, size):
+    """One list of batches per round, so that the rounds differ and all samples are met before one returns: 1 + size.steps each."""
+    order = torch.arange(size["rounds"] * (size["steps"] + 1) * size["batch"]) % len(samples)
+    return order.view(size["rounds"], size["steps"] + 1, size["batch"])
+
+
+def training_pair(size, threads, model, samples, loss_of, peer, rtol=None):
+    """Our training and a peer's of the same batches, turn by turn -> times of both; loss tokens per step."""
+    batches, left = rounds_of(samples, size), {}
+
+    def side(name, steps):
+        left[name] = iter(batches)
+
+        def turn():
+            times, losses = steps(list(next(left[name])))
+            said[name] += losses
+            return times
+        return turn
+
+    said = dict(ours=[], peer=[])
+    ours, theirs = take_turns(size["rounds"], side("ours", lambda b: our_steps(threads, model, samples, b)),
+                              side("peer", lambda b: their_steps(peer, loss_of, samples, b)))
+    if rtol:
+        same("the losses of the two trainings", said["ours"], said["peer"], rtol)
+    tokens = [sum(int(samples[i].loss[1:].sum()) for i in b.tolist()) for r in batches for b in r[1:]]
+    scale = lambda times: [tuple(t / tokens[i * size["steps"] + j] for t in pair) for i, r in enumerate(times) for j, pair in enumerate(r)]
+    per_token = lambda times: [scale(times)[i * size["steps"]:(i + 1) * size["steps"]] for i in range(size["rounds"])]
+    return per_token(ours), per_token(theirs)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the parts
+
+
+def p1(size, args):
+    """SFT on ragged text against a stock trainer: random batches, each padded to its longest row, transformers' model and loss."""
+    model, samples = fresh(size["shape"]), gsm8k_like(size["shape"]["vocab_size"])
+    ours, peer = training_pair(size, args.threads, model, samples, padded_loss, llama(model), rtol=2e-4)
+    return entry("P1", "SFT on GSM8K's lengths", "loss tokens/s", "transformers' model in random padded batches", ours, peer, 1, 2.0)
+
+
+def p1b(size, args):
+    """The same trainer on full blocks, where nothing is ragged, against nanoGPT's model of the same parameter count."""
+    if not args.nanogpt:
+        raise LookupError("pass --nanogpt PATH/model.py (git clone https://github.com/karpathy/nanoGPT)")
+    spec = importlib.util.spec_from_file_location("nanogpt", args.nanogpt)
+    nano = importlib.util.module_from_spec(spec)
+    sys.modules["nanogpt"] = nano
+    spec.loader.exec_module(nano)
+    B, T = size["blocks"]
+    shape = {**size["shape"], "n_kv_heads": None, "ffn_dim": size["shape"]["dim"] * 8 // 3}     # 12 C^2 a layer, as GPT-2 has
+    model, c = fresh(shape), fresh(shape).cfg
+    torch.manual_seed(0)
+    with redirect_stdout(None):
+        peer = nano.GPT(nano.GPTConfig(block_size=T, vocab_size=c.vocab_size, n_layer=c.n_layers, n_head=c.n_heads, n_embd=c.dim,
+                                       dropout=0.0, bias=False))
+    count = lambda m: sum(p.numel() for p in m.parameters())
+    same("the numbers of parameters", count(model), count(peer) - T * c.dim, 0.01)               # less its position embeddings
+    g = torch.Generator().manual_seed(0)
+    samples = [Sample(i, "", torch.randint(c.vocab_size, (T + 1,), generator=g), torch.ones(T + 1, dtype=torch.bool)) for i in range(4 * B)]
+
+    def block_loss(m, rows):
+        x = torch.stack([s.tokens for s in rows])
+        return m(x[:, :-1].contiguous(), x[:, 1:].contiguous())[1]
+
+    ours, theirs = training_pair({**size, "batch": B}, args.threads, model, samples, block_loss, peer)
+    return entry("P1b", f"training on full blocks of {T}", "tokens/s", "nanoGPT's model of equal size", ours, theirs, 1, 1.1)
+
+
+def p2(size, args):
+    """A step of joint and of frozen training over one of SFT: the same function, the same batches; every token is mixed."""
+    samples, batches = gsm8k_like(size["shape"]["vocab_size"]), rounds_of(gsm8k_like(size["shape"]["vocab_size"]), size)
+
+    def side(kind):
+        strong, mine = fresh(size["shape"]), iter(batches)
+        other = dict(weak_model=fresh(size["shape"], 1), weak=kind) if kind != "sft" else {}
+        return lambda: our_steps(args.threads, strong, samples, list(next(mine)), **other)[0]
+
+    kinds = ("sft", "joint", "frozen")
+    times = take_turns(size["rounds"], *map(side, kinds))
+    seconds = {k: [median(t[clock] for r in times[i] for t in r) for clock in (0, 1)] for i, k in enumerate(kinds)}
+    record = dict(what="seconds per step over those of SFT", unit="s/step", rounds=size["rounds"], goal=[1.9, 1.33])
+    for i, k in enumerate(kinds):
+        record[k] = seconds[k][0]
+        if i:
+            per_round = sorted(median(t[0] for t in r) / median(t[0] for t in s) for r, s in zip(times[i], times[0]))
+            record.update({f"{k}_over_sft": seconds[k][0] / seconds["sft"][0], f"{k}_over_sft_cpu": seconds[k][1] / seconds["sft"][1],
+                           f"{k}_spread": [per_round[0], per_round[-1]]})
+    return {"P2": record}
+
+
+def naive_mixed_loss(h_s, w_s, h_w, w_w, y, lam):
+    """The official loss, restated: both models' full logits stacked, fused, upcast, one cross-entropy over all rows."""
+    z = torch.stack([h_s @ w_s.T, h_w @ w_w.T])
+    return F.cross_entropy((lam * z[0] + (1 - lam) * z[1]).float(), y, reduction="sum")
+
+
+def loss_once(name, rows, vocab, width, rounds, threads):
+    """Forward and backward of the mixed loss -> peak bytes beyond what was there before, the part of it that the gradients
+    handed to the caller take, times, and samples of loss and gradients. Runs in a process of its own."""
+    g = torch.Generator().manual_seed(0)
+    h_s, h_w = (torch.randn(rows, width, generator=g).requires_grad_() for _ in range(2))
+    w_s, w_w = (torch.randn(vocab, width, generator=g).mul_(width ** -0.5).requires_grad_() for _ in range(2))
+    y = torch.randint(vocab, (rows,), generator=g)
+    (torch.randn(8, 8) @ torch.randn(8, 8)).sum()                              # the libraries' own buffers are no part of the loss
+    times, before = [], memory("VmRSS")
+    for _ in range(rounds):
+        for t in (h_s, h_w, w_s, w_w):
+            t.grad = None
+        start = clocks()
+        if name == "ours":
+            loss = train_wmss.mixed_cross_entropy(h_s, w_s, h_w, w_w, y, 0.5, train_wmss.Config.chunk_rows)
+        else:
+            loss = naive_mixed_loss(h_s, w_s, h_w, w_w, y, 0.5)
+        loss.backward()
+        times.append(tuple(b - a for a, b in zip(start, clocks())))
+    grads = (h_s.grad, w_s.grad, h_w.grad, w_w.grad)
+    return dict(peak=memory() - before, grads=sum(t.numel() * 4 for t in grads), times=times, loss=loss.item(),
+                probe=[t[:64].double().norm().item() for t in grads])
+
+
+def p3(size, args):
+    """Peak memory of the mixed loss, forward + backward, beyond hidden states and weights; every run in a fresh process."""
+    (rows, vocab, width), got = size["loss"], dict(ours=[], naive=[])
+    for r in range(size["loss_rounds"]):
+        for name in ("ours", "naive")[::1 if r % 2 == 0 else -1]:
+            got[name] += apart(loss_once, name, rows, vocab, width, 1, args.threads)
+    a, b = got["ours"][0], got["naive"][0]
+    same("the losses", a["loss"], b["loss"], 1e-5)
+    same("the gradients", a["probe"], b["probe"], 1e-4)
+    peaks = {k: median(x["peak"] for x in v) for k, v in got.items()}
+    ratios = sorted(n["peak"] / o["peak"] for o, n in zip(got["ours"], got["naive"]))
+    slower = lambda clock: (median(x["times"][0][clock] for x in got["ours"]) / median(x["times"][0][clock] for x in got["naive"]))
+    beyond = (peaks["naive"] - a["grads"]) / max(1, peaks["ours"] - a["grads"])
+    return {"P3": dict(what=f"peak of the mixed loss, {rows:,} tokens, V {vocab:,}, width {width:,}", ratio=peaks["naive"] / peaks["ours"],
+                       ours=peaks["ours"] / 1e9, peer=peaks["naive"] / 1e9, peer_name="both full logits stacked, fused, upcast", unit="GB",
+                       spread=[ratios[0], ratios[-1]], rounds=size["loss_rounds"], goal=8.0, time_over_naive=slower(0),
+                       time_over_naive_cpu=slower(1), of_which_gradients_gb=a["grads"] / 1e9, ratio_beyond_gradients=beyond)}
+
+
+def naive_entropy(model, samples):
+    """The official entropy pass, restated: one sample at a time, all its logits, full fp32 probabilities, log(p + eps)."""
+    out = []
+    with torch.no_grad():
+        for s in samples:
+            p = torch.softmax(model.logits(s.tokens[None, :-1])[0].float(), dim=-1)        # (T, V)
+            ent = -(p * torch.log(p + 1e-12)).sum(-1)
+            out.append(ent[s.loss[1:]])                                       # at the positions that predict: the official is off by one
+    return torch.cat(out)
+
+
+def p4(size, args):
+    """Entropies of two models over ragged samples, against batch 1, and against what no pass can avoid: trunk and one matmul."""
+    samples = gsm8k_like(size["shape"]["vocab_size"])[:size["entropy"]]
+    weak, live = fresh(size["shape"]), fresh(size["shape"], 1)
+    for m in (weak, live):                       # spread the logits: two uniform distributions have the same entropy everywhere
+        m.norm.weight.data.mul_(8)
+    chunk, heads = train_wmss.Config.chunk_rows, {}
+
+    def ours():
+        heads["ours"] = measure(weak, live, samples, train_wmss.Config.micro_batch, chunk)
+
+    def batch_one():
+        heads["naive"] = [naive_entropy(m, samples) for m in (weak, live)]
+
+    @torch.no_grad()
+    def roof():                                  # the logits are computed and dropped
+        for b in micro_batches(samples, train_wmss.Config.micro_batch):
+            for m in (weak, live):
+                for h in m(b.x)[b.loss_mask].split(chunk):
+                    m.lm_head(h)
+
+    measure(weak, live, samples[:2], chunk_rows=chunk)                        # warm
+    times = take_turns(size["rounds"], *(lambda f=f: [timed(f)] for f in (ours, batch_one, roof)))
+    for name, want in zip(("ent_weak", "ent_live"), heads["naive"]):
+        same("the entropies", heads["ours"][name], want, 1e-4)
+    tokens = 2 * sum(len(s.tokens) - 1 for s in samples)                      # of both models
+    return {**entry("P4", "entropies of two models", "tokens/s", "batch 1, full fp32 probabilities", times[0], times[1], tokens, 5.0),
+            **entry("P4roof", "the same against its roof", "tokens/s", "trunk's forward and one head matmul", times[0], times[2], tokens, 0.85)}
+
+
+@torch.no_grad()
+def generate_uncached(model, prompt, n):
+    """Generation as nanoGPT has it: the whole sequence through the trunk again for every token."""
+    x = torch.tensor([prompt])
+    for _ in range(n):
+        x = torch.cat([x, model.lm_head(model(x)[:, -1:]).argmax(-1)], 1)
+    return x[0, len(prompt):].tolist()
+
+
+def p5(size, args):
+    """Greedy generation from prompts of GSM8K's lengths, no stop token: 256 tokens for every row, on both sides."""
+    model, n = fresh(size["shape"]).eval(), size["new_tokens"]
+    model.norm.weight.data.mul_(8)                                           # a random model's logits nearly tie; these do not
+    prompts = [s.tokens[:int((~s.loss).sum())].tolist() for s in gsm8k_like(size["shape"]["vocab_size"])[:size["prompts"]]]
+    peer = llama(model).eval()
+    peer.generation_config.eos_token_id = peer.generation_config.pad_token_id = None
+    few = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))[len(prompts) // 2:][:size["naive_prompts"]]
+    out, longest = {}, max(map(len, prompts))
+    x = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])         # padded on the left, as generate() wants it
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+
+    def ours():
+        out["ours"] = model.generate(prompts, n)
+
+    def uncached():
+        out["uncached"] = [generate_uncached(model, prompts[i], n) for i in few]
+
+    def theirs():
+        out["hf"] = peer.generate(x, attention_mask=mask, max_new_tokens=n, do_sample=False, pad_token_id=0)[:, longest:].tolist()
+
+    model.generate(prompts[:2], 2)
+    times = take_turns(size["rounds"], *(lambda f=f: [timed(f)] for f in (ours, theirs)))
+    naive = take_turns(1, lambda: [timed(uncached)])[0] * size["rounds"]
+    same("the tokens", [out["ours"][i] for i in few], out["uncached"], 0)
+    same("the tokens", out["ours"], out["hf"], 0)
+    per = lambda rounds, count: [[tuple(t / count for t in pair) for pair in r] for r in rounds]
+    a, b, c = per(times[0], n * len(prompts)), per(naive, n * len(few)), per(times[1], n * len(prompts))
+    return {**entry("P5", f"greedy, {len(prompts)} prompts, {n} new tokens", "new tokens/s",
+                    f"no cache, prompt by prompt ({len(few)} of them)", a, b, 1, 10.0),
+            **entry("P5hf", "the same", "new tokens/s", "transformers' generate(), left-padded batch", a, c, 1, 1.3)}
+
+
+def p6(size, args):
+    """The main job as a newcomer starts it, in an empty folder: seconds to its first step, to its table."""
+    command = [sys.executable, os.path.join(HERE, "train_wmss.py"), "--threads", str(args.threads), *size["job"]]
+    start, first, table = time.perf_counter(), None, False
+    with tempfile.TemporaryDirectory() as folder:
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+            for line in job.stdout:
+                first = first or ("step    1/" in line and time.perf_counter() - start)
+                table = table or line.startswith("wmss (strong)")
+        if job.returncode or not table or not first:
+            raise SystemExit(f"bench: the main job ended with status {job.returncode} and {'a' if table else 'no'} table: {' '.join(command)}")
+        seconds = time.perf_counter() - start
+    return {"P6": dict(what="the main job, process to table", ratio=300 / seconds, ours=seconds, peer=300, peer_name="the goal", unit="s",
+                       import_to_first_step=first, goal=1.0, rounds=1)}
+
+
+def step_of_rank(shape, batch, steps, threads):
+    """Mean (wall, CPU) seconds of a training step, in the group of ranks that the environment names."""
+    samples = gsm8k_like(shape["vocab_size"])
+    batches = list((torch.arange((steps + 1) * batch) % len(samples)).view(steps + 1, batch))
+    times, losses = our_steps(threads, fresh(shape), samples, batches)
+    return int(os.environ["RANK"]), [sum(t) / len(t) for t in zip(*times)], losses
+
+
+def p7(size, args):
+    """A step of one global batch on one rank and on two, one thread each."""
+    got = {1: [], 2: []}
+    for r in range(max(2, size["rounds"] // 2)):
+        for world in (1, 2)[::1 if r % 2 == 0 else -1]:
+            got[world].append(sorted(apart(step_of_rank, size["shape"], 2 * size["batch"], size["steps"], 1, world=world))[0])
+    same("the losses of one rank and two", got[1][0][2], got[2][0][2], 1e-4)
+    return entry("P7", "step on two gloo ranks, one thread each", "steps/s", "one rank, one thread (ideal: 2)",
+                 [[g[1]] for g in got[2]], [[g[1]] for g in got[1]], 1, 1.7)
+
+
+def growth_point(shape, B, T, threads):
+    """(seconds, peak bytes beyond the model, its gradients included) of forward + backward of Pair on full blocks."""
+    model = fresh(shape)
+    pair = train_wmss.Pair(model, None, False, train_wmss.Config.chunk_rows)
+    x = torch.randint(shape["vocab_size"], (B, T + 1))
+    step = lambda: pair(x[:, :-1], x[:, 1:], torch.ones(B, T, dtype=torch.bool), 1.0).backward()
+    before = memory("VmRSS")
+    step()
+    return median(timed(step)[0] for _ in range(3)), memory() - before
+
+
+def scaling(size, args):
+    """Forward + backward against T, V, layers and batch, one of them at a time; loss memory against V x tokens."""
+    base, record = dict(T=size["blocks"][1] // 2, V=size["shape"]["vocab_size"], layers=size["shape"]["n_layers"], batch=4), {}
+    print(f"forward + backward from {base}, one changed at a time\n{'':>22s}{'seconds':>9s}{'GB':>7s}{'seconds/unit':>15s}")
+    for name, values in size["growth"].items():
+        for v in values:
+            at = {**base, name: v}
+            shape = {**size["shape"], "vocab_size": at["V"], "n_layers": at["layers"]}
+            ((seconds, peak),) = apart(growth_point, shape, at["batch"], at["T"], args.threads)
+            record.setdefault(name, []).append(dict(at=v, seconds=seconds, gb=peak / 1e9))
+            print(f"{name:>12s} {v:>8,d} {seconds:9.3f}{peak / 1e9:7.2f}{seconds / v:15.2e}", flush=True)
+    return {"scaling": record}
+
+
+PARTS = dict(P1=p1, P1b=p1b, P2=p2, P3=p3, P4=p4, P5=p5, P6=p6, P7=p7)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# command line
+
+
+def show(record):
+    for part, r in record.items():
+        if part == "P2":
+            line = "   ".join(f"{k}/SFT {r[k + '_over_sft']:.2f} (CPU {r[k + '_over_sft_cpu']:.2f}; {r[k + '_spread'][0]:.2f}-"
+                              f"{r[k + '_spread'][1]:.2f}), goal {g}" for k, g in zip(("joint", "frozen"), r["goal"]))
+            print(f"{part:7s}{r['what']}: SFT {r['sft']:.3f} s; {line}", flush=True)
+        elif "ratio" in r:
+            spread = f" ({r['spread'][0]:.2f}-{r['spread'][1]:.2f})" if "spread" in r else ""
+            cpu = f", CPU {r['ratio_cpu']:.2f}" if "ratio_cpu" in r else ""
+            more = "; ".join(f"{k.replace('_', ' ')} {v:.2f}" for k, v in r.items()
+                             if k in ("time_over_naive", "time_over_naive_cpu", "of_which_gradients_gb", "ratio_beyond_gradients",
+                                      "import_to_first_step"))
+            print(f"{part:7s}{r['what']}: {r['ours']:,.4g} against {r['peer']:,.4g} {r['unit']}, {r['peer_name']}: "
+                  f"{r['ratio']:.2f}x{spread}{cpu}, goal {r['goal']}{'; ' + more if more else ''}", flush=True)
+        elif "not_measured" in r:
+            print(f"{part:7s}not measured: {r['not_measured']}", flush=True)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{' '.join(PARTS)}, or scaling; default: all but scaling")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads [0: all cores]; P7 always gives each rank one")
+    parser.add_argument("--nanogpt", metavar="PATH", help="nanoGPT's model.py, the peer of P1b")
+    parser.add_argument("--quick", action="store_true", help="toy sizes: does every part run?")
+    args = parser.parse_args(argv)
+    if unknown := [p for p in args.parts if p not in PARTS and p != "scaling"]:
+        raise SystemExit(f"bench: unknown part {', '.join(unknown)}; expected some of {', '.join(PARTS)}, scaling")
+    args.threads = args.threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(args.threads)
+    with open("/proc/cpuinfo") as f:
+        cpu = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), platform.machine())
+    head = dict(commit=commit(), torch=torch.__version__, python=platform.python_version(), cpu=cpu, threads=args.threads,
+                load=os.getloadavg()[0], size="quick" if args.quick else "full")
+    print("bench | " + " | ".join(f"{k} {v}" for k, v in head.items()), flush=True)
+    results, size = {"run": head}, QUICK if args.quick else FULL
+    for part in args.parts or PARTS:
+        try:
+            record = scaling(size, args) if part == "scaling" else PARTS[part](size, args)
+        except LookupError as missing:                        # a peer that is not there
+            record = {part: dict(not_measured=missing.args[0])}
+        show(record)
+        results.update(record)
+        if args.json:
+            train_wmss.write_atomically(args.json, lambda f: f.write(json.dumps(results, indent=1).encode()))
+    return results
+
+
+if __name__ == "__main__":
+    main()
