@@ -367,7 +367,8 @@ def test_no_prompts_and_no_tokens():
 
 
 @pytest.mark.parametrize("bad", (dict(dim=30, n_heads=4), dict(n_heads=4, n_kv_heads=3), dict(dim=12, n_heads=4),
-                                 dict(rope_low=4.0), dict(dim=32.0), dict(n_heads=0), dict(vocab_size="97"), dict(max_seq_len=None)))
+                                 dict(rope_low=4.0), dict(dim=32.0), dict(n_heads=0), dict(vocab_size="97"),
+                                 dict(max_seq_len=None)))
 def test_impossible_shapes_are_refused(bad):
     """Bug: a view() error from the middle of the first forward pass."""
     with pytest.raises(ValueError, match="model: "):
