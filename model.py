@@ -297,11 +297,12 @@ class GPT(nn.Module):
 # ----------------------------------------------------------------------------------------------------------------------
 # Hugging Face's config.json
 
-# our field -> its key; a checkpoint that lacks one of these is refused, except for those that have one natural value
+# our field -> its key
 KEYS = dict(vocab_size="vocab_size", dim="hidden_size", n_layers="num_hidden_layers", n_heads="num_attention_heads",
             n_kv_heads="num_key_value_heads", head_dim="head_dim", ffn_dim="intermediate_size",
             max_seq_len="max_position_embeddings", norm_eps="rms_norm_eps", tie_embeddings="tie_word_embeddings")
-NATURAL = {"llama": dict(num_key_value_heads=None, head_dim=None), "qwen2": dict(head_dim=None), "qwen3": {}}
+# what transformers takes a missing key for; not where that is one released model's number (qwen2: 32 kv heads): refused
+ABSENT = {"llama": dict(num_key_value_heads=None, head_dim=None), "qwen2": dict(head_dim=None), "qwen3": {}}
 # model_type -> what tells it from the others
 FAMILIES = {"llama": dict(qkv_bias=False, qk_norm=False), "qwen2": dict(qkv_bias=True, qk_norm=False),
             "qwen3": dict(qkv_bias=False, qk_norm=True)}
@@ -330,8 +331,8 @@ def config_from_hf(c):
     ):
         if wrong:
             raise ValueError(f"config.json asks for {what}")
-    full = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, **NATURAL[kind], **c}       # what they take a missing key for
-    missing = [k for k in KEYS.values() if full.get(k) is None and k not in NATURAL[kind]] + [
+    full = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, **ABSENT[kind], **c}
+    missing = [k for k in KEYS.values() if k not in full] + [
         f"rope_scaling.{k}" for k in ROPE_KEYS.values() if rope_type == "llama3" and k not in rope]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}")
@@ -394,13 +395,12 @@ def _read_tensor(path, dtype, shape, at):
 
 def write_safetensors(path, tensors):
     """{name: tensor} -> file at path, atomically; the header's "format" is what transformers asks for."""
-    tensors = dict(sorted(tensors.items(), key=lambda kv: -kv[1].itemsize))   # wide ones first, so that each lies aligned
     header, at = {"__metadata__": {"format": "pt"}}, 0
     for name, t in tensors.items():
         kind = next(k for k, d in DTYPES.items() if d == t.dtype)
         header[name] = dict(dtype=kind, shape=list(t.shape), data_offsets=[at, at := at + t.nbytes])
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)                                           # so that mapped tensors lie aligned
 
     def write(f):
         f.write(len(text).to_bytes(8, "little") + text)

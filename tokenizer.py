@@ -31,7 +31,7 @@ class Tokenizer(tiktoken.Encoding):
     Bytes that the vocabulary lacks (21 in SmolLM2's, most in the toy's) are dropped, as `tokenizers` does.
     """
 
-    LONG = 500_000          # characters; the regex engine of tiktoken panics where it would step back through a million spaces
+    LONG = 500_000          # characters: where it would step back through a million spaces, tiktoken's regex engine panics
 
     def __init__(self, name, *, pat_str, mergeable_ranks, special_tokens, end, stops=(), bos=None, chat_template=None, nfc=False,
                  files=None):
@@ -45,7 +45,7 @@ class Tokenizer(tiktoken.Encoding):
         return load_tokenizer, (tokenizer_files(self),)
 
     def _plain(self, text):
-        """Whether tiktoken can take the text as it is. A few ns a character."""
+        """Whether tiktoken can take the text as it is."""
         if len(text) >= self.LONG or self.nfc and not unicodedata.is_normalized("NFC", text):
             return False
         return not self._lacking or len(raw := text.encode("utf-8", "replace")) == len(raw.translate(None, self._lacking))
@@ -53,9 +53,9 @@ class Tokenizer(tiktoken.Encoding):
     def encode_ordinary(self, text):
         if self._plain(text):
             return super().encode_ordinary(text)
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")              # lone surrogates, as tiktoken does
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")      # lone surrogates, as tiktoken does
         text = unicodedata.normalize("NFC", text) if self.nfc else text
-        # `tokenizers` splits the whole text, then drops the bytes: those beside them in a piece can merge, in other pieces not.
+        # `tokenizers` splits the whole text, then drops bytes: their neighbours may merge inside a piece, not across pieces.
         pieces = (m.group().encode().translate(None, self._lacking) for m in regex.finditer(self._pat_str, text))
         return [i for piece in pieces if piece for i in self._core_bpe.encode_single_piece(piece)]
 
@@ -65,18 +65,20 @@ class Tokenizer(tiktoken.Encoding):
         allowed = self.special_tokens_set if allowed_special == "all" else allowed_special
         forbidden = self.special_tokens_set - allowed if disallowed_special == "all" else disallowed_special
         if found := [t for t in forbidden if t in text]:
-            raise ValueError(f"tokenizer: {found[0]!r} in a text, where it is not allowed; see allowed_special and disallowed_special")
+            _refuse(f"special token {found[0]!r} in a text; allowed_special and disallowed_special can let it in")
         # Special tokens come out of the raw text; what lies between them is normalised, each part alone.
         parts = regex.split("(" + "|".join(map(regex.escape, allowed)) + ")", text) if allowed else [text]
-        return [i for n, part in enumerate(parts) for i in ([self._special_tokens[part]] if n % 2 else self.encode_ordinary(part))]
+        ids = ([self._special_tokens[part]] if n % 2 else self.encode_ordinary(part) for n, part in enumerate(parts))
+        return [i for part in ids for i in part]
 
     def encode_to_numpy(self, text, **special):
         import numpy as np
         return np.array(self.encode(text, **special), np.uint32)
 
     def encode_ordinary_batch(self, text, *, num_threads=8):
-        """list[str] -> list[list[int]]. With one thread no pool, which costs more than encoding a paragraph does."""
-        return [self.encode_ordinary(t) for t in text] if num_threads == 1 else super().encode_ordinary_batch(text, num_threads=num_threads)
+        if num_threads == 1:                                       # a pool costs more than encoding a paragraph does
+            return list(map(self.encode_ordinary, text))
+        return super().encode_ordinary_batch(text, num_threads=num_threads)
 
 
 def toy_encoding():
@@ -102,11 +104,12 @@ def fingerprint(enc):
 # other people's tokenizers
 
 # What a Hugging Face folder says about its tokenizer. generation_config.json is the model's, but names what ends a text.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
+                   "chat_template.jinja")
 USUAL_ENDS = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>")      # where nothing says what ends a text
 
-# Split patterns as tokenizer.json files spell them. tiktoken's spelling with possessive quantifiers gives the same pieces and is no
-# faster, but `\p{N}{1,3}+` means another thing to Oniguruma, which `tokenizers` uses.
+# Split patterns as tokenizer.json files spell them. tiktoken's spelling, with possessive quantifiers, gives the same pieces no
+# faster; and to Oniguruma, which `tokenizers` uses, its `\p{N}{1,3}+` is another thing.
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 QWEN2 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -115,10 +118,11 @@ O200K = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}
          r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + CONTRACTIONS + "?|"
          r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 
-# What a pattern may be made of, so that Oniguruma and Rust's regex read it alike. Not ^ $ (a line's to one, the text's to the other),
-# \w \h \b, (?m), nested or subtracted classes, {1,3}+, nor ignored case (to Oniguruma ß is ss).
+# What a pattern may be made of, so that Oniguruma and Rust's regex read it alike. Not ^ and $ (of a line to one, of the text to
+# the other), \w \h \b, (?m), nested or subtracted classes, {1,3}+, nor ignored case (to Oniguruma ß is ss).
 _ESCAPE = r"\\(?:[rntsSdD]|[pP]\{\w+\}|[^\w\s])"
-_COMMON = re.compile(rf"(?:{_ESCAPE}|\[\^?(?:{_ESCAPE}|(?!&&|--|~~)[^\\\[\]])+\]|[^\\\[\](){{}}^$*+?|]|\((?:\?(?:[:=!]|<[=!])|(?!\?))|[)|]"
+_CLASS = rf"\[\^?(?:{_ESCAPE}|(?!&&|--|~~)[^\\\[\]])+\]"
+_COMMON = re.compile(rf"(?:{_ESCAPE}|{_CLASS}|[^\\\[\](){{}}^$*+?]|\((?:\?(?:[:=!]|<[=!])|(?!\?))|\)"
                      r"|[?*+][?+]?|\{\d+(?:,\d*)?\}(?![?+]))+")
 
 # A rank file holds neither pattern nor special tokens. sha256 -> name, pattern, end, other stops, bos, NFC, special tokens by id
@@ -129,15 +133,16 @@ RANK_FILES = {
         _NAMED(100257, "endoftext fim_prefix fim_middle fim_suffix") | {"<|endofprompt|>": 100276}),
     "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d": (
         "o200k_base", O200K, "<|endoftext|>", (), None, False, {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}),
-    "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186": (                 # Qwen3's; Qwen2 and 2.5 lack the last ones
+    "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186": (      # Qwen3's; Qwen2 and 2.5 lack the last ones
         "qwen", QWEN2, "<|im_end|>", ("<|endoftext|>",), None, True, _NAMED(151643,
-            "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end vision_start vision_end "
-            "vision_pad image_pad video_pad <tool_call> </tool_call> fim_prefix fim_middle fim_suffix fim_pad repo_name file_sep "
-            "<tool_response> </tool_response> <think> </think>")),
-    "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": (
-        "llama3", LLAMA3, "<|end_of_text|>", ("<|eot_id|>",), "<|begin_of_text|>", False, _NAMED(128000,
-            "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id reserved_special_token_2 "
-            "start_header_id end_header_id eom_id eot_id python_tag " + " ".join(f"reserved_special_token_{i}" for i in range(3, 248)))),
+            "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start quad_end vision_start "
+            "vision_end vision_pad image_pad video_pad <tool_call> </tool_call> fim_prefix fim_middle fim_suffix fim_pad "
+            "repo_name file_sep <tool_response> </tool_response> <think> </think>")),
+    "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": (      # Llama 3.1's and later
+        "llama3", LLAMA3, "<|end_of_text|>", ("<|eom_id|>", "<|eot_id|>"), "<|begin_of_text|>", False, _NAMED(128000,
+            "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 finetune_right_pad_id "
+            "reserved_special_token_2 start_header_id end_header_id eom_id eot_id python_tag "
+            + " ".join(f"reserved_special_token_{i}" for i in range(3, 248)))),
 }
 
 # The alphabet in which tokenizer.json writes bytes (GPT-2's): printable Latin-1 stands for itself, the rest for U+0100 and on
@@ -161,11 +166,11 @@ def load_tokenizer(source):
             return _from_ranks(path)
         folder = path if path.is_dir() else path.parent
         files = {name: (folder / name).read_text("utf-8") for name in TOKENIZER_FILES if (folder / name).is_file()}
-        if path.suffix == ".json" and path.name != "tokenizer.json":           # another name: what lies beside it is another's
+        if path.suffix == ".json" and path.name != "tokenizer.json":       # another name: what lies beside it is another's
             files = {"tokenizer.json": path.read_text("utf-8")} if path.is_file() else {}
     if "tokenizer.json" not in files:
         where = "the checkpoint" if isinstance(source, dict) else source
-        _refuse(f"no tokenizer.json in {where}; AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers writes one")
+        _refuse(f"no tokenizer.json in {where}; transformers writes one: AutoTokenizer.from_pretrained(X).save_pretrained(X)")
     spec, config, named, generation = (_json(files, name) for name in TOKENIZER_FILES[:4])
     model = spec.get("model") or {}
 
@@ -174,6 +179,8 @@ def load_tokenizer(source):
     for key, fine in known.items():
         if model.get(key, fine[0]) not in fine:
             _refuse(f"{key} {model[key]!r} of the model in tokenizer.json; only byte-level BPE is exact here")
+    if not model.keys() >= {"vocab", "merges"}:
+        _refuse("no vocab and merges in tokenizer.json")
     normalizer = spec.get("normalizer") or {"type": "Sequence", "normalizers": []}
     kinds = [n["type"] for n in normalizer.get("normalizers", [normalizer])]
     if {*kinds} - {"NFC"}:
@@ -189,7 +196,7 @@ def load_tokenizer(source):
     end = text_of("eos_token") or next(iter(stops), None)
     if end is None and "tokenizer_config.json" not in files:
         end = next((t for t in USUAL_ENDS if t in added), None)
-    if config.get("add_bos_token") is not None:                                # says more than the post-processor, as in transformers
+    if config.get("add_bos_token") is not None:                    # has the last word, as in transformers
         bos = text_of("bos_token") if config["add_bos_token"] else None
     if end is None:
         _refuse('nothing says which token ends a text; set "eos_token" in tokenizer_config.json')
@@ -210,25 +217,28 @@ def tokenizer_files(enc):
     name = {i: token for token, i in enc._special_tokens.items()}
     written = lambda token: "".join(map(BYTE_CHARS.get, token))
     flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    vocab = {written(token): i for token, i in enc._mergeable_ranks.items()} | enc._special_tokens     # else `tokenizers` numbers them
-    bos = [{"SpecialToken": {"id": name[i], "type_id": 0}} for i in [enc.bos_id] if i is not None]
+    # Special tokens stand in the vocabulary too: `tokenizers` would number them otherwise
+    vocab = {written(token): i for token, i in enc._mergeable_ranks.items()} | enc._special_tokens
+    bos = [] if enc.bos_id is None else [name[enc.bos_id]]
+    start = [{"SpecialToken": {"id": token, "type_id": 0}} for token in bos]
     text = lambda which, kind: {"Sequence": {"id": which, "type_id": kind}}
     spec = {
         "version": "1.0", "truncation": None, "padding": None,
         "added_tokens": [{"id": i, "content": token, **flags} for i, token in sorted(name.items())],
         "normalizer": {"type": "NFC"} if enc.nfc else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [               # what the pattern does not match is lost, as in tiktoken
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [   # what no match covers is lost, as in tiktoken
             {"type": "Split", "pattern": {"Regex": enc._pat_str}, "behavior": "Removed", "invert": True},
             {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}]},
-        "post_processor": {"type": "TemplateProcessing", "single": [*bos, text("A", 0)], "pair": [*bos, text("A", 0), text("B", 0)],
-                           "special_tokens": {t: {"id": t, "ids": [enc.bos_id], "tokens": [t]} for b in bos for t in [b["SpecialToken"]["id"]]}},
+        "post_processor": {"type": "TemplateProcessing", "single": [*start, text("A", 0)],
+                           "pair": [*start, text("A", 0), text("B", 1)],
+                           "special_tokens": {t: {"id": t, "ids": [enc.bos_id], "tokens": [t]} for t in bos}},
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False},
         "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
-                  "fuse_unk": False, "byte_fallback": False, "ignore_merges": True, "vocab": vocab,     # tiktoken looks pieces up first
-                  "merges": [list(map(written, pair)) for pair in _halves(enc._mergeable_ranks).values()]},
+                  "fuse_unk": False, "byte_fallback": False, "ignore_merges": True,      # tiktoken looks whole pieces up first
+                  "vocab": vocab, "merges": [list(map(written, pair)) for pair in _halves(enc._mergeable_ranks).values()]},
     }
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": name[enc.end_id], "clean_up_tokenization_spaces": False}
-    config |= {"bos_token": name[enc.bos_id]} if bos else {}
+    config |= {"bos_token": bos[0]} if bos else {}
     config |= {"chat_template": enc.chat_template} if enc.chat_template else {}
     files = {"tokenizer.json": spec, "tokenizer_config.json": config, "generation_config.json": {"eos_token_id": enc.stop_ids}}
     return {name: json.dumps(content, ensure_ascii=False) for name, content in files.items()}
@@ -240,9 +250,10 @@ def _refuse(what):
 
 def _json(files, name):
     try:
-        return json.loads(files.get(name, "{}"))
+        content = json.loads(files.get(name, "{}"))
     except ValueError as error:
         _refuse(f"{name} is not JSON ({error})")
+    return content if isinstance(content, dict) else _refuse(f"{name} holds no JSON object")
 
 
 def _pattern(pre):
@@ -256,7 +267,7 @@ def _pattern(pre):
     if last.get("use_regex", True):
         if not splits:
             return GPT2
-        if kinds == ["Digits", "ByteLevel"]:                                   # digits part the text first: (?!\S) ends at a digit too
+        if kinds == ["Digits", "ByteLevel"]:                       # digits part the text first, so (?!\S) ends at them too
             digits = r"\p{N}" + "+" * (not splits[0]["individual_digits"])
             return GPT2.replace(r" ?\p{N}+", digits).replace(r"(?!\S)", r"(?![^\s\p{N}])")
     elif kinds == ["Split", "ByteLevel"] and "Regex" in splits[0]["pattern"]:
@@ -277,7 +288,7 @@ def _begins_with(post):
     for step in steps:
         if step["type"] == "TemplateProcessing":
             before += [*(part.get("SpecialToken", {}).get("id", "A") for part in step["single"])]
-        elif step["type"] != "ByteLevel":                                      # that one only trims offsets
+        elif step["type"] != "ByteLevel":                          # that one only trims offsets
             _refuse(f"post-processor {step['type']}; only TemplateProcessing with a token before the text is known")
     if before[-1:] not in ([], ["A"]) or len(before) > 2:
         _refuse(f"a post-processor that makes {' '.join(before)} of a text A; only one token before it is known")
@@ -294,7 +305,7 @@ def _added_tokens(tokens, vocab, nfc):
             _refuse(f"added token {name!r} is {' and '.join(odd)}; set that to false in tokenizer.json if it need not be")
         ids[name] = vocab.get(name, free)                          # `tokenizers` counts on, whatever the file says
         if ids[name] != t["id"]:
-            _refuse(f"added token {name!r} has id {t['id']}, but `tokenizers` gives it {ids[name]}; list added tokens by id, without gaps")
+            _refuse(f"added token {name!r} has id {t['id']}, but `tokenizers` gives it {ids[name]}; list them by id, without gaps")
         free = max(free, ids[name] + 1)
     names = sorted(ids)
     for first, second in zip(names, names[1:]):                    # sorted: what begins with a name stands right behind it
@@ -368,8 +379,8 @@ def _from_ranks(path):
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest not in RANK_FILES:
-        _refuse(f"{path} is no rank file whose split pattern and special tokens are known ({', '.join(r[0] for r in RANK_FILES.values())}; "
-                f"this one has sha256 {digest}); use the folder of a tokenizer.json, or add it to RANK_FILES in data.py")
+        _refuse(f"{path} (sha256 {digest}) is not one of the rank files whose split pattern and special tokens are known: "
+                f"{', '.join(r[0] for r in RANK_FILES.values())}; give a tokenizer.json, or add it to RANK_FILES in data.py")
     name, pattern, end, stops, bos, nfc, special = RANK_FILES[digest]
     ranks = {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, content.splitlines())}
     return Tokenizer(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special, end=end, stops=stops, bos=bos, nfc=nfc)
