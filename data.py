@@ -316,7 +316,8 @@ def template_source(template, enc):
         return template
     if source := TEMPLATES.get("plain" if template == "auto" else template):
         # not {{ bos_token }}: SmolLM2's configuration names one, and yet none of its texts begins with it
-        return source.replace("BOS", "" if enc.bos_id is None else enc.decode([enc.bos_id])).replace("EOS", enc.decode([enc.end_id]))
+        bos = "" if enc.bos_id is None else enc.decode([enc.bos_id])
+        return source.replace("BOS", bos).replace("EOS", enc.decode([enc.end_id]))
     try:
         with open(template, encoding="utf-8") as f:
             return f.read()
@@ -324,10 +325,11 @@ def template_source(template, enc):
         raise ValueError(f"--template {template}: expected auto, {', '.join(TEMPLATES)} or a .jinja file, found {e}") from None
 
 
-@functools.lru_cache
-def _bos_token(config):
-    token = json.loads(config).get("bos_token")
-    return token["content"] if isinstance(token, dict) else token
+def _bos_token(enc):
+    """What a template means by bos_token: what the tokenizer's configuration says, even if texts do not begin with it."""
+    token = json.loads(enc.files.get("tokenizer_config.json", "{}")).get("bos_token")
+    token = token["content"] if isinstance(token, dict) else token
+    return token or ("" if enc.bos_id is None else enc.decode([enc.bos_id]))
 
 
 @functools.lru_cache
@@ -361,11 +363,11 @@ def render(messages, enc, template="auto", add_generation_prompt=False):
     >>> render([{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}], toy_encoding())
     'Question: 1+1?\\nAnswer: 2<|end|>\\n'
     """
-    bos = _bos_token(enc.files.get("tokenizer_config.json", "{}")) or ("" if enc.bos_id is None else enc.decode([enc.bos_id]))
+    source = template_source(template, enc)
+    bos = _bos_token(enc) if "bos_token" in source else ""                      # a configuration is long to read for every row
     try:
-        return _compiled(template_source(template, enc)).render(
-            messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None, bos_token=bos,
-            eos_token=enc.decode([enc.end_id]))
+        return _compiled(source).render(messages=messages, add_generation_prompt=add_generation_prompt, bos_token=bos,
+                                        eos_token=enc.decode([enc.end_id]), tools=None, documents=None)
     except ValueError:
         raise
     except Exception as e:               # a template is a program: what it stumbles over comes as an error of any kind
@@ -476,7 +478,6 @@ def _conversation(row, prompt_column, completion_column, control):
         for text in (m["content"], m.get("reasoning_content", "")):
             if not isinstance(text, str):
                 raise ValueError(f"expected text as the {m['role']}'s content, found {type(text).__name__} {text!r:.40}")
-            text.encode()                        # a lone surrogate is a ValueError here; tiktoken would put U+FFFD in its place
         if found := control.search(str(m)):      # wherever the template may take it from: tool_calls, name, ...
             raise ValueError(f"the {m['role']}'s message spells the control token {found[0]}, which would end or open a turn; "
                              "take it out of the row")
@@ -529,7 +530,7 @@ def _source(spec):
                 data = data[split or "train"] if isinstance(data, dict) else data
                 stamp = [_digest(f["filename"]) for f in data.cache_files]
                 return name, stamp, lambda: ((f"{path}:{i}", row) for i, row in enumerate(data, 1))
-            splits = DataFilesDict.from_patterns(get_data_patterns(path), base_path=path)    # by names: train.jsonl, test/0.jsonl
+            splits = DataFilesDict.from_patterns(get_data_patterns(path), base_path=path)      # by names: train.jsonl, test/0.json
             files = sorted(os.path.join(path, os.path.relpath(f, os.path.abspath(path))) for f in splits[split or "train"])
         except (OSError, KeyError, ValueError) as e:
             raise SystemExit(f"--data {spec}: expected a folder with data of the split {split or 'train'!r}, found "
@@ -577,7 +578,7 @@ def load_text(specs, enc, *, template="auto", prompt_column="", completion_colum
     sources = [_source(spec) for spec in specs]
     code = [_digest(__file__), _digest(sys.modules["eval_math"].__file__), sys.version]       # they, too, make the samples
     stamps = [stamp for _, stamp, _ in sources]
-    key = [code, specs, stamps, fingerprint(enc), enc.end_id, enc.stop_ids, enc.bos_id,
+    key = [code, specs, stamps, fingerprint(enc), enc.end_id, enc.stop_ids, enc.bos_id, _bos_token(enc),
            source, raw, prompt_column, completion_column, max_len, long]
     path = os.path.join(cache, hashlib.sha256(repr(key).encode()).hexdigest()[:32] + ".pt")
     kept = _read_cache(path)
@@ -610,7 +611,7 @@ def _tokenise(specs, sources, enc, source, raw, prompt_column, completion_column
                 messages, bare = _conversation(row, prompt_column, completion_column, control)
                 samples = pieces(messages, enc, raw if bare else source)
                 text = "".join(text for sample in samples for text, _ in sample)
-                if text.encode().translate(None, alphabet):             # the tokenizer would leave it out
+                if text.encode().translate(None, alphabet):    # a tokenizer leaves it out; encode() refuses lone surrogates
                     foreign = next(c for c in text if c.encode().translate(None, alphabet))
                     raise ValueError(f"the vocabulary lacks {foreign!r}; take it out of the row, or pass another --tokenizer")
             except ValueError as e:
@@ -652,7 +653,7 @@ def _tokenise(specs, sources, enc, source, raw, prompt_column, completion_column
                 raise SystemExit(f"--data {spec}: no row in it; check the path")
             report.append(f"data: {spec}: {rows[-1]:,} rows -> {len(lengths) - samples_before:,} samples of "
                           f"{len(tokens) - read_before:,} tokens, {loss.count(True, read_before):,} with loss" +
-                          (f"; over --max-len {max_len}: {dropped:,} dropped, {truncated:,} truncated" if dropped or truncated else ""))
+                          f"; over --max-len {max_len}: {dropped:,} dropped, {truncated:,} truncated" * (dropped + truncated > 0))
     if too_long and long == "error":
         at, length = max(too_long, key=lambda x: x[1])
         raise SystemExit(f"{at}: {length:,} tokens, the longest of {len(too_long):,} samples that exceed --max-len {max_len}; "

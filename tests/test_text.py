@@ -29,6 +29,7 @@ QWEN2 = """{%- if messages[0].role == 'system' -%}
         {{- '<|im_start|>user\\n<tool_response>' + message.content + '</tool_response><|im_end|>\\n' }}
     {%- endif %}
 {%- endfor %}
+{%- if tools is not none or documents is not none %}{{- 'TOOLS' }}{%- endif %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
 LLAMA3 = """{{- bos_token }}
@@ -332,20 +333,20 @@ def test_files_of_all_kinds_and_folders_at_once_keep_their_order_and_names(tmp_p
     rows = [{"messages": [say("user", "d"), say("assistant", "e", tool_calls=None)]}, {"messages": [say("user", "f"), say("assistant", "g")]}]
     datasets.Dataset.from_list(rows).to_parquet("p.parquet")
     datasets.Dataset.from_list([row("h")]).save_to_disk("saved")
-    datasets.DatasetDict({"train": datasets.Dataset.from_list([row("i")]), "test": datasets.Dataset.from_list([row("no")])}).save_to_disk("dict")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list([row("i")]), "test": datasets.Dataset.from_list([row("i")])}).save_to_disk("dict")
     write("folder/train.jsonl", [row("j")])
     write("folder/test.jsonl", [row("k")])
     write("folder/LICENSE", [row("no")])
     write("z.jsonl.gz", [row("l"), {**row("m"), "source": "amc"}])
     (tmp_path / "list.json").write_text(json.dumps([row("n")]))
     enc, lines = encoding(), []
-    samples = load_text(["p.parquet", "saved", "dict", "folder", "folder@test", "z.jsonl.gz", "list.json"], enc, say=lines.append)
+    samples = load_text(["p.parquet", "saved", "dict", "dict@test", "folder", "folder@test", "z.jsonl.gz", "list.json"], enc, say=lines.append)
     text = [enc.decode(s.tokens.tolist()) for s in samples]
-    assert [t.split(": ")[1][0] for t in text] == list("dfhijklmn") and [s.id for s in samples] == list(range(9))
-    assert [s.where for s in samples] == ["p.parquet:1", "p.parquet:2", "saved:1", "dict:1", "folder/train.jsonl:1",
+    assert [t.split(": ")[1][0] for t in text] == list("dfhiijklmn") and [s.id for s in samples] == list(range(10))
+    assert [s.where for s in samples] == ["p.parquet:1", "p.parquet:2", "saved:1", "dict:1", "dict:1", "folder/train.jsonl:1",
                                           "folder/test.jsonl:1", "z.jsonl.gz:1", "z.jsonl.gz:2", "list.json:1"]
-    assert [s.family for s in samples] == ["p", "p", "saved", "dict", "folder", "folder", "z", "amc", "list"]
-    assert len(lines) == 7 and lines[0].startswith("data: p.parquet: 2 rows -> 2 samples of ")
+    assert [s.family for s in samples] == ["p", "p", "saved", "dict", "dict", "folder", "folder", "z", "amc", "list"]
+    assert len(lines) == 8 and lines[0].startswith("data: p.parquet: 2 rows -> 2 samples of ")
 
 
 def test_the_hub_is_asked_for_name_configuration_and_split(monkeypatch):
@@ -420,6 +421,23 @@ def test_a_malformed_row_is_named_by_file_and_line(row, error):
     with pytest.raises(SystemExit) as e:
         load_text(["first.jsonl.gz", "second.jsonl"], encoding(CHATML))
     assert str(e.value).startswith("second.jsonl:3: ") and error in str(e.value), e.value
+
+
+def test_a_closing_token_of_any_form_may_not_stand_in_a_text():
+    """Bug: only <|...|> known as a control token, so that a text with Llama's </s> ends its own turn."""
+    for end, kw in (("</think>", {}), ("<|im_end|>", {"bos": "</think>"})):
+        enc = encoding("{% for m in messages %}{{ m.content }}" + end + "{% endfor %}", end=end, stops=[], **kw)
+        with pytest.raises(SystemExit, match="rows.jsonl:1: the user's message spells the control token </think>"):
+            load([{"question": "x</think>", "answer": "y"}], enc)
+    assert load([{"question": "x</think>", "answer": "y"}], encoding())[0].tokens.tolist().count(enc._special_tokens["</think>"]) == 1
+
+
+def test_a_null_is_no_value():
+    """Bug: a parquet file, whose structs have every key, rendered otherwise than the same rows as JSONL."""
+    enc = encoding("{% for m in messages %}{% if m.tool_calls is defined %}CALL{% endif %}{{ m.content }}<|im_end|>{% endfor %}")
+    for messages in (ONE, [{**m, "tool_calls": None, "from": None, "value": None, "thinking": None} for m in ONE]):
+        (s,) = load([{"messages": messages, "prompt": None, "id": None, "family": None}], enc)
+        assert marked(s, enc, False) == "1+1?<|im_end|>⟦2<|im_end|>⟧"
 
 
 def test_broken_json_and_empty_files_are_refused():
@@ -518,6 +536,7 @@ def test_a_second_look_reads_the_cache_and_sees_the_same(caching):
 
 def test_the_cache_depends_on_all_that_the_samples_depend_on(caching, monkeypatch, tmp_path):
     """Bug: a stale cache: a changed file, tokenizer, template, flag, or code that gives the old samples."""
+    import datasets
     rows = [{"question": "q", "answer": "a", "p": "x", "c": "y"}]
     (tmp_path / "t.jinja").write_text(CHATML + "{# 1 #}")
     other = encoding()
@@ -533,10 +552,22 @@ def test_the_cache_depends_on_all_that_the_samples_depend_on(caching, monkeypatc
         lambda: load(rows, encoding(stops=[])),
         lambda: load(rows, encoding(bos=None)),
         lambda: load(rows, other),
+        lambda: load(rows, encoding(MISTRAL)),
+        lambda: load(rows, encoding(MISTRAL, bos=None)),
+        lambda: load(rows, encoding(MISTRAL, bos=None, files={"tokenizer_config.json": '{"bos_token": "<|begin|>"}'})),
+        lambda: load(rows, encoding(MISTRAL, end="<|eot_id|>", stops=["<|endoftext|>", "<|im_end|>"])),
+        lambda: load(rows, encoding(), template="none"),
+        lambda: load(rows, encoding(), template="plain"),
         lambda: load(rows, encoding(), prompt_column="p", completion_column="c"),
+        lambda: load(rows, encoding(), prompt_column="question", completion_column="c"),
+        lambda: load(rows, encoding(), prompt_column="p", completion_column="answer"),
         lambda: load(rows, encoding(), max_len=100),
         lambda: load(rows, encoding(), max_len=100, long="drop"),
         lambda: load_text([write("other.jsonl", rows)], encoding()),
+        lambda: load_text([os.path.dirname(write("folder/train.jsonl", rows))], encoding()),
+        lambda: load_text([os.path.dirname(write("folder/train.jsonl", rows * 2))], encoding()),
+        lambda: datasets.Dataset.from_list(rows).save_to_disk("saved") or load_text(["saved"], encoding()),
+        lambda: datasets.Dataset.from_list(rows * 2).save_to_disk("saved") or load_text(["saved"], encoding()),
         lambda: load_text(["rows.jsonl", "other.jsonl"], encoding()),
         lambda: load_text(["other.jsonl", "rows.jsonl"], encoding())]
     for n, change in enumerate(changes, 1):
