@@ -721,7 +721,7 @@ def test_all_that_ends_generation_is_exported(tmp_path, toy_files, monkeypatch):
     """Bug: a chat model that stops at <|im_end|> here and babbles on in vLLM."""
     enc = tokenizer.Tokenizer("two", pat_str=".", mergeable_ranks={b"a": 0}, special_tokens={"<e>": 1, "<s>": 2, "<b>": 3},
                          end="<e>", stops=("<s>",), bos="<b>")
-    monkeypatch.setattr(data, "load_tokenizer", lambda files: enc)
+    monkeypatch.setattr(tokenizer, "load_tokenizer", lambda files: enc)
     save_checkpoint(tmp_path / "a.pt", tiny(), tokenizer=fingerprint(enc), tokenizer_files={"tokenizer.json": "{}"})
     export(tmp_path / "a.pt", tmp_path / "hf")
     for name in ("config.json", "generation_config.json"):
