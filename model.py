@@ -413,8 +413,6 @@ def write_safetensors(path, tensors):
 # checkpoints: a .pt of ours, tensors and primitives only, so that loading one never runs code; or a Hugging Face folder
 
 FORMAT = "wmss-checkpoint-1"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
-                   "chat_template.jinja")
 
 
 def save_checkpoint(path, model, **meta):
@@ -486,6 +484,7 @@ def _open_folder(path):
                 raise ValueError(f"{key} is there twice, the second time in {name}")
             if not ours.endswith("rotary_emb.inv_freq"):                      # old exports: we compute these ourselves
                 stored[ours] = entry
+    from tokenizer import TOKENIZER_FILES                                     # here, as weights alone need none of it
     files = {}
     for name in TOKENIZER_FILES:
         if os.path.isfile(os.path.join(path, name)):
@@ -559,7 +558,7 @@ def _fingerprint(path, meta, tokenizer=None):
     if "tokenizer" not in meta:
         meta["tokenizer"] = None
         if "tokenizer.json" in meta["tokenizer_files"]:
-            from tokenizer import fingerprint, load_tokenizer                      # here, as weights alone need none of it
+            from tokenizer import fingerprint, load_tokenizer
             try:
                 meta["tokenizer"] = fingerprint(load_tokenizer(meta["tokenizer_files"]))
             except ValueError as e:
