@@ -1,5 +1,5 @@
-"""Tokenizers from files. The oracle is `tokenizers`, on tokenizers of every kind that are trained here, in a second each, with their
-families' own normalizers and pre-tokenizers; where it is not installed, golden ids remain.
+"""Tokenizers from files. The oracle is `tokenizers`, on small tokenizers of every kind, trained here with the normalizer and the
+pre-tokenizer of their family; where it is not installed, golden ids remain.
 
 WMSS_TOKENIZERS=FOLDER:FILE.tiktoken:... adds real ones: all of GSM8K and MBPP (../shared/data), and speed (see with pytest -s).
 """
@@ -16,10 +16,11 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+import regex
 import tiktoken
 
 import tokenizer
-from tokenizer import LLAMA3, O200K, QWEN2, fingerprint, load_tokenizer, tokenizer_files, toy_encoding
+from tokenizer import GPT2, LLAMA3, O200K, QWEN2, fingerprint, load_tokenizer, tokenizer_files, toy_encoding
 
 HERE = Path(__file__).parent
 GOLDEN = (HERE / "data" / "tokenizer.json").read_text("utf-8")
@@ -91,8 +92,8 @@ def digits(alone):
 
 
 KINDS = {
-    "gpt2": level(use_regex=True), "smollm2": digits(True), "digit-runs": digits(False), "qwen": split(QWEN2), "llama3": split(LLAMA3),
-    "o200k": split(O200K), "gaps": split(r"\p{Lu}?\p{Ll}+|\d{2,3}|(?<=\.) [^\s\p{L}]"),
+    "gpt2": level(use_regex=True), "smollm2": digits(True), "digit-runs": digits(False), "qwen": split(QWEN2),
+    "llama3": split(LLAMA3), "o200k": split(O200K), "gaps": split(r"\p{Lu}?\p{Ll}+|\d{2,3}|(?<=\.) [^\s\p{L}]"),
     "removed": split(r"[\p{L}\p{M}]+|\p{N}|\s+", "Removed", True)}
 
 
@@ -167,13 +168,15 @@ def test_what_is_encoded_decodes_to_itself(kind):
 
 
 @pytest.mark.parametrize("kind", ("qwen", "smollm2"))
-def test_every_way_to_encode_normalises_and_drops_alike(kind):
+def test_every_way_to_encode_normalises_and_drops_alike(kind, monkeypatch):
     """Bug: NFC or lacking bytes that encode() handles but the batch or numpy forms do not; a special token let in by this path."""
     enc, t = load_tokenizer({"tokenizer.json": made(kind)}), "a\u0301 e\u0301!\x04!\x04 x"
     ids = oracles(made(kind))[0].encode(t).ids
     assert enc.encode(t) == enc.encode_ordinary(t) == enc.encode_to_numpy(t).tolist() == ids
-    assert enc.encode_batch([t] * 3) == enc.encode_ordinary_batch([t] * 3) == enc.encode_ordinary_batch([t] * 3, num_threads=1) == [ids] * 3
+    assert enc.encode_batch([t] * 3) == enc.encode_ordinary_batch([t] * 3) == [ids] * 3
     assert enc.encode_ordinary("lone \ud800 surrogate\x04") == enc.encode_ordinary("lone \ufffd surrogate\x04")
+    monkeypatch.setattr(tiktoken.core, "ThreadPoolExecutor", None)    # a pool takes longer than the work
+    assert enc.encode_ordinary_batch([t], num_threads=1) == [ids]
     for bad in ("<|im_end|>", t + "<|im_end|>"):
         with pytest.raises(ValueError, match="special token '<.im_end.>'"):
             enc.encode(bad)
@@ -222,6 +225,17 @@ def test_golden_ids_are_those_of_tokenizers():
     assert [(t, oracles(GOLDEN)[0].encode(t).ids) for t, _ in GOLDEN_IDS] == GOLDEN_IDS
 
 
+def test_split_patterns_are_the_published_ones():
+    """Bug: a slip in a pattern, which a tokenizer trained here with the same pattern cannot show."""
+    text = "I'LL pay 12345x DEFabc's/\n\n  y\u0301z"
+    for pattern, pieces in (
+            (GPT2, "I ' LL _pay _12345 x _DEFabc 's / \n\n_ _y \u0301 z"),
+            (QWEN2, "I 'LL _pay _ 1 2 3 4 5 x _DEFabc 's /\n\n _ _y \u0301z"),
+            (LLAMA3, "I 'LL _pay _ 123 45 x _DEFabc 's /\n\n _ _y \u0301z"),
+            (O200K, "I'LL _pay _ 123 45 x _DEFabc's /\n\n _ _y\u0301z")):
+        assert regex.findall(pattern, text) == [piece.replace("_", " ") for piece in pieces.split(" ")]
+
+
 # ---- refusals
 
 
@@ -260,8 +274,8 @@ REFUSED = [
     ("Split . ByteLevel as it is set", dict(pre_tokenizer=split(QWEN2, "MergedWithNext"))),
     ("Split . ByteLevel as it is set", dict(pre_tokenizer=split(QWEN2, invert=True))),
     ("Split . ByteLevel as it is set", dict(pre_tokenizer=split(QWEN2, last=level(use_regex=True)))),
-    ("Punctuation . ByteLevel as", dict(pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "Punctuation"}, level(use_regex=True)]})),
-    ("Split . Split . ByteLevel as", dict(pre_tokenizer=lambda p: p | {"pretokenizers": p["pretokenizers"][:1] + p["pretokenizers"]})),
+    ("Punctuation . ByteLevel as", dict(pre_tokenizer=digits(True) | {"pretokenizers": [{"type": "Punctuation"}, level(use_regex=True)]})),
+    ("Digits . Digits . ByteLevel as", dict(pre_tokenizer=digits(True) | {"pretokenizers": digits(True)["pretokenizers"][:1] * 2 + [level()]})),
     *(("split pattern", dict(pre_tokenizer=split(pattern))) for pattern in (
         r"\p{N}{1,3}+|\s+", r"^\s+", r"\S+$", r"\w+", r"\s+\b", r"(?i:ss)|\s+", r"(?m:.)", r"(?i)a", r"[a-z&&[^b]]+", r"[[:alpha:]]+",
         r"\h+", r"\p{L}*", r"(?>a)", r"(?<n>b)", r"(a)\1")),
@@ -274,8 +288,8 @@ REFUSED = [
     ("'' is empty", dict(added_tokens=token("", FREE))),
     (f"'<s>' has id {FREE + 1}, but `tokenizers` gives it {FREE}", dict(added_tokens=token("<s>", FREE + 1))),
     ("begins with '<think>'", dict(added_tokens=token("<think>>", FREE))),
-    ("overlaps '<think>'", dict(added_tokens=token("x<th", FREE, normalized=True), normalizer=None)),
-    ("overlaps '<think>'", dict(added_tokens=token("x<think>", FREE, normalized=True), normalizer=None)),
+    ("overlaps '<think>'", dict(added_tokens=token("xyz<th", FREE, normalized=True), normalizer=None)),
+    ("overlaps '<think>'", dict(added_tokens=token("xyz<think>!", FREE, normalized=True), normalizer=None)),
     ("'中' in the vocabulary is not of the byte alphabet", more(中=999)),
     ("have one id", more(zz=3)),
     ("no merges lead to 'zqzq'", more(zqzq=999)),
@@ -298,6 +312,9 @@ def test_added_tokens_may_overlap_where_it_makes_no_difference():
     files = changed(added_tokens=token("k><x", FREE, normalized=True), normalizer=None)      # what begins in <think> comes later
     enc, text = load_tokenizer(files), files["tokenizer.json"]
     assert not mismatches(enc, text, ["<think><x>", "k><x>", "<k><x"])
+    built = "".join(json.loads(GOLDEN)["model"]["merges"][0])         # a token that merges lead to, and beyond it
+    files = changed(added_tokens=token(built, json.loads(GOLDEN)["model"]["vocab"][built]))
+    assert not mismatches(load_tokenizer(files), files["tokenizer.json"], ["the thing there", "th", "t h"])
 
 
 # ---- end, stops, bos, template
