@@ -90,7 +90,7 @@ def convert(gguf_path, folder):
                        fuse_unk=False, byte_fallback=False, vocab={t: i for i, t in enumerate(tokens)},
                        merges=field("tokenizer.ggml.merges"))),
         "tokenizer_config.json": dict(
-            tokenizer_class="GPT2Tokenizer", add_prefix_space=False, clean_up_tokenization_spaces=False, model_max_length=8192,
+            tokenizer_class="PreTrainedTokenizerFast", clean_up_tokenization_spaces=False, model_max_length=8192,
             added_tokens_decoder={str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in special},
             additional_special_tokens=[tokens[bos], tokens[eos]], bos_token=tokens[bos], eos_token=tokens[eos],
             pad_token=tokens[pad], unk_token=tokens[field("tokenizer.ggml.unknown_token_id")],

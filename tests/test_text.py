@@ -112,7 +112,8 @@ TALK = [say("system", "Be brief."), say("user", "Wer? <b> \"ä\"'"), say("assist
         say("assistant", "  bye ")]
 THINK = [say("user", "a"), say("assistant", "<think>\nx\n</think>\n\nb"), say("user", "c"), say("assistant", "d"), say("user", "e"),
          say("assistant", "f", reasoning_content="y")]
-TOOLS = [say("user", "a"), say("assistant", "", tool_calls=[{"name": "<f>", "arguments": {"ü": 1}}]), say("tool", "42"), say("assistant", "b")]
+TOOLS = [say("user", "a"), say("assistant", "", tool_calls=[{"name": "<f>", "arguments": {"ü": 1}}]), say("tool", "42"),
+         say("assistant", "b")]
 
 
 @pytest.fixture(autouse=True)
@@ -186,14 +187,14 @@ def test_a_template_file_is_read_and_a_wrong_one_is_refused(tmp_path):
 def test_a_tokenizer_given_a_template_stops_at_its_turns_end_and_carries_both_in_its_files():
     """Bug: Qwen3-4B-Base learns to write <|im_end|> and is then never stopped at it; an export with the template of before."""
     base = encoding(CHATML, end="<|endoftext|>", stops=[])
-    with pytest.raises(SystemExit, match=r"ends turn 2 with '2<\|im_end\|>', expected a token that ends generation, of <\|endoftext\|>;"):
+    with pytest.raises(SystemExit, match=r"turn 2 with '2<\|im_end\|>', expected a token that ends generation, of <\|endoftext\|>;"):
         load([{"messages": ONE}], base)
     end = base._special_tokens["<|im_end|>"]
-    for enc, source in ((data.with_template(base), CHATML), (data.with_template(encoding(None, end="<|endoftext|>"), "chatml"), CHATML)):
-        assert end in enc.stop_ids and enc.end_id == base.end_id and enc.chat_template == source
+    for enc in (data.with_template(base), data.with_template(encoding(None, end="<|endoftext|>"), "chatml")):
+        assert end in enc.stop_ids and enc.end_id == base.end_id and enc.chat_template == CHATML
         assert counted(load([{"messages": ONE}], enc)[0], enc) == ["2<|im_end|>"]
         again = data.load_tokenizer(data.tokenizer_files(enc))
-        assert (again.stop_ids, again.chat_template, again.bos_id) == (enc.stop_ids, source, enc.bos_id)
+        assert (again.stop_ids, again.chat_template, again.bos_id) == (enc.stop_ids, CHATML, enc.bos_id)
         assert data.fingerprint(again) == data.fingerprint(base)
     for enc in (encoding(CHATML), encoding(), toy_encoding()):
         assert data.with_template(enc) is enc                                 # nothing to add
@@ -216,8 +217,8 @@ def test_bos_token_is_the_configurations_in_a_template_and_the_tokenizers_in_our
 # the mask
 
 
-@pytest.mark.parametrize("template, end", ((CHATML, "<|im_end|>"), (QWEN2, "<|im_end|>"), (LLAMA3, "<|eot_id|>"), (MARKED, "<|im_end|>"),
-                                           ("plain", "<|im_end|>"), (None, "<|im_end|>")))
+@pytest.mark.parametrize("template, end", ((CHATML, "<|im_end|>"), (QWEN2, "<|im_end|>"), (LLAMA3, "<|eot_id|>"),
+                                           (MARKED, "<|im_end|>"), ("plain", "<|im_end|>"), (None, "<|im_end|>")))
 def test_loss_is_on_the_assistants_text_and_its_end_token_in_every_turn(template, end):
     """Bug: a header or the line feed after the end token with loss, an end token without, a turn that is forgotten."""
     enc = encoding(template if template != "plain" else None)
@@ -279,8 +280,8 @@ def test_a_template_that_rewrites_earlier_turns_gives_a_sample_a_turn_with_the_p
     enc = encoding(QWEN3)
     samples = load([{"messages": THINK}], enc)
     assert [s.id for s in samples] == [0, 1, 2] and {s.where for s in samples} == {"rows.jsonl:1"}
-    thoughts = [["<think>\nx\n</think>\n\nb<|im_end|>"], ["<think>\n\n</think>\n\nd<|im_end|>"], ["<think>\ny\n</think>\n\nf<|im_end|>"]]
-    assert [counted(s, enc) for s in samples] == thoughts
+    turns = [f"<think>\n{thought}\n</think>\n\n{answer}<|im_end|>" for thought, answer in (("x", "b"), ("", "d"), ("y", "f"))]
+    assert [counted(s, enc) for s in samples] == [[turn] for turn in turns]
     for k, s in zip((1, 3, 5), samples):
         prompt = enc.encode(render(THINK[:k], enc, add_generation_prompt=True), allowed_special="all")
         assert s.tokens[~s.loss].tolist() == prompt
@@ -297,7 +298,8 @@ def test_unusual_conversations_are_sensible():
     assert runs([*ONE, say("assistant", "no, 3")]) == [["2<|im_end|>", "no, 3<|im_end|>"]]
     assert runs([*ONE, say("user", "and?")]) == [["2<|im_end|>"]]
     assert runs([say("system", "s"), say("assistant", "Hello!")]) == [["Hello!<|im_end|>"]]
-    assert runs(TOOLS) == [['\n<tool_call>{"name": "<f>", "arguments": {"ü": 1}}</tool_call><|im_end|>', "b<|im_end|>"]]
+    called = '\n<tool_call>{"name": "<f>", "arguments": {"ü": 1}}</tool_call><|im_end|>'
+    assert runs([TOOLS[0], {**TOOLS[1], "content": None}, *TOOLS[2:]]) == runs(TOOLS) == [[called, "b<|im_end|>"]]
 
 
 def test_every_form_of_row_is_read_and_texts_stay_as_they_are():
@@ -327,25 +329,26 @@ def test_every_form_of_row_is_read_and_texts_stay_as_they_are():
 
 
 def test_files_of_all_kinds_and_folders_at_once_keep_their_order_and_names(tmp_path):
-    """Bug: one file read twice or not at all, ids that start again, a test split trained on because it lies beside the train split."""
+    """Bug: one file read twice or not at all, ids that start again, a test split trained on since it lies beside the train split."""
     import datasets
     row = lambda q: {"question": q, "answer": "a"}
-    rows = [{"messages": [say("user", "d"), say("assistant", "e", tool_calls=None)]}, {"messages": [say("user", "f"), say("assistant", "g")]}]
-    datasets.Dataset.from_list(rows).to_parquet("p.parquet")
-    datasets.Dataset.from_list([row("h")]).save_to_disk("saved")
-    datasets.DatasetDict({"train": datasets.Dataset.from_list([row("i")]), "test": datasets.Dataset.from_list([row("i")])}).save_to_disk("dict")
+    table = datasets.Dataset.from_list
+    table([{"messages": [say("user", q), say("assistant", "a", tool_calls=None)]} for q in "df"]).to_parquet("p.parquet")
+    table([row("h")]).save_to_disk("saved")
+    datasets.DatasetDict({"train": table([row("i")]), "test": table([row("o")])}).save_to_disk("dict")
     write("folder/train.jsonl", [row("j")])
     write("folder/test.jsonl", [row("k")])
     write("folder/LICENSE", [row("no")])
     write("z.jsonl.gz", [row("l"), {**row("m"), "source": "amc"}])
-    (tmp_path / "list.json").write_text(json.dumps([row("n")]))
+    (tmp_path / "list.json").write_text(json.dumps([{**row("n"), "family": "sums", "source": "no"}]))
     enc, lines = encoding(), []
-    samples = load_text(["p.parquet", "saved", "dict", "dict@test", "folder", "folder@test", "z.jsonl.gz", "list.json"], enc, say=lines.append)
+    specs = ["p.parquet", "saved", "dict", "dict@test", "folder", "folder@test", "z.jsonl.gz", "list.json"]
+    samples = load_text(specs, enc, say=lines.append)
     text = [enc.decode(s.tokens.tolist()) for s in samples]
-    assert [t.split(": ")[1][0] for t in text] == list("dfhiijklmn") and [s.id for s in samples] == list(range(10))
+    assert [t.split(": ")[1][0] for t in text] == list("dfhiojklmn") and [s.id for s in samples] == list(range(10))
     assert [s.where for s in samples] == ["p.parquet:1", "p.parquet:2", "saved:1", "dict:1", "dict:1", "folder/train.jsonl:1",
                                           "folder/test.jsonl:1", "z.jsonl.gz:1", "z.jsonl.gz:2", "list.json:1"]
-    assert [s.family for s in samples] == ["p", "p", "saved", "dict", "dict", "folder", "folder", "z", "amc", "list"]
+    assert [s.family for s in samples] == ["p", "p", "saved", "dict", "dict", "folder", "folder", "z", "amc", "sums"]
     assert len(lines) == 8 and lines[0].startswith("data: p.parquet: 2 rows -> 2 samples of ")
 
 
@@ -369,9 +372,10 @@ def test_sources_that_are_not_there_are_refused_with_the_way_out(tmp_path):
     write("texts/readme.txt", [row])
     (tmp_path / "bad.parquet").write_text("nope")
     os.mkdir("void")
-    for spec, error in (("nix.jsonl", "nix.jsonl: no such file"), ("../x/nix.jsonl", "no such file or folder"), ("gsm8k", "OWNER/NAME"),
-                        ("", "no such file"), ("data.csv", "expected a file named .jsonl"), ("fine.jsonl@train", "no :CONFIG or @SPLIT"),
-                        ("void", "expected a folder with data"), ("void:main", "a configuration, which only the hub has"), ("texts", "expected files .jsonl"), ("bad.parquet", "expected a parquet file")):
+    for spec, error in (("nix.jsonl", "nix.jsonl: no such file"), ("../x/nix.jsonl", "no such file or folder"), ("", "no such file"),
+                        ("gsm8k", "OWNER/NAME"), ("data.csv", "expected a file named .jsonl"), ("bad.parquet", "expected a parquet"),
+                        ("fine.jsonl@train", "no :CONFIG or @SPLIT"), ("void:main", "a configuration, which only the hub has"),
+                        ("void", "expected a folder with data"), ("texts", "expected files .jsonl")):
         with pytest.raises(SystemExit, match=error):
             load_text([spec], encoding())
 
@@ -392,7 +396,7 @@ ROW = {"question": "q", "answer": "a"}
 
 
 @pytest.mark.parametrize("row, error", (
-    ({"problem": "x", "solution": "y"}, "expected columns messages or prompt and completion or question and answer, found problem, solution;"),
+    ({"problem": "x", "solution": "y"}, "messages or prompt and completion or question and answer, found problem, solution;"),
     ({"question": "x", "answer": None}, "found question; name yours with --prompt-column"),
     ({}, "found none"),
     ({"question": "x", "answer": 42}, "expected text as the assistant's content, found int 42"),
@@ -429,7 +433,8 @@ def test_a_closing_token_of_any_form_may_not_stand_in_a_text():
         enc = encoding("{% for m in messages %}{{ m.content }}" + end + "{% endfor %}", end=end, stops=[], **kw)
         with pytest.raises(SystemExit, match="rows.jsonl:1: the user's message spells the control token </think>"):
             load([{"question": "x</think>", "answer": "y"}], enc)
-    assert load([{"question": "x</think>", "answer": "y"}], encoding())[0].tokens.tolist().count(enc._special_tokens["</think>"]) == 1
+    (s,) = load([{"question": "x</think>", "answer": "y"}], encoding())
+    assert s.tokens.tolist().count(enc._special_tokens["</think>"]) == 1
 
 
 def test_a_null_is_no_value():
@@ -464,9 +469,9 @@ def test_wrong_flags_are_refused():
      "does not start turn 2 with its own generation prompt: expected 'bot\\]', found 'assistant\\]2"),
     ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
      "ends turn 2 with '2', expected a token that ends generation, of <|endoftext|> <|im_end|> <|eot_id|>;"),
-    ("{% for m in messages %}{{ m.role }}: {{ m.content }}<think>\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+    ("{% for m in messages %}{{ m.role }}: {{ m.content }}<think>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
      "ends turn 2 with '2<think>'"),
-    ("{% for m in messages %}{{ m.role }}: {{ m.content[1:] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+    ("{% for m in messages %}[{{ m.role }}]{{ m.content[1:] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}",
      "leaves out a part of turn 2, '2'"),
     ("{{ messages[0].content + 1 }}", "the chat template fails .TypeError"),
     ("{{ raise_exception('no') }}", "the chat template fails .TemplateError: no"),
@@ -495,7 +500,7 @@ def test_long_rows_are_dropped_cut_or_named_and_always_counted():
         assert [s.id for s in samples] == list(range(len(samples))) and all(s.loss[1:].any() for s in samples)
     assert "5 rows -> 2 samples" in lines[0] and "over --max-len 10: 3 dropped, 0 truncated" in lines[0]
     assert "5 rows -> 4 samples" in lines[1] and "over --max-len 10: 1 dropped, 2 truncated" in lines[1]
-    with pytest.raises(SystemExit, match=r"rows.jsonl:4: 23 tokens, the longest of 3 samples that exceed --max-len 10; pass --long drop"):
+    with pytest.raises(SystemExit, match=r"rows.jsonl:4: 23 tokens, the longest of 3 samples that exceed --max-len 10; pass --long"):
         load(rows, enc, max_len=10)
     with pytest.raises(SystemExit, match="no sample with a loss token is left: 5 exceed --max-len 2"):
         load(rows, enc, max_len=2, long="truncate")
@@ -604,7 +609,7 @@ def test_a_broken_cache_is_made_again(caching, harm):
     path = os.path.join("out", "cache", name)
     with open(path, "rb") as f:
         whole = f.read()
-    at = whole.index(once[20].tokens.numpy().tobytes())            # without harm: one bit of one token flips, which no zip reader sees
+    at = whole.index(once[20].tokens.numpy().tobytes())        # where harm is None one bit of one token flips, which torch.load does not see
     with open(path, "wb") as f:
         f.write(harm(whole) if harm else whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
     assert same(once, load(rows, encoding())) and len(caching) == 2

@@ -690,6 +690,7 @@ def test_a_template_given_for_training_is_kept_for_scoring_and_export(run, hf_fo
     assert eval_math.chat(enc)("why?") == "Q why? A"
     export(out / "wmss.pt", tmp_path / "hf")
     assert eval_math.chat(data.load_tokenizer(tmp_path / "hf"))("why?") == "Q why? A"
+    assert json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
 def test_small_forward_passes_and_recomputed_activations_change_no_loss(run, hf_folder, text):
