@@ -98,6 +98,21 @@ def apply_rope(x, cos, sin):
     return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
 
 
+class Rows:
+    """Where rows begin and end among P positions: buckets of (B_i, T_i), end to end. Only attention needs to know."""
+
+    def __init__(self, shapes):
+        self.shapes = shapes
+
+    @torch.compiler.disable        # compiled layers see P alone: another number of buckets is no reason to compile again
+    def attend(self, q, k, v):
+        """Causal attention within each row; q (P, H, D), k and v (P, K, D) -> (P, H, D)."""
+        split = lambda t: [part.unflatten(0, shape).transpose(1, 2)                           # (B_i, H, T_i, D)
+                           for part, shape in zip(t.split([B * T for B, T in self.shapes]), self.shapes)]
+        return torch.cat([F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=q.size(1) != k.size(1)).transpose(1, 2)
+                          .flatten(0, 1) for qkv in zip(split(q), split(k), split(v))])
+
+
 class Attention(nn.Module):
     def __init__(self, cfg):
         super().__init__()
@@ -110,23 +125,23 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(D, cfg.norm_eps) if cfg.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(D, cfg.norm_eps) if cfg.qk_norm else nn.Identity()
 
-    def forward(self, x, cos, sin, cache=None, slots=None, seen=None):
-        B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)      # (B, H, T, D)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)      # (B, K, T, D)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+    def forward(self, x, cos, sin, rows, cache=None, slots=None, seen=None):
+        heads = lambda proj: proj(x).unflatten(-1, (-1, self.head_dim))       # (P, H or K, D)
+        q, k, v = heads(self.q_proj), heads(self.k_proj), heads(self.v_proj)
         q = apply_rope(self.q_norm(q), cos, sin).type_as(v)                   # autocast may have raised the norm to fp32
         k = apply_rope(self.k_norm(k), cos, sin).type_as(v)
-        gqa = q.size(1) != k.size(1)
         if slots is None:                                                     # training and prefill: plain causal attention
             if cache is not None:
-                cache[0][:, :, :T], cache[1][:, :, :T] = k, v
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+                (B, T), = rows.shapes
+                for old, new in zip(cache, (k, v)):
+                    old[:, :, :T] = new.unflatten(0, (B, T)).transpose(1, 2)
+            y = rows.attend(q, k, v)
         else:                                                                 # decoding: row b writes slot slots[b]
-            rows, n = torch.arange(B, device=x.device), seen.size(-1)         # and sees those before: (B, 1, 1, n);
-            cache[0][rows, :, slots], cache[1][rows, :, slots] = k[:, :, 0], v[:, :, 0]     # is_causal would align top-left
-            y = F.scaled_dot_product_attention(q, cache[0][:, :, :n], cache[1][:, :, :n], attn_mask=seen, enable_gqa=gqa)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+            b, n = torch.arange(len(x), device=x.device), seen.size(-1)       # and sees those before: (B, 1, 1, n);
+            cache[0][b, :, slots], cache[1][b, :, slots] = k, v               # is_causal would align top-left
+            y = F.scaled_dot_product_attention(q[:, :, None], cache[0][:, :, :n], cache[1][:, :, :n], attn_mask=seen,
+                                               enable_gqa=q.size(1) != k.size(1))
+        return self.o_proj(y.flatten(1))
 
 
 class MLP(nn.Module):
@@ -148,8 +163,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(cfg.dim, cfg.norm_eps)
         self.mlp = MLP(cfg)
 
-    def forward(self, x, cos, sin, cache=None, slots=None, seen=None):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, slots, seen)
+    def forward(self, x, cos, sin, rows, cache=None, slots=None, seen=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, rows, cache, slots, seen)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -186,25 +201,31 @@ class GPT(nn.Module):
         """Hidden states after the last norm.
 
         x (B, T) token ids. Right padding needs no mask: attention is causal, so real tokens never see what comes after.
+        Or a list of such buckets, each with its own B and T: all their positions share every matrix product, laid end to
+        end, and only attention looks at one bucket at a time. Then the result is (P, C), P positions in that order.
         cache: one (k, v) pair per layer, each (B, K, S, D); filled from slot 0 (prefill) or, when `slots` (B,) is given and
         T = 1, at slot slots[b] of row b (decoding). A token's slot is its position. Returns (B, T, C).
         """
+        buckets = x if isinstance(x, list) else [x]
+        rows = Rows([tuple(b.shape) for b in buckets])
         if slots is None:
-            if x.size(1) > self.cfg.max_seq_len:
-                raise ValueError(f"model: {x.size(1)} tokens in a row, max_seq_len is {self.cfg.max_seq_len}; "
+            longest = max(T for _, T in rows.shapes)
+            if longest > self.cfg.max_seq_len:
+                raise ValueError(f"model: {longest} tokens in a row, max_seq_len is {self.cfg.max_seq_len}; "
                                  "shorten the data or raise max_seq_len")
-            cos, sin, seen = self.cos[:x.size(1)], self.sin[:x.size(1)], None             # (T, D)
+            at, seen = torch.cat([torch.arange(T, device=self.cos.device).repeat(B) for B, T in rows.shapes]), None
         else:                                                                 # nobody has written beyond the last slot in use
-            cos, sin = self.cos[slots][:, None, None], self.sin[slots][:, None, None]     # (B, 1, 1, D)
-            seen = (torch.arange(int(slots.max()) + 1, device=x.device) <= slots[:, None])[:, None, None]
-        h = self.embed_tokens(x)                                              # (B, T, C)
+            at, seen = slots, (torch.arange(int(slots.max()) + 1, device=slots.device) <= slots[:, None])[:, None, None]
+        cos, sin = self.cos[at][:, None], self.sin[at][:, None]               # (P, 1, D)
+        h = self.embed_tokens(torch.cat([b.flatten() for b in buckets]))      # (P, C)
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         for i, layer in enumerate(self.layers):
             if recompute:                         # no dropout, so no random state to bring back
-                h = checkpoint(layer, h, cos, sin, use_reentrant=False, preserve_rng_state=False)
+                h = checkpoint(layer, h, cos, sin, rows, use_reentrant=False, preserve_rng_state=False)
             else:
-                h = layer(h, cos, sin, cache[i] if cache else None, slots, seen)
-        return self.norm(h)
+                h = layer(h, cos, sin, rows, cache[i] if cache else None, slots, seen)
+        h = self.norm(h)
+        return h if isinstance(x, list) else h.unflatten(0, rows.shapes[0])   # (B, T, C)
 
     def logits(self, x):
         return self.lm_head(self(x))                                          # (B, T, V): small use only
