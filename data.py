@@ -5,11 +5,15 @@ the solutions follow a mistake that people are known for, and a small clean set.
 
     python data.py                      # one math problem per family: the clean solution beside the flawed one
     python data.py --task toy-code --split test -n 3       # three per family of the code task, of another split
+    python data.py show --data openai/gsm8k:main --tokenizer SmolLM2-135M -n 3       # samples, what carries loss marked
+    python data.py am --source am_0.5M.jsonl.zst --out train.jsonl                   # the paper's data: see am.py
 
 Shapes: B batch, T time (longest row of the batch, less one), N samples.
 """
 
 import argparse
+import array
+import concurrent.futures
 import datetime
 import functools
 import hashlib
@@ -21,49 +25,9 @@ import re
 import sys
 from dataclasses import dataclass, replace
 
-import tiktoken
 import torch
 
-# ----------------------------------------------------------------------------------------------------------------------
-# tokens
-
-END = "<|end|>"
-
-
-class Tokenizer(tiktoken.Encoding):
-    """A tiktoken Encoding that knows how its texts begin and end, and the files that it came from.
-
-    end_id: what closes a completion, and carries loss. stop_ids: what ends generation (end_id among them). bos_id: what every
-    text begins with, or None. chat_template: its Jinja source, or None. nfc: normalise text first (Qwen). files: name -> text,
-    from which load_tokenizer() makes it again: a checkpoint carries them, an export writes them.
-    """
-
-    def __init__(self, name, *, pat_str, mergeable_ranks, special_tokens, end, stops=(), bos=None, chat_template=None, nfc=False,
-                 files=None):
-        super().__init__(name, pat_str=pat_str, mergeable_ranks=mergeable_ranks, special_tokens=special_tokens)
-        self.end_id, self.bos_id = special_tokens[end], None if bos is None else special_tokens[bos]
-        self.stop_ids = sorted({self.end_id, *(special_tokens[t] for t in stops)})
-        self.chat_template, self.nfc, self.files = chat_template, nfc, files or {}
-
-
-def toy_encoding():
-    """Newline and printable ASCII, one token a character, and <|end|>.
-
-    >>> enc = toy_encoding(); enc.decode(enc.encode_ordinary("7*8=56")), enc.n_vocab
-    ('7*8=56', 97)
-    """
-    alphabet = "\n" + "".join(map(chr, range(32, 127)))
-    ranks = {c.encode(): i for i, c in enumerate(alphabet)}
-    return Tokenizer("wmss-toy", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens={END: len(ranks)}, end=END)
-
-
-def fingerprint(enc):
-    """Sixteen hex digits that name an encoding's content, saved with every checkpoint: equal ids then mean equal text."""
-    h = hashlib.sha256(enc._pat_str.encode() + b"NFC" * getattr(enc, "nfc", False))
-    for token, rank in sorted(enc._mergeable_ranks.items()) + sorted((k.encode(), v) for k, v in enc._special_tokens.items()):
-        h.update(b"%d:%s=%d;" % (len(token), token, rank))
-    return h.hexdigest()[:16]
-
+from tokenizer import fingerprint, load_tokenizer, tokenizer_files, toy_encoding
 
 # ----------------------------------------------------------------------------------------------------------------------
 # problems of the built-in tasks
@@ -328,16 +292,15 @@ TASKS = {"toy-math": toy_math, "toy-code": toy_code}
 # ----------------------------------------------------------------------------------------------------------------------
 # samples from text: rows of files or of the hub -> conversations -> the chat template -> tokens, and which of them count
 
-# Jinja, as in a tokenizer_config.json. "plain" is eval_math.PLAIN_PROMPT; its completions begin with a space, since byte-pair
-# vocabularies hold " 42" as one token. "none" joins the texts as they are.
+# Jinja, as in a tokenizer_config.json. "plain" is what scores ask a model that has none (eval_math.chat); its completions begin
+# with a space, since byte-pair vocabularies hold " 42" as one token. "none" joins the texts. BOS, EOS: see template_source.
 TEMPLATES = {
-    "plain": "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}Question: {{ m.content }}\n"
-             "{% elif m.role == 'assistant' %}Answer: {{ m.content }}{{ eos_token }}\n{% else %}{{ m.content }}\n\n"
+    "plain": "BOS{% for m in messages %}{% if m.role == 'user' %}Question: {{ m.content }}\n"
+             "{% elif m.role == 'assistant' %}Answer: {{ m.content }}EOS\n{% else %}{{ m.content }}\n\n"
              "{% endif %}{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}",
     "chatml": "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
               "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-    "none": "{{ bos_token }}{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
-            "{% endfor %}"}
+    "none": "BOS{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}EOS{% endif %}{% endfor %}"}
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "tool": "tool"}
 REASONING = ("reasoning_content", "thinking", "reasoning")      # names of one thing; templates read the first or the second
 LONG = ("drop", "truncate", "error")
@@ -347,15 +310,26 @@ CACHED_ROWS = 1000      # a cache must pay: fewer rows than these are tokenised 
 
 def template_source(template, enc):
     """Jinja source of "auto" (the tokenizer's, else "plain"), a name in TEMPLATES, a .jinja file, itself; else ValueError."""
-    if template == "auto":
-        return enc.chat_template or TEMPLATES["plain"]
-    if template in TEMPLATES or "{{" in template or "{%" in template:
-        return TEMPLATES.get(template, template)
+    if template == "auto" and enc.chat_template:
+        return enc.chat_template
+    if "{{" in template or "{%" in template:
+        return template
+    if source := TEMPLATES.get("plain" if template == "auto" else template):
+        # not {{ bos_token }}: SmolLM2's configuration names one, and yet none of its texts begins with it
+        bos = "" if enc.bos_id is None else enc.decode([enc.bos_id])
+        return source.replace("BOS", bos).replace("EOS", enc.decode([enc.end_id]))
     try:
         with open(template, encoding="utf-8") as f:
             return f.read()
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(f"--template {template}: expected auto, {', '.join(TEMPLATES)} or a .jinja file, found {e}") from None
+
+
+def _bos_token(enc):
+    """What a template means by bos_token: what the tokenizer's configuration says, even if texts do not begin with it."""
+    token = json.loads(enc.files.get("tokenizer_config.json", "{}")).get("bos_token")
+    token = token["content"] if isinstance(token, dict) else token
+    return token or ("" if enc.bos_id is None else enc.decode([enc.bos_id]))
 
 
 @functools.lru_cache
@@ -364,7 +338,7 @@ def _compiled(source):
     import jinja2.ext
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Generation(jinja2.ext.Extension):                     # {% generation %}, transformers' own way to a mask; see pieces()
+    class Generation(jinja2.ext.Extension):      # {% generation %}, transformers' own way to a mask, which few templates go
         tags = {"generation"}
 
         def parse(self, parser):
@@ -375,7 +349,7 @@ def _compiled(source):
         raise jinja2.TemplateError(message)
 
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
-    env.filters["tojson"] = lambda x, ensure_ascii=False, **how: json.dumps(x, ensure_ascii=ensure_ascii, **how)    # no HTML escapes
+    env.filters["tojson"] = lambda x, **how: json.dumps(x, **{"ensure_ascii": False, **how})         # Jinja's own escapes HTML
     env.globals.update(raise_exception=refuse, strftime_now=lambda form: datetime.datetime.now().strftime(form))
     return env.from_string(source)
 
@@ -389,14 +363,15 @@ def render(messages, enc, template="auto", add_generation_prompt=False):
     >>> render([{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}], toy_encoding())
     'Question: 1+1?\\nAnswer: 2<|end|>\\n'
     """
+    source = template_source(template, enc)
+    bos = _bos_token(enc) if "bos_token" in source else ""                      # a configuration is long to read for every row
     try:
-        return _compiled(template_source(template, enc)).render(
-            messages=messages, add_generation_prompt=add_generation_prompt, tools=None, documents=None,
-            bos_token="" if enc.bos_id is None else enc.decode([enc.bos_id]), eos_token=enc.decode([enc.end_id]))
+        return _compiled(source).render(messages=messages, add_generation_prompt=add_generation_prompt, bos_token=bos,
+                                        eos_token=enc.decode([enc.end_id]), tools=None, documents=None)
     except ValueError:
         raise
     except Exception as e:               # a template is a program: what it stumbles over comes as an error of any kind
-        raise ValueError(f"the chat template fails ({type(e).__name__}: {e}); mend the row, or pass another --template") from None
+        raise ValueError(f"the chat template fails ({type(e).__name__}: {e}); mend the row or pass another --template") from None
 
 
 def control_tokens(enc):
@@ -408,12 +383,26 @@ def control_tokens(enc):
     return tuple(t for t, i in enc._special_tokens.items() if i in steer or re.fullmatch(r"<[|｜].*[|｜]>", t, re.S))
 
 
-def pieces(messages, enc, template="auto"):
-    """A conversation -> its samples, each a list of (text, counts): what is tokenised in one piece, and whether it carries loss.
+def _turn(messages, k, enc, template):
+    """What messages[k] answers, and its own text up to its last token, as the template writes them."""
+    prompt, upto = render(messages[:k], enc, template, True), render(messages[:k + 1], enc, template)
+    turn = upto[len(prompt):].rstrip()
+    if not upto.startswith(prompt):
+        at = len(os.path.commonprefix([prompt, upto]))
+        raise ValueError(f"the template does not start turn {k + 1} with its own generation prompt: expected "
+                         f"{prompt[at:][:40]!r}, found {upto[at:][:40]!r}; pass another --template, or one that you corrected")
+    for text in filter(None, (messages[k]["content"], messages[k].get("reasoning_content"))):
+        if text not in turn and "".join(text.split()) not in "".join(turn.split()):
+            raise ValueError(f"the template leaves out a part of turn {k + 1}, {text[:40]!r}; pass another --template")
+    return prompt, turn
 
-    The mask by construction. Turn k begins where the rendering of messages[:k] with the generation prompt ends: that is the text
-    which the model is given at inference. It ends with the special token that closes it; the white space after that is
-    the template's, which the model never has to write. A piece is tokenised alone, or a token could straddle the border,
+
+def pieces(messages, enc, template="auto"):
+    """A conversation -> its samples, each a list of (text, counts): what is tokenised in one piece, and whether it has loss.
+
+    The mask by construction. Turn k begins where the rendering of messages[:k] with the generation prompt ends: the text that
+    the model is given at inference. It ends with the special token that closes it; the white space after that is the
+    template's, which no model has to write. A piece is tokenised alone, or a token could straddle the border,
     half prompt and half answer, and the prompt would not have the tokens that it has at inference.
 
     Turns share a sample as long as each rendering continues the one before it. Where a template rewrites earlier turns (Qwen3
@@ -424,24 +413,36 @@ def pieces(messages, enc, template="auto"):
     for k, m in enumerate(messages):
         if m["role"] != "assistant" or k == 0:
             continue
-        prompt, upto = render(messages[:k], enc, template, True), render(messages[:k + 1], enc, template)
-        turn = upto[len(prompt):].rstrip()
-        if not upto.startswith(prompt):
-            at = len(os.path.commonprefix([prompt, upto]))
-            raise ValueError(f"the template does not start turn {k + 1} with its own generation prompt: expected "
-                             f"{prompt[at:][:40]!r}, found {upto[at:][:40]!r}; pass another --template, or one that you corrected")
+        prompt, turn = _turn(messages, k, enc, template)
         if not turn.endswith(stops):
             raise ValueError(f"the template ends turn {k + 1} with {turn[-20:]!r}, expected a token that ends generation, of "
-                             f"{' '.join(stops)}; pass another --template, or add it to generation_config.json's eos_token_id")
-        for text in filter(None, (m.get("content"), m.get("reasoning_content"))):
-            if text not in turn and "".join(text.split()) not in "".join(turn.split()):
-                raise ValueError(f"the template leaves out a part of turn {k + 1}, {text[:40]!r}; pass another --template, or remove it")
+                             f"{' '.join(stops)}; pass another --template")
         if done is None or not prompt.startswith(done):
             samples.append([])
             done = ""
         samples[-1] += [(prompt[len(done):], False), (turn, True)]
         done = prompt + turn
     return samples
+
+
+def with_template(enc, template="auto"):
+    """The Tokenizer that speaks this template: it ends generation with the token that closes a turn, and says so in its files.
+
+    Qwen3-4B-Base needs this even for its own template: its <|im_end|> closes turns, and only <|endoftext|> ends generation.
+    """
+    if template == "auto" and not enc.chat_template:
+        return enc
+    source = template_source(template, enc)
+    _, turn = _turn([{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}], 1, enc, source)
+    closing = {i for t, i in enc._special_tokens.items() if turn.endswith(t)}
+    if not closing:
+        raise ValueError(f"the template ends a turn with {turn[-20:]!r}, which is no special token of the tokenizer; pass "
+                         "another --template")
+    if source == enc.chat_template and closing <= {*enc.stop_ids}:
+        return enc
+    files = tokenizer_files(enc)
+    generation = json.loads(files.get("generation_config.json", "{}")) | {"eos_token_id": sorted({*enc.stop_ids, *closing})}
+    return load_tokenizer({**files, "chat_template.jinja": source, "generation_config.json": json.dumps(generation)})
 
 
 def _conversation(row, prompt_column, completion_column, control):
@@ -477,10 +478,9 @@ def _conversation(row, prompt_column, completion_column, control):
         for text in (m["content"], m.get("reasoning_content", "")):
             if not isinstance(text, str):
                 raise ValueError(f"expected text as the {m['role']}'s content, found {type(text).__name__} {text!r:.40}")
-            text.encode()                        # a lone surrogate is a ValueError here; tiktoken would put U+FFFD in its place
-            if found := control.search(text):
-                raise ValueError(f"the {m['role']}'s text spells the control token {found[0]}, which would end or open a turn; "
-                                 "take it out of the row")
+        if found := control.search(str(m)):      # wherever the template may take it from: tool_calls, name, ...
+            raise ValueError(f"the {m['role']}'s message spells the control token {found[0]}, which would end or open a turn; "
+                             "take it out of the row")
         if m["role"] == "assistant" and not m["content"].strip() and not m.get("tool_calls"):
             raise ValueError("empty completion; remove the row")
     if not any(m["role"] == "assistant" for m in messages[1:]):
@@ -523,12 +523,14 @@ def _source(spec):
         import datasets
         from datasets.data_files import DataFilesDict, get_data_patterns
         try:
-            if os.path.exists(os.path.join(path, "state.json")) or os.path.exists(os.path.join(path, "dataset_dict.json")):
+            if config:
+                raise ValueError(f":{config}, a configuration, which only the hub has")
+            if any(os.path.exists(os.path.join(path, f)) for f in ("state.json", "dataset_dict.json")):       # save_to_disk
                 data = datasets.load_from_disk(path)
                 data = data[split or "train"] if isinstance(data, dict) else data
                 stamp = [_digest(f["filename"]) for f in data.cache_files]
                 return name, stamp, lambda: ((f"{path}:{i}", row) for i, row in enumerate(data, 1))
-            splits = DataFilesDict.from_patterns(get_data_patterns(path), base_path=path)    # by file names: train.jsonl, test/0.jsonl
+            splits = DataFilesDict.from_patterns(get_data_patterns(path), base_path=path)      # by names: train.jsonl, test/0.json
             files = sorted(os.path.join(path, os.path.relpath(f, os.path.abspath(path))) for f in splits[split or "train"])
         except (OSError, KeyError, ValueError) as e:
             raise SystemExit(f"--data {spec}: expected a folder with data of the split {split or 'train'!r}, found "
@@ -544,7 +546,7 @@ def _source(spec):
         import datasets
         data = datasets.load_dataset(path, config, split=split or "train")
     except Exception as e:               # no network, no such name, configuration or split: each has an error class of its own
-        raise SystemExit(f"--data {spec}: no such folder here, and the hub gave none ({type(e).__name__}: {str(e).strip()[:200]}); "
+        raise SystemExit(f"--data {spec}: no such folder here, none from the hub ({type(e).__name__}: {str(e).strip()[:200]}); "
                          "check OWNER/NAME[:CONFIG][@SPLIT] and the network, or pass a local file") from None
     return name, data._fingerprint, lambda: ((f"{spec}:{i}", row) for i, row in enumerate(data, 1))
 
@@ -558,28 +560,32 @@ def load_text(specs, enc, *, template="auto", prompt_column="", completion_colum
     else question and answer, else the named columns alone; texts stay as they are. A chat template (the tokenizer's, or
     `template`) wraps every row; without one prompt and completion are joined as they stand and the rest takes "plain".
     Its own "family" or "source", if it has one, becomes the sample's, and no two rows may share an "id".
-    max_len: tokens that a model reads of a sample, one fewer than it has. long: what becomes of longer samples.
+    max_len: tokens that a model reads of a sample, one fewer than it has, or None; long: what becomes of longer ones.
     Samples of CACHED_ROWS rows and more are kept in the folder `cache`, under the hash of all that they depend on.
     Raises SystemExit, with file and line, on whatever is not so, before anything is trained.
     """
-    if long not in LONG or bool(prompt_column) != bool(completion_column) or not specs or len(set(specs)) < len(specs):
-        raise SystemExit(f"data: expected at least one --data, none twice, --long {'|'.join(LONG)}, and --prompt-column with "
-                         f"--completion-column or neither; found {specs}, {long}, {prompt_column!r}, {completion_column!r}")
+    if (not specs or len(set(specs)) < len(specs) or long not in LONG or bool(prompt_column) != bool(completion_column)
+            or max_len is not None and max_len < 1):
+        raise SystemExit(f"data: expected --data once or more, none twice, --long {'|'.join(LONG)}, --max-len from 1, and both "
+                         f"--prompt-column and --completion-column or neither; found {specs}, {long}, {max_len}, "
+                         f"{prompt_column!r}, {completion_column!r}")
     try:
         source = template_source(template, enc)
         _compiled(source)
     except Exception as e:
         raise SystemExit(str(e) if isinstance(e, ValueError) else f"--template {template}: no Jinja template: {e}") from None
-    raw = TEMPLATES["none"] if template == "auto" and not enc.chat_template else source         # for prompt and completion
+    raw = template_source("none", enc) if template == "auto" and not enc.chat_template else source      # for prompt, completion
     sources = [_source(spec) for spec in specs]
     code = [_digest(__file__), _digest(sys.modules["eval_math"].__file__), sys.version]       # they, too, make the samples
-    key = [code, specs, [stamp for _, stamp, _ in sources], fingerprint(enc), enc.end_id, enc.stop_ids, enc.bos_id,
+    stamps = [stamp for _, stamp, _ in sources]
+    key = [code, specs, stamps, fingerprint(enc), enc.end_id, enc.stop_ids, enc.bos_id, _bos_token(enc),
            source, raw, prompt_column, completion_column, max_len, long]
     path = os.path.join(cache, hashlib.sha256(repr(key).encode()).hexdigest()[:32] + ".pt")
     kept = _read_cache(path)
     if kept is None:
         kept = _tokenise(specs, sources, enc, source, raw, prompt_column, completion_column, max_len, long)
-        if sum(kept["rows"]) >= CACHED_ROWS and "strftime_now" not in source:                # the date: another text tomorrow
+        # a template that writes the date gives another text tomorrow; files may have changed while they were read
+        if sum(kept["rows"]) >= CACHED_ROWS and "strftime_now" not in source and [_source(s)[1] for s in specs] == stamps:
             from model import write_atomically
             write_atomically(path, lambda f: torch.save(kept, f))
     for line in kept["report"]:
@@ -591,8 +597,9 @@ def load_text(specs, enc, *, template="auto", prompt_column="", completion_colum
 def _tokenise(specs, sources, enc, source, raw, prompt_column, completion_column, max_len, long):
     """The work of load_text -> the dictionary that its cache keeps: all samples' tokens end to end, other things in lists."""
     control = re.compile("|".join(map(re.escape, control_tokens(enc))))
-    alphabet = {token[0] for token in enc._mergeable_ranks if len(token) == 1}
-    tokens, loss, family, where, rows, report, seen, too_long = [], [], [], [], [], [], {}, []
+    alphabet = b"".join(token for token in enc._mergeable_ranks if len(token) == 1)
+    tokens, loss = array.array("i"), bytearray()           # of all samples, end to end; a list would take nine times the room
+    lengths, family, where, rows, report, seen, too_long = [], [], [], [], [], {}, []
 
     def conversations():
         """(where, family, pieces) of each sample of one data set, read as they are asked for."""
@@ -603,50 +610,58 @@ def _tokenise(specs, sources, enc, source, raw, prompt_column, completion_column
             try:
                 messages, bare = _conversation(row, prompt_column, completion_column, control)
                 samples = pieces(messages, enc, raw if bare else source)
-                text = control.sub("", "".join(text for sample in samples for text, _ in sample)) if len(alphabet) < 256 else ""
-                if foreign := [c for c in text if not {*c.encode()} <= alphabet]:
-                    raise ValueError(f"the {len(alphabet)}-character vocabulary lacks {foreign[0]!r}; pass --tokenizer")
+                text = "".join(text for sample in samples for text, _ in sample)
+                if text.encode().translate(None, alphabet):    # a tokenizer leaves it out; encode() refuses lone surrogates
+                    foreign = next(c for c in text if c.encode().translate(None, alphabet))
+                    raise ValueError(f"the vocabulary lacks {foreign!r}; take it out of the row, or pass another --tokenizer")
             except ValueError as e:
                 raise SystemExit(f"{at}: {e}") from None
             group = next((row[k] for k in ("family", "source") if isinstance(row.get(k), str) and row[k]), name)
             yield from ((at, group, sample) for sample in samples)
 
-    for spec, (name, _, read) in zip(specs, sources):
-        rows.append(0)
-        old, dropped, truncated, stream = len(tokens), 0, 0, conversations()
-        while chunk := list(itertools.islice(stream, 1000)):               # not all at once: a list takes nine times a tensor's room
-            texts = [text for _, _, sample in chunk for text, _ in sample]
-            encoded = iter(enc.encode_batch(texts, num_threads=os.cpu_count(), allowed_special="all", disallowed_special=()))
-            for at, group, sample in chunk:
-                ids, counts = [], []
-                for (_, counted), part in zip(sample, encoded):
-                    ids += part
-                    counts += [counted] * len(part)
-                counts[0] = False                                          # nothing comes before it to predict it
-                if max_len is not None and len(ids) - 1 > max_len:
-                    too_long.append((at, len(ids) - 1))
-                    ids, counts = ids[:max_len + 1], counts[:max_len + 1]
-                    if long == "drop" or not any(counts):
-                        dropped += 1
-                        continue
-                    truncated += 1
-                tokens.append(torch.tensor(ids, dtype=torch.int32))
-                loss.append(torch.tensor(counts))
-                family.append(group)
-                where.append(at)
-        if not rows[-1]:
-            raise SystemExit(f"--data {spec}: no row in it; check the path")
-        report.append(f"data: {spec}: {rows[-1]:,} rows -> {len(tokens) - old:,} samples of {sum(map(len, tokens[old:])):,} tokens, "
-                      f"{sum(int(k.sum()) for k in loss[old:]):,} with loss" +
-                      f"; over --max-len {max_len}: {dropped:,} dropped, {truncated:,} truncated" * bool(dropped or truncated))
+    def encode(texts):
+        return [enc.encode(text, allowed_special=special, disallowed_special=()) for text in texts]
+
+    special = enc.special_tokens_set
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count())) as pool:
+        for spec, (name, _, read) in zip(specs, sources):
+            rows.append(0)
+            read_before, samples_before, dropped, truncated, stream = len(tokens), len(lengths), 0, 0, conversations()
+            while chunk := list(itertools.islice(stream, 1000)):
+                texts = [text for _, _, sample in chunk for text, _ in sample]
+                blocks = [texts[i:i + 64] for i in range(0, len(texts), 64)]       # a task for each text would double the time
+                encoded = itertools.chain.from_iterable(pool.map(encode, blocks))
+                for at, group, sample in chunk:
+                    ids, counts = [], bytearray()
+                    for (_, counted), part in zip(sample, encoded):
+                        ids += part
+                        counts += bytes([counted]) * len(part)
+                    counts[0] = False                                       # nothing comes before it that could predict it
+                    if max_len is not None and len(ids) - 1 > max_len:
+                        too_long.append((at, len(ids) - 1))
+                        ids, counts = ids[:max_len + 1], counts[:max_len + 1]
+                        if long == "drop" or True not in counts:
+                            dropped += 1
+                            continue
+                        truncated += 1
+                    tokens.extend(ids)
+                    loss += counts
+                    lengths.append(len(ids))
+                    family.append(group)
+                    where.append(at)
+            if not rows[-1]:
+                raise SystemExit(f"--data {spec}: no row in it; check the path")
+            report.append(f"data: {spec}: {rows[-1]:,} rows -> {len(lengths) - samples_before:,} samples of "
+                          f"{len(tokens) - read_before:,} tokens, {loss.count(True, read_before):,} with loss" +
+                          f"; over --max-len {max_len}: {dropped:,} dropped, {truncated:,} truncated" * (dropped + truncated > 0))
     if too_long and long == "error":
         at, length = max(too_long, key=lambda x: x[1])
         raise SystemExit(f"{at}: {length:,} tokens, the longest of {len(too_long):,} samples that exceed --max-len {max_len}; "
                          "pass --long drop, --long truncate, or a larger --max-len")
     if not tokens:
-        raise SystemExit(f"data: no sample with a loss token is left: all {len(too_long):,} exceed --max-len {max_len}; raise it")
-    kept = dict(tokens=torch.cat(tokens), loss=torch.cat(loss), lengths=torch.tensor([len(t) for t in tokens]), family=family,
-                where=where, rows=rows, report=report)
+        raise SystemExit(f"data: no sample with a loss token is left: {len(too_long):,} exceed --max-len {max_len}; raise it")
+    kept = dict(tokens=torch.frombuffer(tokens, dtype=torch.int32), loss=torch.frombuffer(loss, dtype=torch.bool),
+                lengths=torch.tensor(lengths), family=family, where=where, rows=rows, report=report)
     return dict(kept, digest=_content(kept))
 
 
@@ -687,9 +702,12 @@ def show_main(argv):
     cli.add_argument("--long", choices=LONG, default="error", help="what becomes of longer samples")
     cli.add_argument("-n", type=int, default=3, help="samples to print")
     a = cli.parse_args(argv)
-    enc = load_tokenizer(a.tokenizer) if a.tokenizer else toy_encoding()
-    samples = load_text(a.data, enc, template=a.template, prompt_column=a.prompt_column, completion_column=a.completion_column,
-                        max_len=a.max_len, long=a.long, say=print)
+    try:
+        enc = with_template(load_tokenizer(a.tokenizer) if a.tokenizer else toy_encoding(), a.template)
+    except ValueError as e:
+        raise SystemExit(str(e)) from None
+    samples = load_text(a.data, enc, prompt_column=a.prompt_column, completion_column=a.completion_column, max_len=a.max_len,
+                        long=a.long, say=print)
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for s in samples[:a.n]:
         print(f"\n--- id {s.id} | {s.where} | {s.family} | {len(s.tokens):,} tokens, {int(s.loss.sum()):,} with loss")
@@ -737,13 +755,6 @@ def task_of(meta):
 def tokenizer_of(meta):
     """The tokenizer that a checkpoint carries; the built-in tasks' where it carries none."""
     return load_tokenizer(meta["tokenizer_files"]) if meta.get("tokenizer_files") else toy_encoding()
-
-
-def with_template(enc, template):
-    """enc with the chat format of --template, for good: scoring and an export find it in enc.files and use the same."""
-    if template != "auto":
-        enc.chat_template = enc.files["chat_template.jinja"] = template_source(template, enc)
-    return enc
 
 
 def training_set(cfg, enc, say=lambda line: None):
@@ -846,9 +857,11 @@ def micro_batches(samples, micro_batch, rank=0, world=1, tokens_per_batch=0):
 
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
-    commands = {"show": show_main}
-    if argv and argv[0] in commands:
-        return commands[argv[0]](argv[1:])
+    if argv[:1] == ["show"]:
+        return show_main(argv[1:])
+    if argv[:1] == ["am"]:
+        from am import main as am_main
+        return am_main(argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="toy-math")
     parser.add_argument("--split", choices=SPLITS, default="train")

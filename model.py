@@ -318,11 +318,12 @@ class GPT(nn.Module):
 # ----------------------------------------------------------------------------------------------------------------------
 # Hugging Face's config.json
 
-# our field -> its key; a checkpoint that lacks one of these is refused, except for those that have one natural value
+# our field -> its key
 KEYS = dict(vocab_size="vocab_size", dim="hidden_size", n_layers="num_hidden_layers", n_heads="num_attention_heads",
             n_kv_heads="num_key_value_heads", head_dim="head_dim", ffn_dim="intermediate_size",
             max_seq_len="max_position_embeddings", norm_eps="rms_norm_eps", tie_embeddings="tie_word_embeddings")
-NATURAL = {"llama": dict(num_key_value_heads=None, head_dim=None), "qwen2": dict(head_dim=None), "qwen3": {}}
+# what transformers takes a missing key for; not where that is one released model's number (qwen2: 32 kv heads): refused
+ABSENT = {"llama": dict(num_key_value_heads=None, head_dim=None), "qwen2": dict(head_dim=None), "qwen3": {}}
 # model_type -> what tells it from the others
 FAMILIES = {"llama": dict(qkv_bias=False, qk_norm=False), "qwen2": dict(qkv_bias=True, qk_norm=False),
             "qwen3": dict(qkv_bias=False, qk_norm=True)}
@@ -351,8 +352,8 @@ def config_from_hf(c):
     ):
         if wrong:
             raise ValueError(f"config.json asks for {what}")
-    full = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, **NATURAL[kind], **c}       # what they take a missing key for
-    missing = [k for k in KEYS.values() if full.get(k) is None and k not in NATURAL[kind]] + [
+    full = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, **ABSENT[kind], **c}
+    missing = [k for k in KEYS.values() if k not in full] + [
         f"rope_scaling.{k}" for k in ROPE_KEYS.values() if rope_type == "llama3" and k not in rope]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}")
@@ -415,13 +416,12 @@ def _read_tensor(path, dtype, shape, at):
 
 def write_safetensors(path, tensors):
     """{name: tensor} -> file at path, atomically; the header's "format" is what transformers asks for."""
-    tensors = dict(sorted(tensors.items(), key=lambda kv: -kv[1].itemsize))   # wide ones first, so that each lies aligned
     header, at = {"__metadata__": {"format": "pt"}}, 0
     for name, t in tensors.items():
         kind = next(k for k, d in DTYPES.items() if d == t.dtype)
         header[name] = dict(dtype=kind, shape=list(t.shape), data_offsets=[at, at := at + t.nbytes])
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)                                           # so that mapped tensors lie aligned
 
     def write(f):
         f.write(len(text).to_bytes(8, "little") + text)
@@ -434,8 +434,6 @@ def write_safetensors(path, tensors):
 # checkpoints: a .pt of ours, tensors and primitives only, so that loading one never runs code; or a Hugging Face folder
 
 FORMAT = "wmss-checkpoint-1"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "special_tokens_map.json",
-                   "chat_template.jinja")
 
 
 def save_checkpoint(path, model, **meta):
@@ -507,6 +505,7 @@ def _open_folder(path):
                 raise ValueError(f"{key} is there twice, the second time in {name}")
             if not ours.endswith("rotary_emb.inv_freq"):                      # old exports: we compute these ourselves
                 stored[ours] = entry
+    from tokenizer import TOKENIZER_FILES                                     # here, as weights alone need none of it
     files = {}
     for name in TOKENIZER_FILES:
         if os.path.isfile(os.path.join(path, name)):
@@ -580,7 +579,7 @@ def _fingerprint(path, meta, tokenizer=None):
     if "tokenizer" not in meta:
         meta["tokenizer"] = None
         if "tokenizer.json" in meta["tokenizer_files"]:
-            from data import fingerprint, load_tokenizer                      # here, as weights alone need none of it
+            from tokenizer import fingerprint, load_tokenizer
             try:
                 meta["tokenizer"] = fingerprint(load_tokenizer(meta["tokenizer_files"]))
             except ValueError as e:
@@ -622,7 +621,7 @@ def export(source, folder, dtype=None, shard_bytes=5_000_000_000):
     if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
         raise SystemExit(f"export: {folder} exists and is not an empty folder; name another")
     path, model, stored, meta = _open(source)
-    from data import fingerprint, load_tokenizer, tokenizer_files, toy_encoding
+    from tokenizer import fingerprint, load_tokenizer, tokenizer_files, toy_encoding
     trained_with = _fingerprint(path, meta)["tokenizer"]
     if meta.get("tokenizer_files") and trained_with:
         enc = load_tokenizer(meta["tokenizer_files"])

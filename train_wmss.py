@@ -203,9 +203,10 @@ def parse(argv=None):
     runs_code = cfg.task == "toy-code" or any(is_code(spec) for spec in cfg.score_data)
     check(not runs_code or "score" not in stages or cfg.allow_code_execution, "allow-code-execution",
           "consent: the stage score runs code that a model wrote (confined, see eval_code.py)")
-    for flag in "sft weak-snapshot".split():
+    for flag in "base sft weak-snapshot".split():
         path = getattr(cfg, flag.replace("-", "_"))
-        check(not path or os.path.exists(path), flag, "an existing checkpoint")
+        hub = re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.endswith(".pt")              # is asked for when it is read
+        check(not path or os.path.exists(path) or hub, flag, "an existing checkpoint")
     if problems:
         raise SystemExit("train_wmss: " + "\n            ".join(problems) + "\nsee python train_wmss.py -h; nothing was written")
     return cfg

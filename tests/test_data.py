@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 
-from data import (CODE_FAMILIES, END, FAMILIES, TASKS, Problem, clean_set, collate, corpus_set, encode, epoch_order, fingerprint,
+from data import (CODE_FAMILIES, FAMILIES, TASKS, Problem, clean_set, collate, corpus_set, encode, epoch_order, fingerprint,
                   micro_batches, schedule, split_of, toy_code, toy_encoding, toy_math)
+from tokenizer import END
 
 
 def true_answer(prompt):

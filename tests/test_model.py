@@ -11,11 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import data
 import model as model_file
+import tokenizer
 from conftest import ROOT
-from model import (GPT, GPTConfig, config_to_hf, export, load_checkpoint, main, read_config, read_header, save_checkpoint,
-                   write_atomically, write_safetensors)
+from model import (GPT, GPTConfig, config_from_hf, config_to_hf, export, load_checkpoint, main, read_config, read_header,
+                   save_checkpoint, write_atomically, write_safetensors)
+from tokenizer import fingerprint, toy_encoding
 
 CONFIGS = {
     "plain": dict(),
@@ -182,6 +183,18 @@ def test_both_layouts_of_the_rope_scaling_are_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**c, "rope_scaling": rope}))
     old, _ = read_config(tmp_path)
     assert old == new and (new.rope_theta, new.rope_factor, new.rope_original_len) == (500.0, 8.0, 24)
+
+
+@pytest.mark.parametrize("kind", ("Llama", "Qwen2", "Qwen3"))
+def test_what_config_json_leaves_out_is_what_transformers_takes_it_for(kind, tmp_path):
+    """Bug: LLaMA-1, which names no rope_theta and no kv heads, loaded with other ones; a head tied because ours are."""
+    short = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+                 max_position_embeddings=64)
+    short |= {"Llama": dict(), "Qwen2": dict(num_key_value_heads=2), "Qwen3": dict(num_key_value_heads=2, head_dim=8)}[kind]
+    got = config_from_hf(dict(short, model_type=kind.lower()))
+    want = getattr(pytest.importorskip("transformers"), kind + "Config")(**short)
+    assert (got.n_kv_heads, got.norm_eps, got.rope_theta, got.tie_embeddings, got.head_dim, got.max_seq_len) == (
+        want.num_key_value_heads, want.rms_norm_eps, want.rope_parameters["rope_theta"], want.tie_word_embeddings, 8, 64)
 
 
 def test_weights_are_converted_and_rope_tables_are_not(tmp_path):
@@ -354,7 +367,9 @@ def test_no_prompts_and_no_tokens():
     assert tiny().generate([], 5) == [] and tiny().generate([[1], [2]], 0) == [[], []]
 
 
-@pytest.mark.parametrize("bad", (dict(dim=30, n_heads=4), dict(n_heads=4, n_kv_heads=3), dict(dim=12, n_heads=4)))
+@pytest.mark.parametrize("bad", (dict(dim=30, n_heads=4), dict(n_heads=4, n_kv_heads=3), dict(dim=12, n_heads=4),
+                                 dict(rope_low=4.0), dict(dim=32.0), dict(n_heads=0), dict(vocab_size="97"),
+                                 dict(max_seq_len=None)))
 def test_impossible_shapes_are_refused(bad):
     """Bug: a view() error from the middle of the first forward pass."""
     with pytest.raises(ValueError, match="model: "):
@@ -535,6 +550,7 @@ REFUSED = {
     "another head though tied": (retensor(lambda t: t.update({"lm_head.weight": t[EMBED] + 1})), "differs from"),
     "cut in the weights": (rebyte(lambda b: b[:-1]), "model.safetensors is [0-9,]+ bytes, its header speaks of .* cut short"),
     "cut in the header": (rebyte(lambda b: b[:100]), "model.safetensors has no whole safetensors header"),
+    "too long": (rebyte(lambda b: b + b"!"), "model.safetensors is [0-9,]+ bytes, its header speaks of"),
     "empty": (rebyte(lambda b: b""), "model.safetensors has no whole safetensors header"),
     "text": (rebyte(lambda b: b"version https://git-lfs"), "model.safetensors has no whole safetensors header"),
     "fp8": (rebyte(lambda b: b.replace(b'"F32"', b'"F8 "', 1)), "of dtype F8"),
@@ -578,6 +594,7 @@ def test_safetensors_files_are_those_of_the_package(tmp_path):
     tensors = {"a": torch.arange(3.0).bfloat16(), "b": torch.randn(2, 5), "c": torch.randn(4, 1, 3).half(),
                "d": torch.randn(7).double()}
     write_safetensors(tmp_path / "ours", tensors)
+    assert (tmp_path / "ours").read_bytes()[0] % 8 == 0                       # mapped, the tensors lie aligned
     package.save_file(tensors, tmp_path / "theirs")
     for found in (package.load_file(tmp_path / "ours"), tensors_of(tmp_path / "theirs")):
         assert found.keys() == tensors.keys()
@@ -630,13 +647,15 @@ def test_a_loaded_pt_is_trained_without_changing_its_file(tmp_path):
 
 def test_folders_carry_their_tokenizer_into_meta(tmp_path, monkeypatch):
     """Bug: a folder whose token ids are taken for another's."""
-    monkeypatch.setattr(data, "load_tokenizer", lambda files: data.toy_encoding(), raising=False)
+    monkeypatch.setattr(tokenizer, "load_tokenizer", lambda files: toy_encoding())
     folder(tmp_path, tiny())
     assert read_config(tmp_path)[1] == dict(tokenizer=None, tokenizer_files={}, config={})
+    with pytest.raises(SystemExit, match="trained with tokenizer None, this run uses 0123"):
+        load_checkpoint(tmp_path, tokenizer="0123")
     files = {"tokenizer.json": "{}", "tokenizer_config.json": "{ }", "chat_template.jinja": "{{ x }}"}
     for name, text in {**files, "merges.txt": "a b"}.items():
         (tmp_path / name).write_text(text)
-    mark = data.fingerprint(data.toy_encoding())
+    mark = fingerprint(toy_encoding())
     for meta in (read_config(tmp_path)[1], load_checkpoint(tmp_path, tokenizer=mark)[1]):
         assert meta == dict(tokenizer=mark, tokenizer_files=files, config={})
     with pytest.raises(SystemExit, match=f"trained with tokenizer {mark}, this run uses 0123"):
@@ -646,15 +665,15 @@ def test_folders_carry_their_tokenizer_into_meta(tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------------------------------------------------
 # export
 
-TOY = dict(tokenizer=data.fingerprint(data.toy_encoding()))
+TOY = dict(tokenizer=fingerprint(toy_encoding()))
 
 
 @pytest.fixture
 def toy_files(monkeypatch):
     """The tokenizer's part of a folder, which is not what these tests are about."""
-    files = {"tokenizer.json": "{}", "generation_config.json": '{"top_k": 20}'}
-    monkeypatch.setattr(data, "tokenizer_files", lambda enc: files, raising=False)
-    monkeypatch.setattr(data, "load_tokenizer", lambda files: data.toy_encoding(), raising=False)
+    files = {"tokenizer.json": "{}", "generation_config.json": '{"top_k": 20, "eos_token_id": 5}'}
+    monkeypatch.setattr(tokenizer, "tokenizer_files", lambda enc: files)
+    monkeypatch.setattr(tokenizer, "load_tokenizer", lambda files: toy_encoding())
 
 
 EXPORTS = {
@@ -674,6 +693,8 @@ def test_exported_models_come_back_and_are_the_same_in_transformers(name, shard_
     save_checkpoint(tmp_path / "a.pt", model, **TOY)
     export(tmp_path / "a.pt", tmp_path / "hf", shard_bytes=shard_bytes)
     assert (tmp_path / "hf" / "model.safetensors.index.json").exists() == (shard_bytes < 10**9)
+    written = [k for file in (tmp_path / "hf").glob("*.safetensors") for k in read_header(file)]
+    assert len(written) == len(set(written)) == len(list(model.parameters()))
     back = GPT.from_pretrained(tmp_path / "hf")
     assert back.cfg == model.cfg
     assert all(torch.equal(w, back.state_dict()[k]) for k, w in model.state_dict().items())
@@ -684,7 +705,7 @@ def test_exported_models_come_back_and_are_the_same_in_transformers(name, shard_
 
 
 def test_export_takes_a_dtype_and_a_folder(tmp_path, toy_files, capsys):
-    """Bug: --dtype that converts config.json only, stops that are lost; a folder that cannot be converted again."""
+    """Bug: --dtype that converts config.json only; a folder that cannot be converted again."""
     save_checkpoint(tmp_path / "a.pt", tiny(vocab_size=97), **TOY)
     main(["export", str(tmp_path / "a.pt"), str(tmp_path / "half"), "--dtype", "bf16"])
     assert "half: config.json, generation_config.json, model.safetensors, tokenizer.json" in capsys.readouterr().out
@@ -694,6 +715,18 @@ def test_export_takes_a_dtype_and_a_folder(tmp_path, toy_files, capsys):
         config = json.loads((tmp_path / name / "config.json").read_text())
         assert (config["torch_dtype"], config["eos_token_id"]) == (str(dtype).removeprefix("torch."), 96)
         assert {read().dtype for _, read in read_header(tmp_path / name / "model.safetensors").values()} == {dtype}
+
+
+def test_all_that_ends_generation_is_exported(tmp_path, toy_files, monkeypatch):
+    """Bug: a chat model that stops at <|im_end|> here and babbles on in vLLM."""
+    enc = tokenizer.Tokenizer("two", pat_str=".", mergeable_ranks={b"a": 0}, special_tokens={"<e>": 1, "<s>": 2, "<b>": 3},
+                         end="<e>", stops=("<s>",), bos="<b>")
+    monkeypatch.setattr(tokenizer, "load_tokenizer", lambda files: enc)
+    save_checkpoint(tmp_path / "a.pt", tiny(), tokenizer=fingerprint(enc), tokenizer_files={"tokenizer.json": "{}"})
+    export(tmp_path / "a.pt", tmp_path / "hf")
+    for name in ("config.json", "generation_config.json"):
+        ids = json.loads((tmp_path / "hf" / name).read_text())
+        assert (ids["eos_token_id"], ids["bos_token_id"]) == ([1, 2], 3)
 
 
 def test_failed_exports_leave_nothing(tmp_path, toy_files, monkeypatch):

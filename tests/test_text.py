@@ -11,7 +11,8 @@ import torch
 
 import data
 from conftest import ROOT
-from data import Tokenizer, collate, load_text, main, marked, pieces, render, toy_encoding
+from data import collate, load_text, main, marked, render
+from tokenizer import QWEN2 as SPLIT, Tokenizer, toy_encoding
 
 CHATML = data.TEMPLATES["chatml"]
 QWEN2 = """{%- if messages[0].role == 'system' -%}
@@ -28,6 +29,7 @@ QWEN2 = """{%- if messages[0].role == 'system' -%}
         {{- '<|im_start|>user\\n<tool_response>' + message.content + '</tool_response><|im_end|>\\n' }}
     {%- endif %}
 {%- endfor %}
+{%- if tools is not none or documents is not none %}{{- 'TOOLS' }}{%- endif %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
 LLAMA3 = """{{- bos_token }}
@@ -96,7 +98,7 @@ def encoding(template=None, **kw):
     pairs = [b"\n\n", b" a", b"an", b"er", b"is", b"ant", b"wer", b"\n\n\n", b"\n ", b": ", b" 4"]
     ranks = {**{bytes([b]): b for b in range(256)}, **{p: 256 + i for i, p in enumerate(pairs)}}
     special = {t: len(ranks) + i for i, t in enumerate(SPECIAL)}
-    return Tokenizer("test", pat_str=r"\s+|\w+|[^\w\s]+", mergeable_ranks=ranks, special_tokens=special,
+    return Tokenizer("test", pat_str=SPLIT, mergeable_ranks=ranks, special_tokens=special,
                      **{"end": "<|im_end|>", "stops": ["<|endoftext|>", "<|eot_id|>"], "bos": "<|begin|>",
                         "chat_template": template, **kw})
 
@@ -142,7 +144,7 @@ def counted(sample, enc):
 
 
 @pytest.mark.parametrize("messages", (ONE, TALK, THINK, TOOLS, [], TALK[:2]))
-@pytest.mark.parametrize("template", (CHATML, QWEN2, LLAMA3, QWEN3, MISTRAL, MARKED, data.TEMPLATES["plain"]))
+@pytest.mark.parametrize("template", (CHATML, QWEN2, LLAMA3, QWEN3, MISTRAL, MARKED, data.template_source("plain", toy_encoding())))
 def test_renderings_are_those_of_transformers(template, messages):
     """Bug: blocks not trimmed, HTML escapes in tojson, loop controls or tags unknown, a token missing in the context."""
     oracle = pytest.importorskip("transformers.utils.chat_template_utils").render_jinja_template
@@ -164,10 +166,10 @@ def test_plain_is_the_prompt_of_the_scores():
     import eval_math
     question = "How many?\n  Say {{ n }}."
     enc = toy_encoding()
-    assert render([say("user", question)], enc, add_generation_prompt=True) == eval_math.render(question)
+    assert render([say("user", question)], enc, add_generation_prompt=True) == eval_math.chat(enc)(question) == f"Question: {question}\nAnswer:"
     system = [say("system", "Think."), say("user", question)]
-    assert render(system, enc, "plain", True) == eval_math.render(question, "Think.")
-    assert render(system, encoding(), "plain", True) == "<|begin|>" + eval_math.render(question, "Think.")
+    assert render(system, enc, "plain", True) == eval_math.chat(enc, "Think.")(question)
+    assert render(system, encoding(), "plain", True) == "<|begin|>" + eval_math.chat(enc, "Think.")(question)
 
 
 def test_a_template_file_is_read_and_a_wrong_one_is_refused(tmp_path):
@@ -179,6 +181,35 @@ def test_a_template_file_is_read_and_a_wrong_one_is_refused(tmp_path):
     (tmp_path / "bad.jinja").write_text("{% for m in messages %}")
     with pytest.raises(SystemExit, match="--template bad.jinja: no Jinja template: .*end of template"):
         load([{"messages": ONE}], template="bad.jinja")
+
+
+def test_a_tokenizer_given_a_template_stops_at_its_turns_end_and_carries_both_in_its_files():
+    """Bug: Qwen3-4B-Base learns to write <|im_end|> and is then never stopped at it; an export with the template of before."""
+    base = encoding(CHATML, end="<|endoftext|>", stops=[])
+    with pytest.raises(SystemExit, match=r"ends turn 2 with '2<\|im_end\|>', expected a token that ends generation, of <\|endoftext\|>;"):
+        load([{"messages": ONE}], base)
+    end = base._special_tokens["<|im_end|>"]
+    for enc, source in ((data.with_template(base), CHATML), (data.with_template(encoding(None, end="<|endoftext|>"), "chatml"), CHATML)):
+        assert end in enc.stop_ids and enc.end_id == base.end_id and enc.chat_template == source
+        assert counted(load([{"messages": ONE}], enc)[0], enc) == ["2<|im_end|>"]
+        again = data.load_tokenizer(data.tokenizer_files(enc))
+        assert (again.stop_ids, again.chat_template, again.bos_id) == (enc.stop_ids, source, enc.bos_id)
+        assert data.fingerprint(again) == data.fingerprint(base)
+    for enc in (encoding(CHATML), encoding(), toy_encoding()):
+        assert data.with_template(enc) is enc                                 # nothing to add
+    plain = data.with_template(encoding(CHATML), "plain")
+    assert render(ONE, plain) == render(ONE, encoding(), "plain") and "bos_token" not in plain.chat_template
+    with pytest.raises(ValueError, match="ends a turn with '.*<|im_end|>', which is no special token"):
+        data.with_template(toy_encoding(), "chatml")
+
+
+def test_bos_token_is_the_configurations_in_a_template_and_the_tokenizers_in_ours():
+    """Bug: SmolLM2's bos_token before every plain prompt; a template that writes bos_token itself left without it."""
+    for said in ("<|begin|>", {"content": "<|begin|>"}):
+        enc = encoding(LLAMA3, bos=None, files={"tokenizer_config.json": json.dumps({"bos_token": said})})
+        assert render(ONE, enc).startswith("<|begin|><|start_header_id|>user")
+        assert render(ONE, enc, "plain").startswith("Question: 1+1?")
+    assert render(ONE, encoding(LLAMA3, bos=None)).startswith("<|start_header_id|>user")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -302,20 +333,20 @@ def test_files_of_all_kinds_and_folders_at_once_keep_their_order_and_names(tmp_p
     rows = [{"messages": [say("user", "d"), say("assistant", "e", tool_calls=None)]}, {"messages": [say("user", "f"), say("assistant", "g")]}]
     datasets.Dataset.from_list(rows).to_parquet("p.parquet")
     datasets.Dataset.from_list([row("h")]).save_to_disk("saved")
-    datasets.DatasetDict({"train": datasets.Dataset.from_list([row("i")]), "test": datasets.Dataset.from_list([row("no")])}).save_to_disk("dict")
+    datasets.DatasetDict({"train": datasets.Dataset.from_list([row("i")]), "test": datasets.Dataset.from_list([row("i")])}).save_to_disk("dict")
     write("folder/train.jsonl", [row("j")])
     write("folder/test.jsonl", [row("k")])
     write("folder/LICENSE", [row("no")])
     write("z.jsonl.gz", [row("l"), {**row("m"), "source": "amc"}])
     (tmp_path / "list.json").write_text(json.dumps([row("n")]))
     enc, lines = encoding(), []
-    samples = load_text(["p.parquet", "saved", "dict", "folder", "folder@test", "z.jsonl.gz", "list.json"], enc, say=lines.append)
+    samples = load_text(["p.parquet", "saved", "dict", "dict@test", "folder", "folder@test", "z.jsonl.gz", "list.json"], enc, say=lines.append)
     text = [enc.decode(s.tokens.tolist()) for s in samples]
-    assert [t.split(": ")[1][0] for t in text] == list("dfhijklmn") and [s.id for s in samples] == list(range(9))
-    assert [s.where for s in samples] == ["p.parquet:1", "p.parquet:2", "saved:1", "dict:1", "folder/train.jsonl:1",
+    assert [t.split(": ")[1][0] for t in text] == list("dfhiijklmn") and [s.id for s in samples] == list(range(10))
+    assert [s.where for s in samples] == ["p.parquet:1", "p.parquet:2", "saved:1", "dict:1", "dict:1", "folder/train.jsonl:1",
                                           "folder/test.jsonl:1", "z.jsonl.gz:1", "z.jsonl.gz:2", "list.json:1"]
-    assert [s.family for s in samples] == ["p", "p", "saved", "dict", "folder", "folder", "z", "amc", "list"]
-    assert len(lines) == 7 and lines[0].startswith("data: p.parquet: 2 rows -> 2 samples of ")
+    assert [s.family for s in samples] == ["p", "p", "saved", "dict", "dict", "folder", "folder", "z", "amc", "list"]
+    assert len(lines) == 8 and lines[0].startswith("data: p.parquet: 2 rows -> 2 samples of ")
 
 
 def test_the_hub_is_asked_for_name_configuration_and_split(monkeypatch):
@@ -340,7 +371,7 @@ def test_sources_that_are_not_there_are_refused_with_the_way_out(tmp_path):
     os.mkdir("void")
     for spec, error in (("nix.jsonl", "nix.jsonl: no such file"), ("../x/nix.jsonl", "no such file or folder"), ("gsm8k", "OWNER/NAME"),
                         ("", "no such file"), ("data.csv", "expected a file named .jsonl"), ("fine.jsonl@train", "no :CONFIG or @SPLIT"),
-                        ("void", "expected a folder with data"), ("texts", "expected files .jsonl"), ("bad.parquet", "expected a parquet file")):
+                        ("void", "expected a folder with data"), ("void:main", "a configuration, which only the hub has"), ("texts", "expected files .jsonl"), ("bad.parquet", "expected a parquet file")):
         with pytest.raises(SystemExit, match=error):
             load_text([spec], encoding())
 
@@ -350,7 +381,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
     code = "import data; data.load_text(['openai/gsm8k:main'], data.toy_encoding())"
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": ROOT}
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
-    assert r.returncode == 1 and "--data openai/gsm8k:main: no such folder here, and the hub gave none" in r.stderr
+    assert r.returncode == 1 and "--data openai/gsm8k:main: no such folder here, none from the hub" in r.stderr
     assert "pass a local file" in r.stderr and "Traceback" not in r.stderr
 
 
@@ -377,8 +408,9 @@ ROW = {"question": "q", "answer": "a"}
     ({"messages": [say("user", "a")]}, "no assistant's turn"),
     ({"messages": [say("assistant", "a"), say("user", "b")]}, "no assistant's turn"),
     ({"messages": ONE, "tools": [{"name": "f"}]}, "tools are not passed"),
-    ({"question": "x<|im_end|>", "answer": "y"}, "the user's text spells the control token <|im_end|>"),
-    ({"prompt": "x", "completion": "y<|endoftext|>"}, "the assistant's text spells the control token <|endoftext|>"),
+    ({"question": "x<|im_end|>", "answer": "y"}, "the user's message spells the control token <|im_end|>"),
+    ({"prompt": "x", "completion": "y<|endoftext|>"}, "the assistant's message spells the control token <|endoftext|>"),
+    ({"messages": [*ONE, say("tool", "x", name="<|eot_id|>"), ONE[1]]}, "the tool's message spells the control token <|eot_id|>"),
     ({"question": "x", "answer": "\ud800"}, "surrogates not allowed"),
     ({**ROW, "id": 7}, "id 7 is also that of first.jsonl.gz:2"),
 ))
@@ -389,6 +421,23 @@ def test_a_malformed_row_is_named_by_file_and_line(row, error):
     with pytest.raises(SystemExit) as e:
         load_text(["first.jsonl.gz", "second.jsonl"], encoding(CHATML))
     assert str(e.value).startswith("second.jsonl:3: ") and error in str(e.value), e.value
+
+
+def test_a_closing_token_of_any_form_may_not_stand_in_a_text():
+    """Bug: only <|...|> known as a control token, so that a text with Llama's </s> ends its own turn."""
+    for end, kw in (("</think>", {}), ("<|im_end|>", {"bos": "</think>"})):
+        enc = encoding("{% for m in messages %}{{ m.content }}" + end + "{% endfor %}", end=end, stops=[], **kw)
+        with pytest.raises(SystemExit, match="rows.jsonl:1: the user's message spells the control token </think>"):
+            load([{"question": "x</think>", "answer": "y"}], enc)
+    assert load([{"question": "x</think>", "answer": "y"}], encoding())[0].tokens.tolist().count(enc._special_tokens["</think>"]) == 1
+
+
+def test_a_null_is_no_value():
+    """Bug: a parquet file, whose structs have every key, rendered otherwise than the same rows as JSONL."""
+    enc = encoding("{% for m in messages %}{% if m.tool_calls is defined %}CALL{% endif %}{{ m.content }}<|im_end|>{% endfor %}")
+    for messages in (ONE, [{**m, "tool_calls": None, "from": None, "value": None, "thinking": None} for m in ONE]):
+        (s,) = load([{"messages": messages, "prompt": None, "id": None, "family": None}], enc)
+        assert marked(s, enc, False) == "1+1?<|im_end|>⟦2<|im_end|>⟧"
 
 
 def test_broken_json_and_empty_files_are_refused():
@@ -405,8 +454,8 @@ def test_broken_json_and_empty_files_are_refused():
 def test_wrong_flags_are_refused():
     """Bug: half a pair of columns that is ignored, a file given twice that counts double."""
     f = write("f.jsonl", [ROW])
-    for specs, kw in (([f], {"prompt_column": "question"}), ([f], {"long": "cut"}), ([f, f], {}), ([], {})):
-        with pytest.raises(SystemExit, match="data: expected at least one --data, none twice"):
+    for specs, kw in (([f], {"prompt_column": "question"}), ([f], {"long": "cut"}), ([f, f], {}), ([], {}), ([f], {"max_len": 0})):
+        with pytest.raises(SystemExit, match="data: expected --data once or more, none twice"):
             load_text(specs, encoding(), **kw)
 
 
@@ -448,7 +497,7 @@ def test_long_rows_are_dropped_cut_or_named_and_always_counted():
     assert "5 rows -> 4 samples" in lines[1] and "over --max-len 10: 1 dropped, 2 truncated" in lines[1]
     with pytest.raises(SystemExit, match=r"rows.jsonl:4: 23 tokens, the longest of 3 samples that exceed --max-len 10; pass --long drop"):
         load(rows, enc, max_len=10)
-    with pytest.raises(SystemExit, match="no sample with a loss token is left: all 5 exceed --max-len 2"):
+    with pytest.raises(SystemExit, match="no sample with a loss token is left: 5 exceed --max-len 2"):
         load(rows, enc, max_len=2, long="truncate")
     (s,) = load([{"prompt": "", "completion": "ab"}], enc)
     assert s.loss.tolist() == [False, True, True]                             # nothing predicts the first token
@@ -456,7 +505,7 @@ def test_long_rows_are_dropped_cut_or_named_and_always_counted():
 
 def test_a_character_that_the_vocabulary_lacks_is_named():
     """Bug: a panic inside the tokenizer."""
-    with pytest.raises(SystemExit, match="rows.jsonl:2: the 96-character vocabulary lacks 'ü'; pass --tokenizer"):
+    with pytest.raises(SystemExit, match="rows.jsonl:2: the vocabulary lacks 'ü'; take it out of the row, or pass another"):
         load([ROW, {"question": "ü", "answer": "a"}], toy_encoding())
 
 
@@ -487,6 +536,7 @@ def test_a_second_look_reads_the_cache_and_sees_the_same(caching):
 
 def test_the_cache_depends_on_all_that_the_samples_depend_on(caching, monkeypatch, tmp_path):
     """Bug: a stale cache: a changed file, tokenizer, template, flag, or code that gives the old samples."""
+    import datasets
     rows = [{"question": "q", "answer": "a", "p": "x", "c": "y"}]
     (tmp_path / "t.jinja").write_text(CHATML + "{# 1 #}")
     other = encoding()
@@ -502,10 +552,22 @@ def test_the_cache_depends_on_all_that_the_samples_depend_on(caching, monkeypatc
         lambda: load(rows, encoding(stops=[])),
         lambda: load(rows, encoding(bos=None)),
         lambda: load(rows, other),
+        lambda: load(rows, encoding(MISTRAL)),
+        lambda: load(rows, encoding(MISTRAL, bos=None)),
+        lambda: load(rows, encoding(MISTRAL, bos=None, files={"tokenizer_config.json": '{"bos_token": "<|begin|>"}'})),
+        lambda: load(rows, encoding(MISTRAL, end="<|eot_id|>", stops=["<|endoftext|>", "<|im_end|>"])),
+        lambda: load(rows, encoding(), template="none"),
+        lambda: load(rows, encoding(), template="plain"),
         lambda: load(rows, encoding(), prompt_column="p", completion_column="c"),
+        lambda: load(rows, encoding(), prompt_column="question", completion_column="c"),
+        lambda: load(rows, encoding(), prompt_column="p", completion_column="answer"),
         lambda: load(rows, encoding(), max_len=100),
         lambda: load(rows, encoding(), max_len=100, long="drop"),
         lambda: load_text([write("other.jsonl", rows)], encoding()),
+        lambda: load_text([os.path.dirname(write("folder/train.jsonl", rows))], encoding()),
+        lambda: load_text([os.path.dirname(write("folder/train.jsonl", rows * 2))], encoding()),
+        lambda: datasets.Dataset.from_list(rows).save_to_disk("saved") or load_text(["saved"], encoding()),
+        lambda: datasets.Dataset.from_list(rows * 2).save_to_disk("saved") or load_text(["saved"], encoding()),
         lambda: load_text(["rows.jsonl", "other.jsonl"], encoding()),
         lambda: load_text(["other.jsonl", "rows.jsonl"], encoding())]
     for n, change in enumerate(changes, 1):
@@ -525,8 +587,11 @@ def test_a_hub_data_set_is_known_by_its_fingerprint(caching, monkeypatch):
     import datasets
     sets = [datasets.Dataset.from_list([{"question": q, "answer": "a"}]) for q in "xxy"]
     sets[1]._fingerprint = sets[0]._fingerprint
-    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: sets.pop(0))
-    first, again, new = (load_text(["a/b"], encoding()) for _ in range(3))
+    seen = []
+    for hub in sets:
+        monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: hub)
+        seen.append(load_text(["a/b"], encoding()))
+    first, again, new = seen
     assert len(caching) == 2 and same(first, again) and not same(first, new)
 
 
@@ -544,6 +609,15 @@ def test_a_broken_cache_is_made_again(caching, harm):
         f.write(harm(whole) if harm else whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
     assert same(once, load(rows, encoding())) and len(caching) == 2
     assert same(once, load(rows, encoding())) and len(caching) == 2
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_cached(monkeypatch):
+    """Bug: new samples under the hash of the old file, or the other way round, for good."""
+    monkeypatch.setattr(data, "CACHED_ROWS", 1)
+    real = data._tokenise
+    monkeypatch.setattr(data, "_tokenise", lambda *a: (write("rows.jsonl", [ROW] * 3), real(*a))[1])
+    assert len(load([ROW])) == 3 and not os.path.exists("out")
+    monkeypatch.undo()
 
 
 def test_what_should_not_be_cached_is_not(caching, monkeypatch):

@@ -911,7 +911,7 @@ def test_import_needs_none_of_the_heavy_and_optional_packages():
     assert done.stdout.strip() == "[]", done.stderr
 
 
-@pytest.mark.parametrize("module", ("data", "entropy", "eval_math", "train_wmss"))
+@pytest.mark.parametrize("module", ("data", "entropy", "eval_math", "tokenizer", "train_wmss"))
 def test_worked_examples_in_docstrings_are_true(module):
     """Bug: an example that nobody has run."""
     import doctest
