@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from data import Sample, micro_batches
+from data import Sample, micro_batches, toy_encoding
 from entropy import measure
 from eval_math import commit
 from model import GPT, GPTConfig
@@ -144,7 +144,7 @@ class Bench(train_wmss.Run):
 
     def __init__(self, threads, **config):
         super().__init__(train_wmss.Config(threads=threads, log_every=1, **config))
-        self.marks, self.losses = [], []
+        self.enc, self.tokenizer, self.marks, self.losses = toy_encoding(), "", [], []
 
     def log(self, **record):
         self.marks.append(clocks())

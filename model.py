@@ -98,6 +98,25 @@ def apply_rope(x, cos, sin):
     return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
 
 
+class Rows:
+    """Where rows begin and end among P positions: buckets of (B_i, T_i), end to end. Only attention needs to know."""
+
+    def __init__(self, shapes):
+        self.shapes = shapes
+
+    @torch.compiler.disable        # compiled layers see P alone: another number of buckets is no reason to compile again
+    def attend(self, q, k, v, cache=None):
+        """Causal attention within each row; q (P, H, D), k and v (P, K, D), which fill the cache -> (P, H, D)."""
+        gqa, sizes, out, b = q.size(1) != k.size(1), [B * T for B, T in self.shapes], [], 0
+        for (B, T), *qkv in zip(self.shapes, q.split(sizes), k.split(sizes), v.split(sizes)):
+            q, k, v = (t.unflatten(0, (B, T)).transpose(1, 2) for t in qkv)                   # (B, H or K, T, D)
+            if cache is not None:
+                cache[0][b:b + B, :, :T], cache[1][b:b + B, :, :T], b = k, v, b + B
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+            out.append(y.transpose(1, 2).flatten(0, 1))
+        return torch.cat(out)
+
+
 class Attention(nn.Module):
     def __init__(self, cfg):
         super().__init__()
@@ -110,23 +129,19 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(D, cfg.norm_eps) if cfg.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(D, cfg.norm_eps) if cfg.qk_norm else nn.Identity()
 
-    def forward(self, x, cos, sin, cache=None, slots=None, seen=None):
-        B, T, _ = x.shape
-        q = self.q_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)      # (B, H, T, D)
-        k = self.k_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)      # (B, K, T, D)
-        v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+    def forward(self, x, cos, sin, rows, cache=None, slots=None, seen=None):
+        heads = lambda proj: proj(x).unflatten(-1, (-1, self.head_dim))       # (P, H or K, D)
+        q, k, v = heads(self.q_proj), heads(self.k_proj), heads(self.v_proj)
         q = apply_rope(self.q_norm(q), cos, sin).type_as(v)                   # autocast may have raised the norm to fp32
         k = apply_rope(self.k_norm(k), cos, sin).type_as(v)
-        gqa = q.size(1) != k.size(1)
         if slots is None:                                                     # training and prefill: plain causal attention
-            if cache is not None:
-                cache[0][:, :, :T], cache[1][:, :, :T] = k, v
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+            y = rows.attend(q, k, v, cache)
         else:                                                                 # decoding: row b writes slot slots[b]
-            rows, n = torch.arange(B, device=x.device), seen.size(-1)         # and sees those before: (B, 1, 1, n);
-            cache[0][rows, :, slots], cache[1][rows, :, slots] = k[:, :, 0], v[:, :, 0]     # is_causal would align top-left
-            y = F.scaled_dot_product_attention(q, cache[0][:, :, :n], cache[1][:, :, :n], attn_mask=seen, enable_gqa=gqa)
-        return self.o_proj(y.transpose(1, 2).reshape(B, T, -1))
+            b, n = torch.arange(len(x), device=x.device), seen.size(-1)       # and sees those before: (B, 1, 1, n);
+            cache[0][b, :, slots], cache[1][b, :, slots] = k, v               # is_causal would align top-left
+            y = F.scaled_dot_product_attention(q[:, :, None], cache[0][:, :, :n], cache[1][:, :, :n], attn_mask=seen,
+                                               enable_gqa=q.size(1) != k.size(1))
+        return self.o_proj(y.flatten(1))
 
 
 class MLP(nn.Module):
@@ -148,9 +163,30 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(cfg.dim, cfg.norm_eps)
         self.mlp = MLP(cfg)
 
-    def forward(self, x, cos, sin, cache=None, slots=None, seen=None):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, slots, seen)
+    def forward(self, x, cos, sin, rows, cache=None, slots=None, seen=None):
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, rows, cache, slots, seen)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def head_logits(h, weight):
+    """h (n, C) @ weight (V, C) ^T -> (n, V), for few rows: on the CPU in tiles of V, since MKL would first copy the whole matrix
+    (V 49,152, 32 rows: 27 ms instead of 36)."""
+    tiles = weight.split(1024 if h.device.type == "cpu" else len(weight))
+    return torch.cat([F.linear(h, w) for w in tiles], -1)
+
+
+def buckets(order, lens):
+    """Cut items in ascending order of length so that none is padded by more than 15 % -> lists of items.
+
+    >>> buckets([0, 2, 1], [10, 13, 11])
+    [[0, 2], [1]]
+    """
+    out = []
+    for i in order:
+        if not out or lens[i] > 1.15 * lens[out[-1][0]]:
+            out.append([])
+        out[-1].append(i)
+    return out
 
 
 class GPT(nn.Module):
@@ -186,25 +222,31 @@ class GPT(nn.Module):
         """Hidden states after the last norm.
 
         x (B, T) token ids. Right padding needs no mask: attention is causal, so real tokens never see what comes after.
-        cache: one (k, v) pair per layer, each (B, K, S, D); filled from slot 0 (prefill) or, when `slots` (B,) is given and
+        Or a list of such buckets, each with its own B and T: all their positions share every matrix product, laid end to
+        end, and only attention looks at one bucket at a time. Then the result is (P, C), P positions in that order.
+        cache: one (k, v) pair per layer, each (B, K, S, D), B all rows; filled from slot 0 (prefill) or, when `slots` (B,) is given and
         T = 1, at slot slots[b] of row b (decoding). A token's slot is its position. Returns (B, T, C).
         """
+        buckets = x if isinstance(x, list) else [x]
+        rows = Rows([tuple(b.shape) for b in buckets])
         if slots is None:
-            if x.size(1) > self.cfg.max_seq_len:
-                raise ValueError(f"model: {x.size(1)} tokens in a row, max_seq_len is {self.cfg.max_seq_len}; "
+            longest = max(T for _, T in rows.shapes)
+            if longest > self.cfg.max_seq_len:
+                raise ValueError(f"model: {longest} tokens in a row, max_seq_len is {self.cfg.max_seq_len}; "
                                  "shorten the data or raise max_seq_len")
-            cos, sin, seen = self.cos[:x.size(1)], self.sin[:x.size(1)], None             # (T, D)
+            at, seen = torch.cat([torch.arange(T, device=self.cos.device).repeat(B) for B, T in rows.shapes]), None
         else:                                                                 # nobody has written beyond the last slot in use
-            cos, sin = self.cos[slots][:, None, None], self.sin[slots][:, None, None]     # (B, 1, 1, D)
-            seen = (torch.arange(int(slots.max()) + 1, device=x.device) <= slots[:, None])[:, None, None]
-        h = self.embed_tokens(x)                                              # (B, T, C)
+            at, seen = slots, (torch.arange(int(slots.max()) + 1, device=slots.device) <= slots[:, None])[:, None, None]
+        cos, sin = self.cos[at][:, None], self.sin[at][:, None]               # (P, 1, D)
+        h = self.embed_tokens(torch.cat([b.flatten() for b in buckets]))      # (P, C)
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         for i, layer in enumerate(self.layers):
             if recompute:                         # no dropout, so no random state to bring back
-                h = checkpoint(layer, h, cos, sin, use_reentrant=False, preserve_rng_state=False)
+                h = checkpoint(layer, h, cos, sin, rows, use_reentrant=False, preserve_rng_state=False)
             else:
-                h = layer(h, cos, sin, cache[i] if cache else None, slots, seen)
-        return self.norm(h)
+                h = layer(h, cos, sin, rows, cache[i] if cache else None, slots, seen)
+        h = self.norm(h)
+        return h if isinstance(x, list) else h.unflatten(0, rows.shapes[0])   # (B, T, C)
 
     def logits(self, x):
         return self.lm_head(self(x))                                          # (B, T, V): small use only
@@ -259,17 +301,17 @@ class GPT(nn.Module):
                                             generator=torch.Generator().manual_seed(int(s))) for s in seeds]).to(device)
 
         def head(hs):                                                         # one (n, C) per branch -> logits (n, V)
-            return sum(c * m.lm_head(h).float() for (m, c), h in zip(branches, hs))
+            return sum(c * head_logits(h, m.lm_head.weight).float() for (m, c), h in zip(branches, hs))
 
-        # Prefill, padded on the right: a token's slot is its position, pads lie beyond every real token, and decoding
-        # overwrites them one by one before anybody may look at them.
-        x = torch.zeros(len(prompts), max(lens), dtype=torch.long, device=device)
-        for row, p in zip(x, prompts):
-            row[:len(p)] = torch.tensor(p)
-        pos = torch.tensor(lens, device=device) - 1                           # slot of each row's newest token
-        rows = torch.arange(len(prompts), device=device)
+        # Prefill in order of length, bucketed and padded on the right: a token's slot is its position, pads lie beyond every
+        # real token, and decoding overwrites them one by one before anybody may look at them.
+        order = sorted(range(len(prompts)), key=lens.__getitem__)
+        x = [torch.nn.utils.rnn.pad_sequence([torch.tensor(prompts[i]) for i in bucket], batch_first=True).to(device)
+             for bucket in buckets(order, lens)]
+        rows, pos = torch.tensor(order, device=device), torch.tensor(sorted(lens), device=device) - 1     # slot of the newest token
+        starts = torch.tensor([0] + [b.size(1) for b in x for _ in b], device=device).cumsum(0)[:-1]
         caches = [m.new_cache(len(prompts), max(lens) + max_new_tokens) for m, _ in branches]
-        z = head([m(x, cache)[rows, pos] for (m, _), cache in zip(branches, caches)])
+        z = head([m(x, cache)[starts + pos] for (m, _), cache in zip(branches, caches)])
         out, stop, done = [[] for _ in prompts], set(stop_ids), [False] * len(prompts)
         for t in range(max_new_tokens):
             if temperature == 0:

@@ -500,8 +500,8 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
     cost *= 3 if weak is None else 6 if joint else 4                            # backward = 2 forwards; frozen: weak forward only
     first, seconds = take_up(run, arm, strong, weak, opt)
     if run.compile:
-        for model in (strong, weak):
-            model is None or model.compile(dynamic=True)
+        for layer in [*strong.layers, *(weak.layers if weak is not None else ())]:      # one graph for all layers of both
+            layer.compile(dynamic=True)
     ddp = DistributedDataParallel(pair, forward_sync_buffers=False) if run.world > 1 else pair
     log_every = max(1, min(cfg.log_every, steps // 8))                          # a short stage shows its curve too
     started = mark = time.time()

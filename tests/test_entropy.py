@@ -230,3 +230,16 @@ def test_snapshots_of_another_shape_or_vocabulary_are_refused(trained, tmp_path)
     for name, words in (("wide.pt", "dim 32 / 16"), ("foreign.pt", "tokenizer 0123456789abcdef"), ("gone.pt", "found none")):
         with pytest.raises(SystemExit, match=words):
             entropy.main(["--weak", str(tmp_path / name), "--live", str(trained / "sft.pt")])
+
+
+@pytest.mark.parametrize("where", (0, 1023, 1024, 2999))
+def test_entropy_does_not_depend_on_the_tile_of_the_vocabulary_that_holds_the_maximum(where):
+    """Bug: sums of one tile that are not rescaled when a later one brings a new maximum, a last tile left out."""
+    g = torch.Generator().manual_seed(where)
+    w, h = torch.randn(3000, 8, generator=g), torch.randn(40, 8, generator=g)
+    for size in (1.0, 10.0, 100.0):
+        w[where] = size * h[0]
+        z = h.double() @ w.double().T
+        want = -(z.softmax(-1) * z.log_softmax(-1)).sum(-1)
+        torch.testing.assert_close(token_entropy(h.double(), w.double()), want, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(token_entropy(h, w).double(), want, rtol=1e-4, atol=1e-5)
