@@ -763,7 +763,11 @@ def hub_rows(path, config, split):
         from datasets import load_dataset
     except ImportError:
         raise SystemExit(f"{path} comes from the hub: pip install datasets, or name a local file as NAME=PATH") from None
-    return [(f"{path} {split}:{i}", row) for i, row in enumerate(load_dataset(path, config, split=split), 1)]
+    try:
+        return [(f"{path} {split}:{i}", row) for i, row in enumerate(load_dataset(path, config, split=split), 1)]
+    except Exception as e:               # no network, no such set or split: each has an error class of its own
+        raise SystemExit(f"{path}: the hub did not give it ({type(e).__name__}: {str(e).strip()[:200]}); check the network, or "
+                         "name a local file as NAME=PATH") from None
 
 
 def read_rows(path):

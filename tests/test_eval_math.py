@@ -383,6 +383,17 @@ def test_a_model_stops_where_its_template_closes_a_turn(tmp_path):
     assert enc.stop_ids == [96] and em.load_model(tmp_path / "m.pt")[1].stop_ids == [96, 97]
 
 
+def test_a_hub_that_cannot_be_reached_is_one_sentence(monkeypatch):
+    """Bug: thirty lines of another library's traceback, and no word of the way out."""
+    import datasets
+
+    def fail(*args, **kw):
+        raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub")
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(SystemExit, match="^openai/gsm8k: the hub did not give it .ConnectionError: .*NAME=PATH$"):
+        em.load_problems("gsm8k")
+
+
 @pytest.fixture
 def fake(monkeypatch):
     """The command line with a model that knows the answers."""
