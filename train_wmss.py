@@ -825,7 +825,7 @@ def check_inputs(run):
                              ("--data" if task == "text" else f"--task {task}"))
     run.read_data()
     for path in paths:
-        model_cfg, _ = check_pair(paths[0], path, run.tokenizer)
+        model_cfg, meta = check_pair(paths[0], path, run.tokenizer)
         shape = {k: getattr(model_cfg, k) for k in ("dim", "n_layers", "n_heads") if getattr(model_cfg, k) != getattr(cfg, k)}
         if shape and cfg.task != "text":
             raise SystemExit(f"train_wmss: {path} is a model of another shape than this run's; pass " +
@@ -833,6 +833,9 @@ def check_inputs(run):
         if cfg.task == "text" and cfg.max_len > model_cfg.max_seq_len:
             raise SystemExit(f"train_wmss: --max-len: expected at most {model_cfg.max_seq_len}, the positions of {path}, "
                              f"found {cfg.max_len}")
+        if cfg.task == "text" and path != cfg.base and meta["config"] and tokenizer_of(meta).chat_template != run.enc.chat_template:
+            raise SystemExit(f"train_wmss: {path} was trained in another chat format (--template {meta['config']['template']}) than "
+                             f"this run's (--template {cfg.template}); pass the one that it was trained in")
         if cfg.overwrite and os.path.realpath(path).startswith(os.path.realpath(run.out) + os.sep):
             raise SystemExit(f"train_wmss: --overwrite would delete {path}, which this run is to start from; "
                              "choose another --name")

@@ -732,6 +732,15 @@ def test_a_run_is_not_resumed_on_other_samples(run, hf_folder, text, tmp_path):
     assert "was started on other samples" in refuse(*TINY, *flags, "--resume") and not (out / "sft.pt").exists()
 
 
+def test_another_arm_takes_the_chat_format_of_its_sft_model(run, hf_folder, text):
+    """Bug: --template forgotten in a second arm, whose stage 3 then trains M1 on a format that it never saw."""
+    flags = text_flags(hf_folder, text, "u")
+    sft = str(run(*text_flags(hf_folder, text, "t"), "--stages", "sft", "--template", "none") / "sft.pt")
+    said = refuse(*TINY, *flags, "--sft", sft, "--stages", "entropy")
+    assert "sft.pt was trained in another chat format (--template none) than this run's (--template auto)" in said
+    run(*flags, "--sft", sft, "--stages", "entropy", "--template", "none")
+
+
 def test_weights_of_text_without_text_say_what_is_missing(hf_folder, tmp_path, monkeypatch):
     """Bug: --data forgotten, and a sentence on fingerprints of tokenizers in answer."""
     monkeypatch.chdir(tmp_path)
