@@ -42,7 +42,7 @@ import eval_code
 import eval_math
 from data import TASKS, corpus_set, fingerprint, micro_batches, schedule, task_of, tokenizer_of, training_set, with_template
 from entropy import check_pair, codes_of, find_gaps, html_report, load_pair, report
-from model import GPT, GPTConfig, load_checkpoint, read_config, save_checkpoint, write_atomically
+from model import GPT, GPTConfig, load_checkpoint, read_config, save_checkpoint, tiles, write_atomically
 
 STAGES = ("base", "sft", "entropy", "wmss", "score")
 ROWS = ("base", "sft", "sft-steps", "sft-flops", "wmss", "weak", "fused")       # of the table
@@ -251,10 +251,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 y = targets[rows, None]
                 z = logits[:len(y)]                                             # (chunk, V), one buffer for all chunks
                 for b, (h, w) in enumerate(zip(scaled, heads)):
-                    if dtype == exact:
-                        z.addmm_(h[rows], w.T, beta=int(b > 0))                 # beta = 0: what z held before is not even read
-                    else:
-                        z.copy_(h[rows] @ w.T) if b == 0 else z.add_(h[rows] @ w.T)
+                    for part, w in zip(tiles(z, 1), tiles(w)):
+                        if dtype == exact:
+                            part.addmm_(h[rows], w.T, beta=int(b > 0))          # beta = 0: what z held before is not even read
+                        else:
+                            part.copy_(h[rows] @ w.T) if b == 0 else part.add_(h[rows] @ w.T)
                 top, of_y = z.amax(-1, keepdim=True), z.gather(-1, y)
                 p = torch.softmax(z, -1, out=z)                                 # P_mix, in place: one pass over memory, not six
                 loss += (top - p.amax(-1, keepdim=True).log() - of_y).sum()     # log sum e^z = max z - log max P
