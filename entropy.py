@@ -59,6 +59,29 @@ def token_entropy(hidden, weight, chunk_rows=1024):
     return torch.cat(out).reshape(hidden.shape[:-1]) if out else hidden.new_zeros(hidden.shape[:-1])
 
 
+def token_statistics(z_strong, y, z_weak=None, lam=0.5, tau=0.0, h=0.0):
+    """What a model knows of n tokens, as means over them -> dict of numbers, for the log.
+
+    z_* (n, V) logits, y (n,) targets, n >= 1. margin: logit of the target less the best other; p_target; ent_strong in nats. With
+    z_weak also ent_weak, ent_mix of softmax(lam z_strong + (1 - lam) z_weak), affinity C = sum_v p_weak^(1-lam) p_strong^lam,
+    1 where both models are one (T9), and codes: how many tokens have which gap code between the two models as they are now.
+    """
+    entropy = lambda logp: -(logp.exp() * logp).sum(-1)
+    strong, of_y = z_strong.log_softmax(-1), z_strong.gather(-1, y[:, None])[:, 0]
+    others = z_strong.scatter(-1, y[:, None], -math.inf).amax(-1)
+    found = dict(margin=of_y - others, p_target=strong.gather(-1, y[:, None]).exp(), ent_strong=entropy(strong))
+    if z_weak is not None:
+        weak = z_weak.log_softmax(-1)
+        mix = lam * strong + (1 - lam) * weak
+        log_c = mix.logsumexp(-1, keepdim=True)
+        found.update(ent_weak=entropy(weak), ent_mix=entropy(mix - log_c), affinity=log_c.exp())
+    out = {k: v.mean().item() for k, v in found.items()}
+    if z_weak is not None:
+        codes = gap_mask(found["ent_weak"], found["ent_strong"], tau, h)
+        out["codes"] = torch.bincount(codes.long(), minlength=len(CODES)).tolist()
+    return out
+
+
 def gap_weights(ent_weak, ent_live, alpha=0.1, beta=0.8, gamma=0.1, kind="code"):
     """Sampling weights from the samples' mean entropies, section 1.2 of the method -> (N,) float64, sums to 1.
 
