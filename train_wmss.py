@@ -121,7 +121,7 @@ class Config:
     clip: float = 1.0                 # gradient norm, after the sync over ranks, both branches together
     chunk_rows: int = 1024            # loss rows whose logits exist at a time
     # WMSS
-    arm: list[str] = field(default_factory=lambda: ["wmss", "sft", "sft-flops"])  # what stage 3 trains; any of ARMS
+    arm: list[str] = field(default_factory=lambda: ["wmss", "sft", "sft-flops"])  # what stage 3 trains
     lam: float = 0.5                  # weight of the strong logits in the mix
     weak: Literal["joint", "frozen"] = "joint"  # is the weak branch trained too? (released code: yes)
     weak_snapshot: str = ""           # weak model of round 1; default: M0, that is base.pt
@@ -175,7 +175,8 @@ def parse(argv=None):
     for f in known.values():
         flag, text = "--" + f.name.replace("_", "-"), comments[f.name].strip() + f" [{getattr(Config(), f.name)}]"
         if get_origin(f.type) is list:
-            parser.add_argument(flag, nargs="+", default=argparse.SUPPRESS, metavar="NAME", help=text)
+            names = "{" + ",".join(ARMS) + "}" if f.name == "arm" else "NAME"
+            parser.add_argument(flag, nargs="+", default=argparse.SUPPRESS, metavar=names, help=text)
         elif f.type in (bool, bool | None):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
