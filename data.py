@@ -576,7 +576,7 @@ def load_text(specs, enc, *, template="auto", prompt_column="", completion_colum
         raise SystemExit(str(e) if isinstance(e, ValueError) else f"--template {template}: no Jinja template: {e}") from None
     raw = template_source("none", enc) if template == "auto" and not enc.chat_template else source      # for prompt, completion
     sources = [_source(spec) for spec in specs]
-    code = [_digest(__file__), _digest(sys.modules["eval_math"].__file__), sys.version]       # they, too, make the samples
+    code = [*(_digest(sys.modules[m].__file__) for m in (__name__, "tokenizer", "eval_math")), sys.version]      # they, too, make them
     stamps = [stamp for _, stamp, _ in sources]
     key = [code, specs, stamps, fingerprint(enc), enc.end_id, enc.stop_ids, enc.bos_id, _bos_token(enc),
            source, raw, prompt_column, completion_column, max_len, long]
@@ -613,7 +613,7 @@ def _tokenise(specs, sources, enc, source, raw, prompt_column, completion_column
                 text = "".join(text for sample in samples for text, _ in sample)
                 if text.encode().translate(None, alphabet):    # a tokenizer leaves it out; encode() refuses lone surrogates
                     foreign = next(c for c in text if c.encode().translate(None, alphabet))
-                    raise ValueError(f"the vocabulary lacks {foreign!r}; take it out of the row, or pass another --tokenizer")
+                    raise ValueError(f"the vocabulary lacks {foreign!r}; take it out of the row, or pass another tokenizer")
             except ValueError as e:
                 raise SystemExit(f"{at}: {e}") from None
             group = next((row[k] for k in ("family", "source") if isinstance(row.get(k), str) and row[k]), name)
@@ -735,6 +735,16 @@ def encode(problems, enc):
         samples.append(Sample(i, p.family, torch.tensor(head + tail),
                               torch.arange(len(head) + len(tail)) >= len(head)))
     return samples
+
+
+def digest(samples):
+    """Sixteen hex digits that name what is trained on, in its order: a run that is resumed must find the same."""
+    h = hashlib.sha256()
+    for s in samples:
+        h.update(b"%d:" % len(s.tokens))
+        h.update(s.tokens.numpy())
+        h.update(s.loss.numpy())
+    return h.hexdigest()[:16]
 
 
 def corpus_set(enc, n, seed, noise, task="toy-math"):

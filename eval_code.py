@@ -751,7 +751,7 @@ def main(argv=None):
         raise SystemExit(f"--k {args.k}: expected 1 to {n}, the samples per problem")
     judge(rows, problems, args.allow_code_execution, args.timeout, args.workers, STOPS if trained else ())
     sha = {}
-    for file in filter(None, (args.source, path)):
+    for file in filter(os.path.isfile, (args.source, path)):                 # not a model's folder or name, not a name on the hub
         with open(file, "rb") as f:
             sha[file] = hashlib.file_digest(f, "sha256").hexdigest()
     scores, count = summary(rows, args.k), {s: sum(r["status"] == s for r in rows) for s in ("pass", "fail", "timeout", "error")}

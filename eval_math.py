@@ -744,7 +744,7 @@ def load_problems(spec, limit=None, any_count=False, split="test"):
     counts = source.counts if path else source.counts[:1]
     if len(items) not in counts and not any_count:
         raise SystemExit(f"--data {spec}: expected {' or '.join(map(str, counts))} rows, found {len(items)}; "
-                         "get the whole file, or pass --any-count")
+                         "get the whole file, or pass --any-count to eval_math.py")
     return items[:limit]
 
 
@@ -828,13 +828,13 @@ def _item(name, source, id, where, row):
 def chat(enc, system=None, raw=False):
     """wrap(question) -> the prompt, rendered by the template that training used (data.render: the tokenizer's own, else plain).
 
-    raw: where the tokenizer has no chat template the text stands as it is (a function to complete), and None is returned.
+    raw: where the tokenizer has no chat template the text stands as it is (a function to complete), as rows of prompt and
+    completion did in training, the token that opens every text before it.
     """
     from data import render
-    if raw and not enc.chat_template:
-        return None
+    template = "none" if raw and not enc.chat_template else "auto"
     first = [{"role": "system", "content": system}] * bool(system)
-    return lambda question: render([*first, {"role": "user", "content": question}], enc, add_generation_prompt=True)
+    return lambda question: render([*first, {"role": "user", "content": question}], enc, template, add_generation_prompt=True)
 
 
 def sample_seed(seed, problem, sample):
@@ -957,9 +957,12 @@ def commit():
 
 def load_model(path, device="cpu"):
     """(model, tokenizer, the task it was trained on: a built-in one or text) of a checkpoint or a Hugging Face folder."""
-    from data import fingerprint, task_of, tokenizer_of
+    from data import fingerprint, task_of, tokenizer_of, with_template
     from model import load_checkpoint, read_config
-    enc = tokenizer_of(read_config(path)[1])
+    try:
+        enc = with_template(tokenizer_of(read_config(path)[1]))             # stops where its turns end, as after training
+    except ValueError as e:
+        raise SystemExit(f"{path}: {e}") from None
     model, meta = load_checkpoint(path, device, fingerprint(enc))
     return model.eval(), enc, task_of(meta)
 

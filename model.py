@@ -505,7 +505,10 @@ def _read_json(folder, name):
 
 
 def _open_folder(path):
-    cfg = config_from_hf(_read_json(path, "config.json"))
+    try:
+        cfg = config_from_hf(_read_json(path, "config.json"))
+    except (TypeError, AttributeError) as e:                                  # a list for a name, a name for an object
+        raise ValueError(f"config.json holds a value of another kind than expected ({e})") from None
     names, index = ["model.safetensors"], "model.safetensors.index.json"
     if not os.path.isfile(os.path.join(path, names[0])):
         if not os.path.isfile(os.path.join(path, index)):
@@ -594,16 +597,20 @@ def _load(path, model, stored, dtype, device):
     return model.to(device)                                                   # the RoPE tables
 
 
-def _fingerprint(path, meta, tokenizer=None):
+def _fingerprint(path, cfg, meta, tokenizer=None):
     """Set meta["tokenizer"] of a folder: that of its tokenizer.json, None where it has none. A .pt carries its own."""
     if "tokenizer" not in meta:
         meta["tokenizer"] = None
         if "tokenizer.json" in meta["tokenizer_files"]:
             from tokenizer import fingerprint, load_tokenizer
             try:
-                meta["tokenizer"] = fingerprint(load_tokenizer(meta["tokenizer_files"]))
+                enc = load_tokenizer(meta["tokenizer_files"])
+                if enc.n_vocab > cfg.vocab_size:                              # fewer is usual: heads are padded to round numbers
+                    raise ValueError(f"tokenizer.json has {enc.n_vocab:,} ids, the model embeds {cfg.vocab_size:,}; "
+                                     "put the tokenizer there that it was trained with")
             except ValueError as e:
                 raise SystemExit(f"checkpoint: {path}: {e}") from None
+            meta["tokenizer"] = fingerprint(enc)
     if tokenizer is not None and meta["tokenizer"] != tokenizer:
         raise SystemExit(f"checkpoint: {path} was trained with tokenizer {meta['tokenizer']}, this run uses {tokenizer}; "
                          "token ids would mean other text, so use the data and code that it was trained with")
@@ -613,7 +620,7 @@ def _fingerprint(path, meta, tokenizer=None):
 def read_config(path, tokenizer=None):
     """(GPTConfig, meta) of whatever load_checkpoint takes, with all its checks but without reading a weight."""
     path, model, _, meta = _open(path)
-    return model.cfg, _fingerprint(path, meta, tokenizer)
+    return model.cfg, _fingerprint(path, model.cfg, meta, tokenizer)
 
 
 def load_checkpoint(path, device="cpu", tokenizer=None, dtype=torch.float32):
@@ -627,7 +634,7 @@ def load_checkpoint(path, device="cpu", tokenizer=None, dtype=torch.float32):
     config; a foreign tokenizer.
     """
     path, model, stored, meta = _open(path)
-    _fingerprint(path, meta, tokenizer)
+    _fingerprint(path, model.cfg, meta, tokenizer)
     return _load(path, model, stored, dtype, device), meta
 
 
@@ -642,7 +649,7 @@ def export(source, folder, dtype=None, shard_bytes=5_000_000_000):
         raise SystemExit(f"export: {folder} exists and is not an empty folder; name another")
     path, model, stored, meta = _open(source)
     from tokenizer import fingerprint, load_tokenizer, tokenizer_files, toy_encoding
-    trained_with = _fingerprint(path, meta)["tokenizer"]
+    trained_with = _fingerprint(path, model.cfg, meta)["tokenizer"]
     if meta.get("tokenizer_files") and trained_with:
         enc = load_tokenizer(meta["tokenizer_files"])
     elif trained_with == fingerprint(toy_encoding()):

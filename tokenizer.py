@@ -71,6 +71,13 @@ class Tokenizer(tiktoken.Encoding):
         ids = ([self._special_tokens[part]] if n % 2 else self.encode_ordinary(part) for n, part in enumerate(parts))
         return [i for part in ids for i in part]
 
+    def decode(self, tokens, errors="replace"):
+        try:
+            return super().decode(tokens, errors=errors)
+        except KeyError:        # a head padded to a round number (Qwen: 151,936) wrote an id that is no token: no text, as in `tokenizers`
+            known = {*self._mergeable_ranks.values(), *self._special_tokens.values()}
+            return super().decode([t for t in tokens if t in known], errors=errors)
+
     def encode_to_numpy(self, text, **special):
         import numpy as np
         return np.array(self.encode(text, **special), np.uint32)

@@ -41,7 +41,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import eval_code
 import eval_math
-from data import TASKS, corpus_set, fingerprint, micro_batches, schedule, task_of, tokenizer_of, training_set, with_template
+from data import TASKS, corpus_set, digest, fingerprint, micro_batches, schedule, task_of, tokenizer_of, training_set, with_template
 from entropy import check_pair, codes_of, find_gaps, html_report, load_pair, report, token_statistics
 from model import GPT, GPTConfig, load_checkpoint, read_config, save_checkpoint, tiles, write_atomically
 
@@ -226,7 +226,7 @@ def parse(argv=None):
     check(cfg.rounds == 1 or "wmss" in cfg.arm and not {"joint", "frozen", "permuted"} & set(cfg.arm), "rounds",
           "1 where --arm lacks wmss or has joint, frozen or permuted (--arm wmss --gap none --weak joint iterates)")
     check(text == bool(cfg.data), "data", "text for --task text, and for no other task")
-    check(cfg.base or not text, "base", "the model that text is to train, a Hugging Face folder or a checkpoint,")
+    check(cfg.base or not text, "base", "the model that text is to train, a Hugging Face folder or a checkpoint")
     check(cfg.score_data or not text or "score" not in stages, "score-data", "gsm8k, svamp=FILE, mbpp, ... (or no stage score)")
     runs_code = cfg.task == "toy-code" or any(is_code(spec) for spec in cfg.score_data)
     check(not runs_code or "score" not in stages or cfg.allow_code_execution, "allow-code-execution",
@@ -500,7 +500,7 @@ class Run:
             raise SystemExit(message[0] if self.rank == 0 else 1)
 
     def open_folder(self):
-        cfg, saved = self.cfg, self.path("config.json")
+        cfg, saved, data = self.cfg, self.path("config.json"), digest(self.samples)
         if os.path.exists(self.out) and os.listdir(self.out):
             if cfg.overwrite:
                 if not os.path.isfile(saved):
@@ -521,10 +521,13 @@ class Run:
                 if diff:
                     raise SystemExit(f"train_wmss: {self.out} was started with other values ({', '.join(diff)}); "
                                      "resume with the same ones or choose another --name")
+                if old.get("digest", data) != data:                             # flags name files, not what is in them
+                    raise SystemExit(f"train_wmss: {self.out} was started on other samples than --data (or this code) now gives; "
+                                     "bring the old ones back or choose another --name")
         if cfg.resume:
             self.keep_log(lambda record: True)
         else:
-            write_atomically(saved, lambda f: f.write(json.dumps(asdict(cfg), indent=1).encode()))
+            write_atomically(saved, lambda f: f.write(json.dumps({**asdict(cfg), "digest": data}, indent=1).encode()))
             open(self.path("log.jsonl"), "w").close()
 
     def header(self):
@@ -947,19 +950,20 @@ def table(rows):
 def check_inputs(run):
     """Everything that can be refused is refused here, before the folder is touched and before any costly work."""
     cfg, stages = run.cfg, run.cfg.stages.split(",")
-    run.read_data()
     paths = [getattr(cfg, k) for k in ("base", "sft", "weak_snapshot") if getattr(cfg, k)]
-    for path in paths:
-        model_cfg, meta = check_pair(paths[0], path, run.tokenizer)
-        task = task_of(meta)
+    for path in paths:                                          # first: what it was trained on decides what all else means
+        task = task_of(read_config(path)[1])
         if task != cfg.task:
             raise SystemExit(f"train_wmss: {path} was trained on {task}, this run is on {cfg.task}; pass " +
                              ("--data" if task == "text" else f"--task {task}"))
+    run.read_data()
+    for path in paths:
+        model_cfg, _ = check_pair(paths[0], path, run.tokenizer)
         shape = {k: getattr(model_cfg, k) for k in ("dim", "n_layers", "n_heads") if getattr(model_cfg, k) != getattr(cfg, k)}
-        if shape and task != "text":
+        if shape and cfg.task != "text":
             raise SystemExit(f"train_wmss: {path} is a model of another shape than this run's; pass " +
                              " ".join(f"--{k.replace('_', '-')} {v}" for k, v in shape.items()))
-        if task == "text" and cfg.max_len > model_cfg.max_seq_len:
+        if cfg.task == "text" and cfg.max_len > model_cfg.max_seq_len:
             raise SystemExit(f"train_wmss: --max-len: expected at most {model_cfg.max_seq_len}, the positions of {path}, "
                              f"found {cfg.max_len}")
         if cfg.overwrite and os.path.realpath(path).startswith(os.path.realpath(run.out) + os.sep):

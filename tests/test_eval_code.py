@@ -459,6 +459,16 @@ def test_checkpoints_are_scored_on_the_task_they_were_trained_on(trained, traine
     assert [{**r, "seconds": 0} for r in rows[0]] == [{**r, "seconds": 0} for r in rows[1]] and len(rows[0]) == 16
 
 
+def test_a_folder_is_scored_and_what_was_scored_is_written(hf_folder, tmp_path):
+    """A model folder opened like a file of samples, once all its programs have been run: a traceback instead of scores."""
+    task = dict(prompt="def f(x):\n", entry_point="f", canonical_solution="    return x\n", test="def check(f):\n    f(1)\n")
+    (tmp_path / "human.jsonl").write_text("".join(json.dumps(dict(task, task_id=f"HumanEval/{i}")) + "\n" for i in range(164)))
+    flags = "--allow-code-execution --limit 2 --max-new-tokens 4".split()
+    eval_code.main([str(hf_folder), "--data", f"humaneval={tmp_path / 'human.jsonl'}", *flags, "--out", str(tmp_path / "o")])
+    record = json.loads((tmp_path / "o" / "humaneval.json").read_text())
+    assert record["counts"]["fail"] == 2 and list(record["sha256"]) == [str(tmp_path / "human.jsonl")]
+
+
 def test_stops_cut_plain_text_and_fences_are_taken_whole():
     """A second function after the answer that breaks it; a stop string inside a fenced answer that cuts it in half."""
     problem = SAMPLE[1]._replace(code="")

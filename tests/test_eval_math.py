@@ -18,8 +18,10 @@ import pytest
 
 import eval_math as em
 from conftest import ROOT
-from data import toy_encoding, toy_math
+from data import toy_math
 from eval_math import extract_answer, grade, is_equal, mcnemar, pass_at_k, wilson
+from model import GPT, GPTConfig, save_checkpoint
+from tokenizer import Tokenizer, fingerprint, tokenizer_files, toy_encoding
 
 HERE = Path(__file__).resolve().parent
 
@@ -363,10 +365,22 @@ def test_mean_and_pass_at_k_come_from_the_same_samples():
 def test_prompts_are_those_of_training():
     """Bug: a system prompt dropped on the way, a chat model asked in plain text, a function to complete wrapped in a chat."""
     assert em.chat(ENC)("Why?") == "Question: Why?\nAnswer:" and "SYS" in em.chat(ENC, "SYS")("Why?")
-    assert em.chat(ENC, raw=True) is None
+    assert em.chat(ENC, raw=True)("f") == "f"
+    ours = toy_encoding()
+    ours.bos_id = ours.end_id
+    assert em.chat(ours, raw=True)("f") == "<|end|>f" and em.chat(ours)("f") == "<|end|>Question: f\nAnswer:"
     ours = toy_encoding()
     ours.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[bot]{% endif %}"
     assert em.chat(ours, "SYS")("Why?") == "[system]SYS[user]Why?[bot]" and em.chat(ours, raw=True)("f") == "[user]f[bot]"
+
+
+def test_a_model_stops_where_its_template_closes_a_turn(tmp_path):
+    """Bug: Qwen3-4B-Base ends texts with one token and turns with another; scored by hand it wrote on, in its run's table not."""
+    chat = "{% for m in messages %}{{ m.content }}<|turn|>{% endfor %}"
+    enc = Tokenizer("two ends", pat_str=r"[\s\S]", mergeable_ranks=ENC._mergeable_ranks, chat_template=chat,
+                    special_tokens={"<|end|>": 96, "<|turn|>": 97}, end="<|end|>")
+    save_checkpoint(tmp_path / "m.pt", GPT(GPTConfig()), tokenizer=fingerprint(enc), tokenizer_files=tokenizer_files(enc))
+    assert enc.stop_ids == [96] and em.load_model(tmp_path / "m.pt")[1].stop_ids == [96, 97]
 
 
 @pytest.fixture

@@ -538,6 +538,8 @@ REFUSED = {
     "no width": (reword(dict(hidden_size=...)), "lacks hidden_size"),
     "no kv heads, which qwen2 takes for 32": (reword(dict(model_type="qwen2", num_key_value_heads=...)), "num_key_value_heads"),
     "a word for a number": (reword(dict(vocab_size="many")), "vocab_size .*'many'"),
+    "a list for a type": (reword(dict(model_type=["llama"])), "value of another kind"),
+    "a word for an object": (reword(dict(rope_scaling="llama3")), "value of another kind"),
     "no layers": (reword(dict(num_hidden_layers=-1)), "n_layers should be at least 1"),
     "more layers than tensors": (reword(dict(num_hidden_layers=3)), "layers.2.input_layernorm.weight is missing.* and 6 more"),
     "biases left out": (reword(dict(model_type="qwen2")), "layers.0.self_attn.q_proj.bias is missing"),
@@ -648,7 +650,7 @@ def test_a_loaded_pt_is_trained_without_changing_its_file(tmp_path):
 def test_folders_carry_their_tokenizer_into_meta(tmp_path, monkeypatch):
     """Bug: a folder whose token ids are taken for another's."""
     monkeypatch.setattr(tokenizer, "load_tokenizer", lambda files: toy_encoding())
-    folder(tmp_path, tiny())
+    folder(tmp_path, tiny(vocab_size=97))
     assert read_config(tmp_path)[1] == dict(tokenizer=None, tokenizer_files={}, config={})
     with pytest.raises(SystemExit, match="trained with tokenizer None, this run uses 0123"):
         load_checkpoint(tmp_path, tokenizer="0123")
@@ -660,6 +662,15 @@ def test_folders_carry_their_tokenizer_into_meta(tmp_path, monkeypatch):
         assert meta == dict(tokenizer=mark, tokenizer_files=files, config={})
     with pytest.raises(SystemExit, match=f"trained with tokenizer {mark}, this run uses 0123"):
         load_checkpoint(tmp_path, tokenizer="0123")
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_embeds_is_refused(tmp_path, monkeypatch):
+    """Bug: an index out of range in the middle of an epoch, on a GPU an assertion that names nothing."""
+    monkeypatch.setattr(tokenizer, "load_tokenizer", lambda files: toy_encoding())
+    (folder(tmp_path, tiny(vocab_size=96)) / "tokenizer.json").write_text("{}")
+    for load in (read_config, load_checkpoint, lambda path: export(path, tmp_path / "out")):
+        with pytest.raises(SystemExit, match="^checkpoint: .*: tokenizer.json has 97 ids, the model embeds 96; "):
+            load(tmp_path)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

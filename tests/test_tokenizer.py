@@ -191,6 +191,13 @@ def test_a_million_spaces_do_not_bring_the_process_down():
         assert enc.encode_ordinary(t) == enc.encode(t) == tok.encode(t).ids
 
 
+def test_ids_that_are_no_token_are_no_text():
+    """Bug: one id from the padding of Qwen's head ends the scoring of a thousand problems with a KeyError."""
+    enc = load_tokenizer({"tokenizer.json": GOLDEN})
+    ids = enc.encode_ordinary("two words")
+    assert enc.decode([ids[0], enc.n_vocab, *ids[1:], enc.n_vocab + 5]) == "two words" and enc.decode([enc.n_vocab]) == ""
+
+
 def test_a_pickled_tokenizer_is_the_same():
     """Bug: worker processes (datasets with num_proc) to which a tokenizer cannot be handed."""
     for enc in (toy_encoding(), load_tokenizer({"tokenizer.json": GOLDEN})):

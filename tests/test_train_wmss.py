@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -816,6 +817,28 @@ def test_small_forward_passes_and_recomputed_activations_change_no_loss(run, hf_
     small = run(*text_flags(hf_folder, text, "s"), *flags, "--tokens-per-batch", "64", "--checkpointing")
     for arm in ("sft", "wmss", "sft-flops"):
         assert trace(small, arm) == pytest.approx(trace(plain, arm), rel=2e-5) and len(trace(plain, arm)) >= 3
+
+
+def test_a_run_is_not_resumed_on_other_samples(run, hf_folder, text, tmp_path):
+    """Bug: a training file rewritten under its name, or another template in the same file: the rest of the run trains on it."""
+    (tmp_path / "d.jsonl").write_bytes(open(text[0], "rb").read())
+    flags = [*text_flags(hf_folder, (str(tmp_path / "d.jsonl"), text[1]), "r"), "--stages", "sft"]
+    out = run(*flags)
+    os.remove(out / "sft.pt")
+    run(*flags, "--resume")
+    os.remove(out / "sft.pt")
+    (tmp_path / "d.jsonl").write_text((tmp_path / "d.jsonl").read_text().replace("is 5", "is 6"))
+    assert "was started on other samples" in refuse(*TINY, *flags, "--resume") and not (out / "sft.pt").exists()
+
+
+def test_weights_of_text_without_text_say_what_is_missing(hf_folder, tmp_path, monkeypatch):
+    """Bug: --data forgotten, and a sentence on fingerprints of tokenizers in answer."""
+    monkeypatch.chdir(tmp_path)
+    spec = json.loads((hf_folder / "tokenizer.json").read_text())
+    shutil.copytree(hf_folder, "m")
+    spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\s|\S"          # another tokenizer than the toy's
+    (tmp_path / "m" / "tokenizer.json").write_text(json.dumps(spec))
+    assert "m was trained on text, this run is on toy-math; pass --data" in refuse(*TINY, "--base", "m")
 
 
 @pytest.mark.parametrize("flags, said", [
