@@ -162,7 +162,8 @@ DEVIATIONS = {      # of the preset from the paper's section 4.1 and released sc
     "qwen3-4b-am": "weights and optimizer state in fp32, autocast in bf16 (paper: bf16 weights, ZeRO over 8 x H800), so joint training of "
                    "4B needs 64 GB of state per branch on each GPU; loss summed over the tokens of a step (paper: mean of means); warm-up 0 "
                    "as in the released scripts (text: 10 %); AdamW betas 0.9, 0.95; AIME25 and AMC23 get 4,096 new tokens (paper: 8,192); "
-                   "data: your own run of `python data.py am`, math only (paper: 14,882 logic and 19,457 code samples too)"}
+                   "data: your own run of `python data.py am --system`, math only (paper: 14,882 logic and 19,457 code samples too); "
+                   "Qwen3's chat template sets the line breaks around </think> (authors: the response as it stands)"}
 FREE_ON_RESUME = {"stages", "arm", "resume", "overwrite", "threads", "save_every", "log_every", "preset", "score_n", "score_split",
                   "eval_batch", "max_new_tokens", "allow_code_execution"}
 
