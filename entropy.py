@@ -19,7 +19,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from data import fingerprint, micro_batches, tokenizer_of, training_set
-from model import load_checkpoint, read_config
+from model import load_checkpoint, read_config, tiles
 
 CODES = ("settled", "consolidating", "regressing", "hard")
 
@@ -33,9 +33,8 @@ def token_entropy(hidden, weight, chunk_rows=1024):
     H = log sum e^z - sum softmax(z) z, with z shifted so that its largest is 0: then both terms are >= 0, and a
     distribution sharpened to 1e-30 still has a positive entropy. log(p + eps) would report eps instead.
 
-    Both sums run over tiles of the vocabulary, rescaled whenever a tile brings a new maximum. On the CPU a tile is a few
-    MB that never leave the cache: the entropies then cost 3 % more than the matrix product alone (V 49,152; without, 20 %
-    and more). On a GPU a launch costs more than the memory, so there one tile is all of V.
+    Both sums run over tiles of the vocabulary, rescaled whenever a tile brings a new maximum: logits that never leave the
+    cache make entropies cost 3 % more than the matrix product alone (CPU, V 49,152; all of V at once: 20 % more).
 
     >>> token_entropy(torch.zeros(1, 8), torch.ones(4, 8)).exp()
     tensor([4.])
@@ -43,11 +42,10 @@ def token_entropy(hidden, weight, chunk_rows=1024):
     rows, out = hidden.reshape(-1, hidden.size(-1)), []
     exact = torch.promote_types(hidden.dtype, torch.float32)                  # float64 stays float64
     weight = weight.to(exact)
-    tile = 1024 if weight.device.type == "cpu" else len(weight)
     with torch.autocast(hidden.device.type, enabled=False):
         for h in rows.split(chunk_rows):
             top = total = dot = None                                          # so far: max z, sum e^(z - top), sum e^(z - top) (z - top)
-            for w in weight.split(tile):
+            for w in tiles(weight):
                 z = F.linear(h.to(exact), w)                                  # (chunk, tile)
                 high = z.amax(-1, keepdim=True) if top is None else torch.maximum(z.amax(-1, keepdim=True), top)
                 z = z.sub_(high).clamp_(min=-1e4)                             # p is 0 there, and 0 * -inf would be NaN
@@ -59,6 +57,29 @@ def token_entropy(hidden, weight, chunk_rows=1024):
                 top, (total, dot) = high, sums
             out.append((total.log() - dot / total)[:, 0])
     return torch.cat(out).reshape(hidden.shape[:-1]) if out else hidden.new_zeros(hidden.shape[:-1])
+
+
+def token_statistics(z_strong, y, z_weak=None, lam=0.5, tau=0.0, h=0.0):
+    """What a model knows of n tokens, as means over them -> dict of numbers, for the log.
+
+    z_* (n, V) logits, y (n,) targets, n >= 1. margin: logit of the target less the best other; p_target; ent_strong in nats. With
+    z_weak also ent_weak, ent_mix of softmax(lam z_strong + (1 - lam) z_weak), affinity C = sum_v p_weak^(1-lam) p_strong^lam,
+    1 where both models are one (T9), and codes: how many tokens have which gap code between the two models as they are now.
+    """
+    entropy = lambda logp: -(logp.exp() * logp).sum(-1)
+    strong, of_y = z_strong.log_softmax(-1), z_strong.gather(-1, y[:, None])[:, 0]
+    others = z_strong.scatter(-1, y[:, None], -math.inf).amax(-1)
+    found = dict(margin=of_y - others, p_target=strong.gather(-1, y[:, None]).exp(), ent_strong=entropy(strong))
+    if z_weak is not None:
+        weak = z_weak.log_softmax(-1)
+        mix = lam * strong + (1 - lam) * weak
+        log_c = mix.logsumexp(-1, keepdim=True)
+        found.update(ent_weak=entropy(weak), ent_mix=entropy(mix - log_c), affinity=log_c.exp())
+    out = {k: v.mean().item() for k, v in found.items()}
+    if z_weak is not None:
+        codes = gap_mask(found["ent_weak"], found["ent_strong"], tau, h)
+        out["codes"] = torch.bincount(codes.long(), minlength=len(CODES)).tolist()
+    return out
 
 
 def gap_weights(ent_weak, ent_live, alpha=0.1, beta=0.8, gamma=0.1, kind="code"):

@@ -1,12 +1,13 @@
 """WMSS, all three stages: train a base, fine-tune it (SFT), find the gaps between a weak snapshot and the live model,
-go on training on mixed logits of both; beside it the SFT model trained on for equal steps and for equal FLOPs.
+go on training on mixed logits of both; beside it the SFT model trained on for equal steps and for equal FLOPs, or any of
+the controls in ARMS.
 
 Paper: Weak-Driven Learning, arXiv 2602.08222 (v2, sections 3.1-3.3, Algorithm 1). Only the strong model is kept.
 
     torchrun train_wmss.py                                   # CPU, a few minutes, no download: a table at the end
     torchrun --nproc_per_node 8 train_wmss.py                # eight GPUs (or processes); plain `python` works as well
     torchrun train_wmss.py --preset smollm2-gsm8k            # real weights, real text; --base and --data take local paths too
-    python train_wmss.py --name frozen --weak frozen --base out/toy/base.pt --sft out/toy/sft.pt      # another arm, same M1
+    python train_wmss.py --name arms --arm d0 frozen permuted --base out/toy/base.pt --sft out/toy/sft.pt    # controls, same M1
     python train_wmss.py --name toy --resume                 # go on where a run was interrupted
 
 Shapes: B batch, T time, C width, V vocabulary, N loss tokens of a micro-batch.
@@ -31,7 +32,7 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from itertools import zip_longest
-from typing import Literal, get_args, get_origin
+from typing import Literal, NamedTuple, get_args, get_origin
 
 import torch
 import torch.distributed as dist
@@ -41,11 +42,33 @@ from torch.nn.parallel import DistributedDataParallel
 import eval_code
 import eval_math
 from data import TASKS, corpus_set, digest, fingerprint, micro_batches, schedule, task_of, tokenizer_of, training_set, with_template
-from entropy import check_pair, codes_of, find_gaps, html_report, load_pair, report
-from model import GPT, GPTConfig, load_checkpoint, read_config, save_checkpoint, write_atomically
+from entropy import check_pair, codes_of, find_gaps, html_report, load_pair, report, token_statistics
+from model import GPT, GPTConfig, load_checkpoint, read_config, save_checkpoint, tiles, write_atomically
 
 STAGES = ("base", "sft", "entropy", "wmss", "score")
-ROWS = ("base", "sft", "sft-steps", "sft-flops", "wmss", "weak", "fused")       # of the table
+
+
+class Arm(NamedTuple):
+    """What stage 3 may do with M1; None: what the flag of that name says. Steps are those of wmss for all but sft-flops."""
+    weak: str | None = ""           # joint, frozen; "": no weak model, plain cross-entropy
+    gap: str | None = "none"
+    d0: bool = False                # CE(softmax(lam z_strong)): the temperature that mixing amounts to, without a weak model
+    smoothing: float = 0.0          # share of the target that goes to all tokens alike
+    permuted: float = 0.0           # share of the weak model's other logits that are permuted among themselves
+
+
+ARMS = {                            # section 4 of the method, and what each isolates
+    "wmss": Arm(None, None),
+    "sft": Arm(),                                   # the practical baseline
+    "sft-flops": Arm(),                             # compute: as many steps as cost what wmss costs
+    "d0": Arm(d0=True),                             # temperature
+    "label-smoothing": Arm(smoothing=0.1),          # the cheapest way to keep gradients alive
+    "weights-only": Arm(gap="sample"),              # the curriculum
+    "joint": Arm("joint"),                          # mixing, with every sample once
+    "frozen": Arm("frozen"),                        # a weak model that does not adapt
+    "permuted": Arm(None, permuted=1.0)}            # which tokens the weak model errs on
+FILES = {"sft": "sft-steps"}                        # where an arm's checkpoint, log and row have another name: sft.pt is M1
+ROWS = ("base", "sft", "sft-steps", "sft-flops", *list(ARMS)[3:], "wmss", "weak", "fused")      # of the table
 
 # ----------------------------------------------------------------------------------------------------------------------
 # configuration: a field is a flag, its comment the help
@@ -89,15 +112,16 @@ class Config:
     base_lr: float = 3e-3             # peak learning rate of the base
     sft_epochs: float = 1.0           # epochs of SFT over D
     sft_lr: float = 1e-4              # peak learning rate of SFT
-    wmss_epochs: float = 1.0          # epochs of joint training; also sets the steps of sft-steps
-    wmss_lr: float = 6e-5             # peak learning rate of joint training; this and the next two: chosen on val
-    sft_steps_lr: float = 1.4e-4      # peak learning rate of the baseline sft-steps
+    wmss_epochs: float = 1.0          # epochs of joint training; also sets the steps of the other arms
+    wmss_lr: float = 6e-5             # peak learning rate of every arm but sft and sft-flops; this and the next two: chosen on val
+    sft_steps_lr: float = 1.4e-4      # peak learning rate of the baseline sft (sft-steps)
     sft_flops_lr: float = 8.2e-5      # peak learning rate of the baseline sft-flops
     warmup: float = 0.1               # share of a stage's steps
     weight_decay: float = 0.0         # AdamW
     clip: float = 1.0                 # gradient norm, after the sync over ranks, both branches together
     chunk_rows: int = 1024            # loss rows whose logits exist at a time
     # WMSS
+    arm: list[str] = field(default_factory=lambda: ["wmss", "sft", "sft-flops"])  # what stage 3 trains
     lam: float = 0.5                  # weight of the strong logits in the mix
     weak: Literal["joint", "frozen"] = "joint"  # is the weak branch trained too? (released code: yes)
     weak_snapshot: str = ""           # weak model of round 1; default: M0, that is base.pt
@@ -138,8 +162,9 @@ DEVIATIONS = {      # of the preset from the paper's section 4.1 and released sc
     "qwen3-4b-am": "weights and optimizer state in fp32, autocast in bf16 (paper: bf16 weights, ZeRO over 8 x H800), so joint training of "
                    "4B needs 64 GB of state per branch on each GPU; loss summed over the tokens of a step (paper: mean of means); warm-up 0 "
                    "as in the released scripts (text: 10 %); AdamW betas 0.9, 0.95; AIME25 and AMC23 get 4,096 new tokens (paper: 8,192); "
-                   "data: your own run of `python data.py am`, math only (paper: 14,882 logic and 19,457 code samples too)"}
-FREE_ON_RESUME = {"stages", "resume", "overwrite", "threads", "save_every", "log_every", "preset", "score_n", "score_split",
+                   "data: your own run of `python data.py am --system`, math only (paper: 14,882 logic and 19,457 code samples too); "
+                   "Qwen3's chat template sets the line breaks around </think> (authors: the response as it stands)"}
+FREE_ON_RESUME = {"stages", "arm", "resume", "overwrite", "threads", "save_every", "log_every", "preset", "score_n", "score_split",
                   "eval_batch", "max_new_tokens", "allow_code_execution"}
 
 
@@ -151,7 +176,8 @@ def parse(argv=None):
     for f in known.values():
         flag, text = "--" + f.name.replace("_", "-"), comments[f.name].strip() + f" [{getattr(Config(), f.name)}]"
         if get_origin(f.type) is list:
-            parser.add_argument(flag, nargs="+", default=argparse.SUPPRESS, metavar="NAME", help=text)
+            names = "{" + ",".join(ARMS) + "}" if f.name == "arm" else "NAME"
+            parser.add_argument(flag, nargs="+", default=argparse.SUPPRESS, metavar=names, help=text)
         elif f.type in (bool, bool | None):
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
@@ -197,6 +223,9 @@ def parse(argv=None):
         check(0 <= getattr(cfg, flag.replace("-", "_")) < float("inf"), flag, "a finite number, at least 0")
     check(cfg.dim % (2 * max(1, cfg.n_heads)) == 0, "dim", "an even multiple of --n-heads")
     check(cfg.alpha + cfg.beta + cfg.gamma > 0, "beta", "alpha, beta and gamma not all 0")
+    check(set(cfg.arm) <= set(ARMS), "arm", f"some of {', '.join(ARMS)}")
+    check(cfg.rounds == 1 or "wmss" in cfg.arm and not {"joint", "frozen", "permuted"} & set(cfg.arm), "rounds",
+          "1 where --arm lacks wmss or has joint, frozen or permuted (--arm wmss --gap none --weak joint iterates)")
     check(text == bool(cfg.data), "data", "text for --task text, and for no other task")
     check(cfg.base or not text, "base", "the model that text is to train, a Hugging Face folder or a checkpoint")
     check(cfg.score_data or not text or "score" not in stages, "score-data", "gsm8k, svamp=FILE, mbpp, ... (or no stage score)")
@@ -225,6 +254,42 @@ def mix_logits(z_strong, z_weak, lam):
     return lam * z_strong + (1 - lam) * z_weak
 
 
+def hash_ids(*ids):
+    """Whole numbers, or int64 tensors that broadcast -> int64, a pseudo-random function of all of them (splitmix64, Steele et
+    al. 2014): the same on every device, whatever the order or the company that they are asked in.
+
+    >>> hash_ids(0, torch.arange(2)).tolist()
+    [-6411193824288604561, 627405149472732430]
+    """
+    x = torch.zeros((), dtype=torch.int64)
+    for i in ids:                                       # int64 wraps around, as splitmix64 wants; >> would copy the sign
+        x = x.to(i.device) if isinstance(i, torch.Tensor) else x
+        x = (x ^ i) - 7046029254386353131
+        x = (x ^ (x >> 30 & 0x3FFFFFFFF)) * -4658895280553007687
+        x = (x ^ (x >> 27 & 0x1FFFFFFFFF)) * -7723592293110705685
+        x = x ^ (x >> 31 & 0x1FFFFFFFF)
+    return x
+
+
+def permute_logits(z, y, keys, share=1.0):
+    """Permute each row's values at the places that are not the target's -> (permuted, source): permuted[n, k] = z[n, source[n, k]].
+
+    z (N, V), targets y (N,) long, keys (N,) int64: the permutation of a row is a function of its key and nothing else. A share
+    of the places, drawn place by place, takes part and forms one random cycle (Sattolo's): with share 1 every value but the target's
+    moves, with 0 none does. The gradient with respect to z is that of `permuted`, scattered to source.
+
+    >>> permute_logits(torch.tensor([[1., 2., 3., 4., 5.]]), torch.tensor([2]), torch.tensor([7]))[0].tolist()
+    [[2.0, 4.0, 3.0, 5.0, 1.0]]
+    """
+    place = torch.arange(z.size(-1), device=z.device)
+    u = (hash_ids(keys[:, None], place) >> 11 & (1 << 53) - 1) * 2.0 ** -53                    # (N, V), uniform in [0, 1)
+    u, order = u.scatter(-1, y[:, None], 1.0).sort(stable=True)                                # the target comes last,
+    n = (u < share).sum(-1, keepdim=True)                                                      # who takes part first:
+    after = torch.where(place + 1 < n, place + 1, torch.where(place < n, 0, place))            # 0 -> 1 -> ... -> n - 1 -> 0
+    source = torch.empty_like(order).scatter_(-1, order, order.gather(-1, after))
+    return z.gather(-1, source), source
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Summed cross-entropy of mixed logits, chunk_rows rows at a time; the gradients come in the same pass.
 
@@ -234,13 +299,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, targets, chunk_rows, branches, *tensors):
-        # branches: the coefficient of each branch, a float or (N, 1); tensors: hidden (N, C) and weight (V, C) of each
+    def forward(ctx, targets, chunk_rows, branches, smoothing, permute, *tensors):
+        # branches: the coefficient of each branch, a float or (N, 1); tensors: hidden (N, C) and weight (V, C) of each;
+        # permute: None, or (keys (N,), share) for permute_logits() of the last branch
         hidden, weight = tensors[::2], tensors[1::2]
         device = hidden[0].device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden[0].dtype
         exact = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype     # softmax and sums: fp32 or better
-        grads = [torch.zeros_like(t) if need else None for t, need in zip(tensors, ctx.needs_input_grad[3:])]
+        grads = [torch.zeros_like(t) if need else None for t, need in zip(tensors, ctx.needs_input_grad[5:])]
         loss = torch.zeros((), dtype=exact, device=targets.device)
         with torch.autocast(device, enabled=False):
             scaled = [(c * h).to(dtype) for c, h in zip(branches, hidden)]      # mixing costs N*C here, N*V after the head
@@ -251,17 +317,27 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 y = targets[rows, None]
                 z = logits[:len(y)]                                             # (chunk, V), one buffer for all chunks
                 for b, (h, w) in enumerate(zip(scaled, heads)):
-                    if dtype == exact:
-                        z.addmm_(h[rows], w.T, beta=int(b > 0))                 # beta = 0: what z held before is not even read
-                    else:
-                        z.copy_(h[rows] @ w.T) if b == 0 else z.add_(h[rows] @ w.T)
+                    if b and permute:
+                        moved, source = permute_logits(h[rows] @ w.T, targets[rows], permute[0][rows], permute[1])
+                        z.add_(moved)
+                        continue
+                    for part, w in zip(tiles(z, 1), tiles(w)):
+                        if dtype == exact:
+                            part.addmm_(h[rows], w.T, beta=int(b > 0))          # beta = 0: what z held before is not even read
+                        else:
+                            part.copy_(h[rows] @ w.T) if b == 0 else part.add_(h[rows] @ w.T)
                 top, of_y = z.amax(-1, keepdim=True), z.gather(-1, y)
+                if smoothing:                                                   # CE with (1 - eps) onehot(y) + eps / V
+                    of_y = (1 - smoothing) * of_y + smoothing * z.mean(-1, keepdim=True)
                 p = torch.softmax(z, -1, out=z)                                 # P_mix, in place: one pass over memory, not six
                 loss += (top - p.amax(-1, keepdim=True).log() - of_y).sum()     # log sum e^z = max z - log max P
                 if not any(g is not None for g in grads):
                     continue
-                g = p.scatter_add_(-1, y, torch.full_like(y, -1, dtype=exact)).to(dtype)      # g = P_mix - e_y
+                p = p.sub_(smoothing / p.size(-1)) if smoothing else p
+                g = p.scatter_add_(-1, y, torch.full_like(y, smoothing - 1, dtype=exact)).to(dtype)      # g = P_mix - e_y
                 for b, c in enumerate(branches):
+                    if b and permute:
+                        g = torch.empty_like(g).scatter_(-1, source, g)
                     if grads[2 * b] is not None:                                # dL/dh = c g W
                         c_rows = c[rows] if isinstance(c, torch.Tensor) else c
                         grads[2 * b][rows] = (c_rows * (g @ heads[b])).to(grads[2 * b].dtype)
@@ -279,7 +355,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None          # handed on, not copied: they may be as large as the model
         if grads is None:
             raise RuntimeError("cross_entropy: second backward through one loss; its gradients were already handed on")
-        return None, None, None, *(g if g is None else g.mul_(grad_loss) for g in grads)
+        return None, None, None, None, None, *(g if g is None else g.mul_(grad_loss) for g in grads)
 
 
 def _flat(hidden, targets, chunk_rows, lam=1.0):
@@ -291,21 +367,24 @@ def _flat(hidden, targets, chunk_rows, lam=1.0):
     return hidden.reshape(-1, hidden.size(-1))
 
 
-def cross_entropy(hidden, weight, targets, chunk_rows=1024):
-    """Sum of -log softmax(hidden @ weight.T)[target] over all rows, nats; 0 for no rows.
+def cross_entropy(hidden, weight, targets, chunk_rows=1024, scale=1.0, smoothing=0.0):
+    """Sum of -log softmax(scale * hidden @ weight.T)[target] over all rows, nats; 0 for no rows.
 
+    smoothing: this share of the target is spread over all V tokens alike, the target among them (Szegedy et al. 2016).
     hidden (..., C), weight (V, C), targets (...) long. A sum, not a mean: the caller divides by the loss tokens of the
     whole step, so that the value depends on neither micro-batches nor ranks. Never holds more than chunk_rows * V logits,
     forward or backward. One backward per call.
     """
-    return _ChunkedCrossEntropy.apply(targets.reshape(-1), chunk_rows, (1.0,), _flat(hidden, targets, chunk_rows), weight)
+    return _ChunkedCrossEntropy.apply(targets.reshape(-1), chunk_rows, (scale,), smoothing, None,
+                                      _flat(hidden, targets, chunk_rows), weight)
 
 
-def mixed_cross_entropy(h_strong, w_strong, h_weak, w_weak, targets, lam, chunk_rows=1024):
+def mixed_cross_entropy(h_strong, w_strong, h_weak, w_weak, targets, lam, chunk_rows=1024, permute=None):
     """Eq. 6: sum of CE(softmax(z_mix), y) over all rows, nats, with z_mix = mix_logits(h_strong W_s^T, h_weak W_w^T, lam).
 
     h_* (..., C), w_* (V, C), targets (...) long; lam a number, or one per row (...): a row with lam = 1 takes plain
-    cross-entropy on the strong logits, as settled tokens do. Memory, reduction and backward as in cross_entropy.
+    cross-entropy on the strong logits, as settled tokens do. permute: (keys (...), share) of permute_logits() for the weak
+    logits. Memory, reduction and backward as in cross_entropy.
     With one target of 3 and both models uniform the loss is log 3:
 
     >>> h, w = torch.zeros(1, 2), torch.ones(3, 2)
@@ -315,26 +394,32 @@ def mixed_cross_entropy(h_strong, w_strong, h_weak, w_weak, targets, lam, chunk_
     h_strong, h_weak = (_flat(h, targets, chunk_rows, lam) for h in (h_strong, h_weak))
     if isinstance(lam, torch.Tensor):
         lam = lam.reshape(-1, 1).to(h_strong.device) if lam.dim() else lam.item()
-    return _ChunkedCrossEntropy.apply(targets.reshape(-1), chunk_rows, (lam, 1 - lam), h_strong, w_strong, h_weak, w_weak)
+    permute = permute and (permute[0].reshape(-1), permute[1])
+    return _ChunkedCrossEntropy.apply(targets.reshape(-1), chunk_rows, (lam, 1 - lam), 0.0, permute,
+                                      h_strong, w_strong, h_weak, w_weak)
 
 
 class Pair(nn.Module):
     """The strong model, in WMSS the weak one too, and the summed loss of a batch: the one module that DDP wraps."""
 
-    def __init__(self, strong, weak, joint, chunk_rows):
+    def __init__(self, strong, weak, joint, chunk_rows, arm=Arm()):
         super().__init__()
-        self.strong, self.weak, self.joint, self.chunk_rows = strong, weak, joint, chunk_rows
+        self.strong, self.weak, self.joint, self.chunk_rows, self.arm = strong, weak, joint, chunk_rows, arm
+        self.every, self.seen = 0, []             # every so many loss rows: what the heads read and should say, for diagnose()
         if weak is not None:
             weak.requires_grad_(joint)
 
-    def forward(self, x, y, loss_mask, lam):
-        h = self.strong(x)[loss_mask]                                           # (N, C): only loss positions reach the head
+    def forward(self, x, y, loss_mask, lam, keys=None):
+        h, y, h_weak = self.strong(x)[loss_mask], y[loss_mask], None            # (N, C): only loss positions reach the head
+        if self.weak is not None:
+            with nullcontext() if self.joint else torch.no_grad():
+                h_weak = self.weak(x)[loss_mask]
+        if self.every:
+            self.seen.append([t if t is None else t[::self.every].detach() for t in (y, h, h_weak)])
         if self.weak is None:
-            return cross_entropy(h, self.strong.lm_head.weight, y[loss_mask], self.chunk_rows)
-        with nullcontext() if self.joint else torch.no_grad():
-            h_weak = self.weak(x)[loss_mask]
-        return mixed_cross_entropy(h, self.strong.lm_head.weight, h_weak, self.weak.lm_head.weight,
-                                   y[loss_mask], lam, self.chunk_rows)
+            return cross_entropy(h, self.strong.lm_head.weight, y, self.chunk_rows, lam if self.arm.d0 else 1.0, self.arm.smoothing)
+        return mixed_cross_entropy(h, self.strong.lm_head.weight, h_weak, self.weak.lm_head.weight, y, lam, self.chunk_rows,
+                                   keys if keys is None else (keys, self.arm.permuted))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -484,23 +569,44 @@ def sample_flops(model, samples):
     return out
 
 
-def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshots=()):
+PASSES = {"": 3, "frozen": 4, "joint": 6}       # through one model, per step, in units of a forward pass; backward is two of them
+
+
+def arm_of(cfg, name):
+    """The Arm of that name, its Nones filled in from the flags."""
+    arm = ARMS[name]
+    return arm._replace(**{k: getattr(cfg, k) for k in ("weak", "gap") if getattr(arm, k) is None})
+
+
+@torch.no_grad()
+def diagnose(pair, cfg):
+    """The norm of each branch's gradient, and what the loss rows that `pair` has seen of this step say (token_statistics)."""
+    branches = dict(strong=pair.strong, weak=pair.weak if pair.joint else None)
+    norms = {f"gnorm_{k}": nn.utils.get_total_norm([p.grad for p in m.parameters() if p.grad is not None]).item()
+             for k, m in branches.items() if m is not None}
+    y, h, h_weak = (torch.cat(t) if t[0] is not None else None for t in zip(*pair.seen))
+    pair.seen = []
+    z = lambda h, m: None if h is None else nn.functional.linear(h.float(), m.lm_head.weight.float())
+    return norms | (token_statistics(z(h, pair.strong), y, z(h_weak, pair.weak), cfg.lam, cfg.tau, cfg.h) if len(y) else {})
+
+
+def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshots=(), how=ARMS["wmss"]):
     """Train strong (and weak) in place on the scheduled batches -> the final state: all of a checkpoint but the model.
 
     batches: one index tensor per optimizer step, from data.schedule(). weak: mix its logits in (WMSS); gaps: put its
-    token mask to use. snapshots: steps after which snapshots/<arm>-<step>.pt is saved.
+    token mask to use. how: the Arm, for its loss. snapshots: steps after which snapshots/<arm>-<step>.pt is saved.
     The state is saved every save_every steps in resume.pt, and taken up from there if it is this arm's.
     """
     cfg, steps = run.cfg, len(batches)
-    joint = weak is not None and cfg.weak == "joint"
+    joint = weak is not None and (how.weak or cfg.weak) == "joint"
     for model in filter(None, (strong, weak)):
         model.checkpointing = cfg.checkpointing
-    pair = Pair(strong, weak, joint, cfg.chunk_rows).to(run.device).train()
+    pair = Pair(strong, weak, joint, cfg.chunk_rows, how).to(run.device).train()
     params = [p for p in pair.parameters() if p.requires_grad]
     opt = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True)
     n_loss = torch.tensor([int(s.loss[1:].sum()) for s in samples])             # loss tokens per sample
     cost = torch.tensor(sample_flops(strong, samples), dtype=torch.float64)     # forward FLOPs per sample
-    cost *= 3 if weak is None else 6 if joint else 4                            # backward = 2 forwards; frozen: weak forward only
+    cost *= PASSES["" if weak is None else "joint" if joint else "frozen"]
     first, seconds = take_up(run, arm, strong, weak, opt)
     if run.compile:
         for layer in [*strong.layers, *(weak.layers if weak is not None else ())]:      # one graph for all layers of both
@@ -521,28 +627,35 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
         now = lr_at(step, steps, lr, cfg.warmup)
         for group in opt.param_groups:
             group["lr"] = now
-        total = torch.zeros((), device=run.device)
+        total, last = torch.zeros((), device=run.device), step == steps - 1
+        logs = step == 0 or (step + 1) % log_every == 0 or (step + 1) % cfg.save_every == 0 or last
+        pair.every = math.ceil(step_tokens / 128) if logs and run.rank == 0 else 0         # some 128 rows, of all micro-batches
         micros = micro_batches(rows, cfg.micro_batch, run.rank, run.world, cfg.tokens_per_batch)
         for i, batch in enumerate(micros):
             b, lam = batch.to(run.device), cfg.lam
+            keys = ()
             # --- WMSS begin: settled tokens take plain cross-entropy, tokens in a gap the loss on mixed logits ---
             if weak is not None and gaps is not None:
                 lam = torch.where(codes_of(gaps, batch.ids) > 0, cfg.lam, 1.0).to(run.device)
+            if how.permuted:                        # another permutation for each token of each step, whatever it is batched with
+                counts = n_loss[batch.ids.clamp(min=0)] * (batch.ids >= 0)
+                nth = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+                keys = hash_ids(cfg.seed, step, batch.ids.repeat_interleave(counts), nth).to(run.device),
             # --- WMSS end (the mixing itself: Pair.forward; the curriculum: the weights that drew `batches`) ---
             sync = nullcontext() if run.world == 1 or i == len(micros) - 1 else ddp.no_sync()
             with sync:
                 with run.autocast():
-                    loss = ddp(b.x, b.y, b.loss_mask, lam)
+                    loss = ddp(b.x, b.y, b.loss_mask, lam, *keys)
                 # a sum over tokens, divided once by those of the whole step; DDP averages over ranks => times world
                 (loss * (run.world / max(1, step_tokens))).backward()
             total += loss.detach()
+        found = diagnose(pair, cfg) if pair.seen and total.isfinite() else {}   # before the clip, and before the heads change
         gnorm = nn.utils.clip_grad_norm_(params, cfg.clip)
         opt.step()
         opt.zero_grad(set_to_none=True)
 
         tokens += sum(len(s.tokens) - 1 for s in rows)
-        last = step == steps - 1
-        if step == 0 or (step + 1) % log_every == 0 or (step + 1) % cfg.save_every == 0 or last:
+        if logs:
             if run.world > 1:
                 dist.all_reduce(total)
             value, speed = total.item() / max(1, step_tokens), tokens / max(1e-9, time.time() - mark)
@@ -554,7 +667,8 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
                                  f"nothing of it was saved; start it again with a lower learning rate than {lr:g}")
             run.say(f"{arm:9s} step {step + 1:4d}/{steps} | loss {value:.4f} | lr {now:.1e} | gnorm {gnorm:.2f} | "
                     f"tok/s {speed:,.0f} | eta {int(eta) // 60}:{int(eta) % 60:02d}")
-            run.log(arm=arm, step=step + 1, loss=value, lr=now, gnorm=float(gnorm), loss_tokens=step_tokens, tok_s=round(speed))
+            run.log(arm=arm, step=step + 1, loss=value, lr=now, gnorm=float(gnorm), loss_tokens=step_tokens, tok_s=round(speed),
+                    **found)
         if run.rank == 0 and step + 1 in snapshots:
             save_checkpoint(run.path("snapshots", f"{arm}-{step + 1:06d}.pt"), strong, **state(step + 1))
         if run.rank == 0 and (step + 1) % cfg.save_every == 0 and not last:
@@ -639,10 +753,14 @@ def stage_sft(run, samples):
     finish(run, "sft", model, train(run, "sft", model, samples, batches, cfg.sft_lr, snapshots=snapshots))
 
 
+def needs_gaps(cfg):
+    return cfg.gap != "none" or any(arm_of(cfg, name).gap != "none" for name in cfg.arm)
+
+
 def stage_entropy(run, samples, t):
     """Stage 2 of round t: gaps between the weak snapshot and M_t over the training set -> gaps.pt."""
     cfg, path = run.cfg, gaps_path(run, t)
-    if cfg.gap == "none" or os.path.exists(path):
+    if not needs_gaps(cfg) or os.path.exists(path):
         return
     started = time.time()
     weak, live, _ = load_pair(weak_path(run, t), checkpoint_of(run, t), run.tokenizer, run.device)
@@ -652,6 +770,10 @@ def stage_entropy(run, samples, t):
                          rank=run.rank, world=run.world)
     except ValueError as e:
         raise SystemExit(f"train_wmss: {e}") from None
+    mass = {}
+    for s, w in zip(samples, gaps["weights"].tolist()):
+        mass[s.family] = mass.get(s.family, 0.0) + w
+    run.log(gaps=path, mass=mass)
     gaps.update(flops=2.0 * sum(sample_flops(live, samples)), seconds=time.time() - started, commit=run.commit,
                 weak=weak_path(run, t), live=checkpoint_of(run, t), tokenizer=run.tokenizer)
     run.say(f"\nentropy: {gaps['weak']} -> {gaps['live']}\n{report(gaps, samples)}")
@@ -686,55 +808,67 @@ def read_gaps(run, t, samples):
     return gaps
 
 
-def stage_wmss(run, samples, t):
-    """Stage 3 of round t: joint training of (weak, M_t) on the resampled data -> M_{t+1}, and the weak branch beside it."""
-    cfg, arm = run.cfg, "wmss" if t == run.cfg.rounds else f"wmss-round{t}"
-    if os.path.exists(run.path(f"{arm}.pt")):
-        return
-    weak, strong, meta = load_pair(weak_path(run, t), checkpoint_of(run, t), run.tokenizer)
-    spent = meta["spent"] if t > 1 else dict(steps=0, flops=0.0, seconds=0.0)
-    gaps = read_gaps(run, t, samples) if cfg.gap != "none" else None
-    weights = gaps["weights"] if cfg.gap in ("sample", "both") else None
-    batches = schedule(len(samples), cfg.batch_size, cfg.seed, stage3_epoch(cfg, t), epochs=cfg.wmss_epochs,
-                       weights=weights, dedup=cfg.dedup)
-    drawn = torch.cat(batches)
-    tokens = sum(int(samples[i].loss[1:].sum()) for i in drawn.tolist())
-    run.say(f"\n{arm}: lam {cfg.lam:g}, weak {cfg.weak}, gap {cfg.gap}, {len(batches)} steps | {len(drawn):,} samples drawn, "
-            f"{len(drawn.unique()) / len(samples):.1%} of the data set seen, {tokens:,} loss tokens")
-    mask = gaps if cfg.gap in ("token", "both") else None
-    state = train(run, arm, strong, samples, batches, cfg.wmss_lr, weak=weak, gaps=mask)
-    # what this round and those before it cost, the entropy pass included: the baselines are given the same
-    cost = dict(steps=len(batches), flops=state["flops"] + (gaps or {}).get("flops", 0.0),
-                seconds=state["seconds"] + (gaps or {}).get("seconds", 0.0))
-    state["spent"] = {k: spent[k] + cost[k] for k in cost}
-    if run.rank == 0 and t == cfg.rounds:
-        save_checkpoint(run.path("weak.pt"), weak, **state)
-    finish(run, arm, strong, state)
-
-
 def stage3_epoch(cfg, t):
-    """First epoch number of round t: fresh orders, and in round 1 the very ones that the baselines see."""
+    """First epoch number of round t: fresh orders, and in round 1 the very ones that the other arms see."""
     return int(cfg.sft_epochs) + 2 + (t - 1) * (int(cfg.wmss_epochs) + 2)
 
 
-def stage_more_sft(run, samples, arm):
-    """The baselines: M1 trained on with plain cross-entropy, for the steps (sft-steps) or the FLOPs (sft-flops) of WMSS."""
-    cfg = run.cfg
-    if os.path.exists(run.path(f"{arm}.pt")):
+def draw(run, samples, t, gap, **length):
+    """Gaps of round t where `gap` asks for them, else None, and the batches drawn with them; length: as schedule() takes it."""
+    cfg, gaps = run.cfg, read_gaps(run, t, samples) if gap != "none" else None
+    weights = gaps["weights"] if gap in ("sample", "both") else None
+    return gaps, schedule(len(samples), cfg.batch_size, cfg.seed, stage3_epoch(cfg, t), weights=weights, dedup=cfg.dedup, **length)
+
+
+def steps_of(run, samples, name, cost):
+    """Optimizer steps of an arm: those of wmss with these flags, all rounds together; for sft-flops as many as spend its FLOPs.
+
+    cost: forward FLOPs per sample. That of wmss follows from what it draws: it need not have been trained.
+    """
+    cfg, steps, budget = run.cfg, 0, 0.0
+    for t in range(1, cfg.rounds + 1):
+        gaps, batches = draw(run, samples, t, cfg.gap, epochs=cfg.wmss_epochs)
+        steps += len(batches)
+        budget += PASSES[cfg.weak] * float(sum(cost[b].sum() for b in batches)) + (gaps or {}).get("flops", 0.0)
+    if name != "sft-flops":
+        return steps
+    steps, cheapest = 0, 3 * float(cost.min()) * cfg.batch_size
+    for batch in draw(run, samples, 1, "none", steps=int(budget / cheapest) + 1)[1]:
+        if budget <= 0:
+            break
+        budget, steps = budget - 3 * float(cost[batch].sum()), steps + 1
+    return steps
+
+
+def stage_arm(run, samples, name, t=1):
+    """Stage 3: M_t trained on as ARMS[name] says, in round t for wmss -> its checkpoint; of wmss the weak branch beside it."""
+    cfg, arm, wmss = run.cfg, arm_of(run.cfg, name), name == "wmss"
+    file = FILES.get(name, name) if not wmss or t == cfg.rounds else f"wmss-round{t}"
+    if os.path.exists(run.path(f"{file}.pt")):
         return
-    spent = load_checkpoint(run.path("wmss.pt"), "cpu", run.tokenizer)[1]["spent"]
-    model, _ = load_checkpoint(checkpoint_of(run, 1), "cpu", run.tokenizer)
-    steps, first, lr = spent["steps"], stage3_epoch(cfg, 1), cfg.sft_steps_lr
-    if arm == "sft-flops":                              # as many steps as it takes to have spent at least as much
-        cost, budget, steps, lr = sample_flops(model, samples), spent["flops"], 0, cfg.sft_flops_lr
-        cheapest = 3 * min(cost) * cfg.batch_size
-        for batch in schedule(len(samples), cfg.batch_size, cfg.seed, first, steps=int(budget / cheapest) + 1):
-            if budget <= 0:
-                break
-            budget, steps = budget - 3 * sum(cost[i] for i in batch.tolist()), steps + 1
-    batches = schedule(len(samples), cfg.batch_size, cfg.seed, first, steps=steps)
-    run.say(f"\n{arm}: plain cross-entropy, {steps} steps")
-    finish(run, arm, model, train(run, arm, model, samples, batches, lr))
+    if arm.weak:
+        weak, strong, meta = load_pair(weak_path(run, t), checkpoint_of(run, t), run.tokenizer)
+    else:
+        weak, (strong, meta) = None, load_checkpoint(checkpoint_of(run, t), "cpu", run.tokenizer)
+    length = dict(epochs=cfg.wmss_epochs) if wmss else dict(
+        steps=steps_of(run, samples, name, torch.tensor(sample_flops(strong, samples), dtype=torch.float64)))
+    gaps, batches = draw(run, samples, t, arm.gap, **length)
+    drawn = torch.cat(batches)
+    tokens = sum(int(samples[i].loss[1:].sum()) for i in drawn.tolist())
+    lr = {"sft": cfg.sft_steps_lr, "sft-flops": cfg.sft_flops_lr}.get(name, cfg.wmss_lr)
+    loss = (f"mixed logits, lam {cfg.lam:g}, weak {arm.weak}" + ", permuted" * bool(arm.permuted) if arm.weak else
+            f"CE(lam z), lam {cfg.lam:g}" if arm.d0 else "plain cross-entropy" + f", smoothing {arm.smoothing:g}" * bool(arm.smoothing))
+    run.say(f"\n{file}: {loss}, gap {arm.gap}, {len(batches)} steps | {len(drawn):,} samples drawn, "
+            f"{len(drawn.unique()) / len(samples):.1%} of the data set seen, {tokens:,} loss tokens")
+    state = train(run, file, strong, samples, batches, lr, weak=weak, gaps=gaps if arm.gap in ("token", "both") else None, how=arm)
+    # what this round and those before it cost, the entropy pass included: sft-flops is given the same
+    spent = meta["spent"] if t > 1 else dict(steps=0, flops=0.0, seconds=0.0)
+    cost = dict(steps=len(batches), flops=state["flops"] + (gaps or {}).get("flops", 0.0),
+                seconds=state["seconds"] + (gaps or {}).get("seconds", 0.0))
+    state["spent"] = {k: spent[k] + cost[k] for k in cost}
+    if run.rank == 0 and wmss and t == cfg.rounds:
+        save_checkpoint(run.path("weak.pt"), weak, **state)
+    finish(run, file, strong, state)
 
 
 def is_code(spec):
@@ -849,7 +983,7 @@ def check_inputs(run):
                              f"add the stage {name} or pass --{name} CHECKPOINT")
     if cfg.sft and not cfg.base and not cfg.weak_snapshot and not kept(run.path("base.pt")):
         raise SystemExit(f"train_wmss: --sft {cfg.sft} without --base: which base was it fine-tuned from? Pass it too")
-    if "wmss" in stages and "entropy" not in stages and cfg.gap != "none" and not kept(gaps_path(run, cfg.rounds)):
+    if "wmss" in stages and "entropy" not in stages and needs_gaps(cfg) and not kept(gaps_path(run, cfg.rounds)):
         raise SystemExit(f"train_wmss: the stage wmss needs {gaps_path(run, cfg.rounds)}, which is not there; "
                          "add the stage entropy, or leave the gaps away (--gap none)")
     if stages == ["score"] and not (paths or kept(run.path("base.pt"))):
@@ -863,15 +997,9 @@ def check_inputs(run):
                              f"{cfg.max_new_tokens}; prompts have up to {longest} tokens, the models {room}")
 
 
-def main(argv=None):
-    cfg = parse(argv)
-    run = Run(cfg)
-    stages = cfg.stages.split(",")
-    run.on_first(lambda: (check_inputs(run), run.open_folder()))
-    if run.rank > 0:
-        run.read_data()             # after rank 0, which leaves the tokenised text in the cache
-    run.header()
-    samples = run.samples
+def run_stages(run, samples):
+    """The stages that the flags name; a stage whose files are there is skipped."""
+    cfg, stages = run.cfg, run.cfg.stages.split(",")
     if "base" in stages:
         stage_base(run)
     if "sft" in stages:
@@ -879,13 +1007,23 @@ def main(argv=None):
     for t in range(1, cfg.rounds + 1):
         if "entropy" in stages:
             stage_entropy(run, samples, t)
-        if "wmss" in stages:
-            stage_wmss(run, samples, t)
-    if "wmss" in stages:
-        stage_more_sft(run, samples, "sft-steps")
-        stage_more_sft(run, samples, "sft-flops")
+        if "wmss" in stages and "wmss" in cfg.arm:
+            stage_arm(run, samples, "wmss", t)
+    for name in cfg.arm:
+        if "wmss" in stages and name != "wmss":
+            stage_arm(run, samples, name)
     if "score" in stages:
         stage_score(run, samples)
+
+
+def main(argv=None):
+    cfg = parse(argv)
+    run = Run(cfg)
+    run.on_first(lambda: (check_inputs(run), run.open_folder()))
+    if run.rank > 0:
+        run.read_data()             # after rank 0, which leaves the tokenised text in the cache
+    run.header()
+    run_stages(run, run.samples)
     if run.world > 1:
         dist.barrier()
         dist.destroy_process_group()

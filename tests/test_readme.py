@@ -37,7 +37,7 @@ def test_every_flag_has_its_place_and_every_flag_named_exists():
 
 def test_commands_name_files_that_are_there():
     """Bug: a command for a file that was renamed."""
-    for name in set(re.findall(r"(?:python|torchrun)[^\n#]*?(\w+\.py)", README)) | set(re.findall(r"-r (\S+\.txt)", README)):
+    for name in set(re.findall(r"(?:python|torchrun)[^\n#]*?([\w/]+\.py)", README)) | set(re.findall(r"-r (\S+\.txt)", README)):
         assert os.path.isfile(os.path.join(ROOT, name)), name
 
 

@@ -2,6 +2,7 @@
 and whole tiny runs: equal whatever the split into micro-batches and ranks, bitwise equal after a crash."""
 
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -18,11 +19,12 @@ import data
 import entropy
 import eval_math
 import train_wmss
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, whole_run
 from data import clean_set, collate, toy_encoding
-from entropy import gap_weights
+from entropy import gap_mask, gap_weights, token_statistics
 from model import GPT, GPTConfig, export, load_checkpoint, save_checkpoint
-from train_wmss import Config, Pair, cross_entropy, lr_at, mix_logits, mixed_cross_entropy
+from train_wmss import (Config, Pair, cross_entropy, hash_ids, lr_at, mix_logits, mixed_cross_entropy,
+                        permute_logits)
 
 softmax = lambda z: torch.softmax(z, -1)
 
@@ -246,6 +248,103 @@ def test_chunked_loss_and_gradients_equal_the_naive_ones(chunk, lam):
     F.cross_entropy(d[0] @ d[1].T, y, reduction="sum").backward()
     torch.testing.assert_close(c[0].grad, d[0].grad)
     torch.testing.assert_close(c[1].grad, d[1].grad)
+
+
+def compare(ours, want):
+    """ours, want: functions of fresh leaves -> loss; equal values and gradients, the second by autograd through the naive form."""
+    (a, f), (b, g) = ours, want
+    x, y = f(), g()
+    (3 * x).backward()
+    (3 * y).backward()
+    torch.testing.assert_close(x, y)
+    for p, q in zip(a, b):
+        torch.testing.assert_close(p.grad, q.grad)
+
+
+@pytest.mark.parametrize("chunk", (1, 5, 16, 4096))
+@pytest.mark.parametrize("scale, smoothing", [(0.3, 0.0), (1.0, 0.1), (0.5, 0.25), (1.0, 1.0)])
+def test_d0_and_label_smoothing_equal_their_naive_forms(chunk, scale, smoothing):
+    """Bug: lam forgotten in a gradient; eps spread over V - 1 tokens instead of V, or a gradient without its share of eps."""
+    torch.manual_seed(0)
+    h, w, y = rand(16, 6), rand(11, 6), torch.randint(0, 11, (16,))
+    a, b = ([t.clone().requires_grad_() for t in (h, w)] for _ in range(2))
+    compare((a, lambda: cross_entropy(*a, y, chunk, scale, smoothing)),
+            (b, lambda: F.cross_entropy(scale * b[0] @ b[1].T, y, reduction="sum", label_smoothing=smoothing)))
+
+
+@pytest.mark.parametrize("lam", LAMS)
+def test_d0_is_a_constant_weak_model_in_loss_and_gradient(pair, lam):
+    """Bug: a temperature control that scales the loss or its gradient otherwise than mixing does (T12)."""
+    z2, _, y = pair
+    a, b, eye = z2.clone().requires_grad_(), z2.clone().requires_grad_(), torch.eye(9, dtype=torch.float64)
+    cross_entropy(a, eye, y, scale=lam).backward()
+    loss_of_logits(b, torch.full_like(z2, -3.0), y, lam).backward()
+    torch.testing.assert_close(a.grad, b.grad)
+    assert torch.equal(cross_entropy(z2, eye, y, scale=1.0), cross_entropy(z2, eye, y))
+
+
+def by_hand(z, y, share, keys):
+    """The weak logits of the arm `permuted` for autograd: a gather."""
+    return z.gather(-1, permute_logits(z, y, keys, share)[1])
+
+
+@pytest.mark.parametrize("chunk", (1, 5, 16, 4096))
+@pytest.mark.parametrize("share", (0.0, 0.5, 1.0))
+def test_permuted_loss_and_gradients_equal_the_naive_ones(chunk, share):
+    """Bug: a gradient that goes back to where the logit went instead of where it came from, keys of another chunk's rows."""
+    torch.manual_seed(0)
+    inputs, y, keys = [rand(16, 6), rand(11, 6), rand(16, 6), rand(11, 6)], torch.randint(0, 11, (16,)), hash_ids(5, torch.arange(16))
+    lam = torch.where(torch.arange(16) % 3 == 0, 1.0, 0.42).double()
+    a, b = ([t.clone().requires_grad_() for t in inputs] for _ in range(2))
+    compare((a, lambda: mixed_cross_entropy(*a, y, lam, chunk, (keys, share))),
+            (b, lambda: F.cross_entropy(mix_logits(b[0] @ b[1].T, by_hand(b[2] @ b[3].T, y, share, keys), lam[:, None]), y, reduction="sum")))
+    frozen = [t.clone().requires_grad_(i < 2) for i, t in enumerate(inputs)]
+    (3 * mixed_cross_entropy(*frozen, y, lam, chunk, (keys, share))).backward()
+    torch.testing.assert_close(frozen[0].grad, a[0].grad)
+    torch.testing.assert_close(frozen[1].grad, a[1].grad)
+
+
+def test_gradients_of_every_loss_agree_with_central_differences():
+    """Bug: one shared by the shipped form and the naive one that it is compared with."""
+    torch.manual_seed(0)
+    tensors, y, keys = [rand(7, 4), rand(9, 4), rand(7, 4), rand(9, 4)], torch.randint(0, 9, (7,)), hash_ids(torch.arange(7))
+    for loss in (lambda a, b, *_: cross_entropy(a, b, y, 3, 0.4), lambda a, b, *_: cross_entropy(a, b, y, 3, 1.0, 0.1),
+                 lambda *t: mixed_cross_entropy(*t, y, 0.4, 3, (keys, 1.0)), lambda *t: mixed_cross_entropy(*t, y, 0.4, 3, (keys, 0.5))):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        loss(*leaves).backward()
+        for i, leaf in enumerate(leaves):
+            way = rand(*leaf.shape)
+            moved = lambda eps: [t + eps * way if j == i else t for j, t in enumerate(tensors)]
+            slope = (loss(*moved(1e-5)) - loss(*moved(-1e-5))) / 2e-5
+            want = 0.0 if leaf.grad is None else (leaf.grad * way).sum().item()
+            assert slope.item() == pytest.approx(want, rel=1e-6, abs=1e-7)
+
+
+def test_permutation_keeps_the_target_moves_all_else_and_forgets_no_value():
+    """Bug: a fixed point, a value twice, a target that moves; a permutation that the batch, the chunk or the order decides."""
+    n, v = 400, 11
+    z, y, keys = rand(n, v, seed=0), torch.randint(0, v, (n,)), hash_ids(0, 3, torch.arange(n), 2)
+    moved, source = permute_logits(z, y, keys)
+    onto = F.one_hot(y, v).bool()
+    assert torch.equal(moved[onto], z[onto]) and (source != torch.arange(v))[~onto].all()
+    assert torch.equal(moved.sort(-1).values, z.sort(-1).values) and torch.equal(moved, z.gather(-1, source))
+    for rows in (torch.arange(n - 1, -1, -1), torch.tensor([7])):
+        assert torch.equal(permute_logits(z[rows], y[rows], keys[rows])[0], moved[rows])
+    assert torch.equal(permute_logits(z, y, keys, 0.0)[0], z)
+    half = permute_logits(z, y, keys, 0.5)[0]
+    assert torch.equal(half[onto], z[onto]) and 0.4 < (half != z).double().mean() < 0.52
+    # with target 0, each of the 9 places that are neither 0 nor 1 is as likely as any other to send its value to place 1
+    keys = hash_ids(torch.arange(4000))
+    counts = torch.bincount(permute_logits(torch.zeros(4000, v), torch.zeros(4000, dtype=torch.long), keys)[1][:, 1], minlength=v)
+    assert counts[:2].sum() == 0 and ((counts[2:] - 4000 / 9) ** 2 / (4000 / 9)).sum() < 26.1          # chi2, 8 df, p = 0.001
+
+
+def test_hash_is_splitmix64_and_each_id_counts():
+    """Bug: a shift that copies the sign bit; a step, a sample or a position that changes nothing."""
+    assert hash_ids(0).item() % 2 ** 64 == 0xE220A8397B1DCDAF           # the published generator's first output for seed 0
+    seen = {hash_ids(*ids).item() for ids in itertools.product(range(4), repeat=4)}
+    assert len(seen) == 256
+    assert torch.equal(hash_ids(1, torch.arange(5)), torch.stack([hash_ids(1, i) for i in range(5)]))
 
 
 def test_per_row_lam_of_one_takes_plain_cross_entropy_on_the_strong_logits():
@@ -777,6 +876,135 @@ def test_presets_are_whole_and_printed(capsys):
     for name in train_wmss.PRESETS:
         cfg = train_wmss.parse(["--preset", name])
         assert cfg.preset == name and all(getattr(cfg, k) == v for k, v in train_wmss.PRESETS[name].items())
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# arms
+
+
+RATES = ("--wmss-lr", "1e-3", "--sft-steps-lr", "1e-3", "--sft-flops-lr", "1e-3")
+OTHERS = ("d0", "label-smoothing", "weights-only", "joint", "frozen", "permuted")
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory, trained):
+    """Folder of one run of every arm from the tiny run's M1, at one rate, and scored."""
+    return whole_run(tmp_path_factory, *m1(trained)[:4], "--stages", "entropy,wmss,score", "--arm", "wmss", "sft", "sft-flops", *OTHERS, *RATES)
+
+
+def test_every_arm_leaves_its_checkpoint_its_curve_and_its_row(arms):
+    """Bug: an arm that trains another's model, that is left out of the table, or that overwrites M1."""
+    names = ("sft-steps", "sft-flops", *OTHERS, "wmss")
+    rows = [r["model"] for r in json.loads((arms / "scores.json").read_text())["rows"]]
+    assert rows == ["base", "sft", *names, "weak", "fused"]
+    traces = {name: trace(arms, name) for name in names}
+    assert len({tuple(t) for t in traces.values()}) == len(names) and all(len(traces[n]) == 3 for n in names if n != "sft-flops")
+    first = {name: t[0] for name, t in traces.items()}                 # the same samples, the same M1, another loss
+    assert first["sft-steps"] == first["sft-flops"] and first["joint"] == first["frozen"] != first["permuted"]
+    assert not any(same(arms / f"{a}.pt", arms / f"{b}.pt") for a, b in itertools.combinations(names, 2))
+    assert not (arms / "sft.pt").exists()
+
+
+def test_arms_are_what_the_flags_make_of_wmss(run, trained, arms):
+    """Bug: an arm of another definition than section 4's: each equals the full method with the other parts switched off."""
+    go = lambda name, *flags: run("--name", name, *m1(trained), *RATES, *flags)
+    none = go("a", "--gap", "none")
+    assert same(none / "wmss.pt", arms / "joint.pt") and trace(none, "wmss") == trace(arms, "joint")
+    assert same(go("b", "--gap", "none", "--weak", "frozen") / "wmss.pt", arms / "frozen.pt")
+    assert same(none / "sft-steps.pt", arms / "sft-steps.pt") and not same(none / "sft-flops.pt", arms / "sft-flops.pt")
+    alone = go("c", "--arm", "sft-flops", "d0", "weights-only", "--lam", "1")          # nothing else is trained, wmss neither
+    assert same(alone / "sft-flops.pt", arms / "sft-flops.pt") and same(alone / "d0.pt", arms / "sft-steps.pt")
+    assert not (alone / "wmss.pt").exists() and not (alone / "weak.pt").exists()
+    sampled = go("d", "--arm", "wmss", "--gap", "sample", "--lam", "1")                # T8: at lam 1 only the curriculum is left
+    assert same(sampled / "wmss.pt", arms / "weights-only.pt")
+    assert load_checkpoint(alone / "weights-only.pt")[1]["spent"]["flops"] > load_checkpoint(alone / "weights-only.pt")[1]["flops"]
+    frozen = go("e", "--arm", "permuted", "--weak", "frozen", "--gap", "none")
+    assert not same(frozen / "permuted.pt", arms / "permuted.pt") and not (frozen / "gaps.pt").exists()
+
+
+def test_permuted_is_joint_at_share_0_and_the_same_whatever_the_micro_batches_and_crashes(run, trained, arms, monkeypatch):
+    """Bug: a permutation drawn from a stream, so that batching or a restart changes it; one that also does something else."""
+    flags = (*m1(trained), *RATES, "--arm", "permuted", "--gap", "none")
+    assert trace(run("--name", "m", *flags, "--micro-batch", "3"), "permuted") == pytest.approx(trace(arms, "permuted"), rel=2e-5)
+    with monkeypatch.context() as m:
+        m.setitem(train_wmss.ARMS, "permuted", train_wmss.ARMS["permuted"]._replace(permuted=1e-300))
+        assert same(run("--name", "0", *flags) / "permuted.pt", arms / "joint.pt")
+    real, seen = train_wmss.lr_at, []
+
+    def crash(step, *args):
+        seen.append(step)
+        if seen == [0, 1, 2]:
+            raise Crash
+        return real(step, *args)
+
+    monkeypatch.setattr(train_wmss, "lr_at", crash)
+    with pytest.raises(Crash):
+        run("--name", "c", *flags, "--save-every", "1")
+    assert same(run("--name", "c", *flags, "--save-every", "1", "--resume") / "permuted.pt", arms / "permuted.pt") and seen == [0, 1, 2, 2]
+
+
+def test_each_step_and_token_has_its_own_permutation(run, trained, monkeypatch):
+    """Bug: one permutation for all tokens, or the same again each step, which a model could learn."""
+    seen, real = [], train_wmss.permute_logits
+    monkeypatch.setattr(train_wmss, "permute_logits", lambda z, y, keys, share: seen.extend(keys.tolist()) or real(z, y, keys, share))
+    run("--name", "a", *m1(trained), "--arm", "permuted", "--gap", "none", "--wmss-epochs", "2")
+    assert len(seen) == len(set(seen)) == 2 * sum(int(s.loss[1:].sum()) for s in clean_set(toy_encoding(), 24, 0))
+
+
+def test_more_arms_can_join_a_finished_run(run, trained):
+    """Bug: a night's run that has to be repeated for one more control."""
+    out = run("--name", "a", *m1(trained), *RATES, "--arm", "sft")
+    before = snapshot_of(out)[str(out / "sft-steps.pt")]
+    run("--name", "a", *m1(trained), *RATES, "--arm", "sft", "d0", "--resume")
+    assert (out / "d0.pt").exists() and snapshot_of(out)[str(out / "sft-steps.pt")] == before
+
+
+def test_arms_that_cannot_be_are_refused():
+    """Bug: --arm temperature taken for the default; rounds of an arm that has none."""
+    assert "--arm: expected some of wmss, sft, sft-flops, d0" in refuse("--arm", "sft", "temperature")
+    assert "--rounds: expected 1 where" in refuse("--rounds", "2", "--arm", "d0")
+    assert "--rounds: expected 1 where" in refuse("--rounds", "2", "--arm", "wmss", "joint")
+
+
+def test_token_statistics_agree_with_their_definitions(pair):
+    """Bug: a margin to the target itself, an affinity above 1, an entropy of unnormalised products."""
+    z2, z1, y = pair
+    found, p2, p1 = token_statistics(z2, y, z1, 0.3, 0.5, 1.0), softmax(z2), softmax(z1)
+    ent = lambda p: -(p * p.log()).sum(-1)
+    margin = [z2[i, y[i]] - max(z2[i, k] for k in range(9) if k != y[i]) for i in range(6)]
+    c = (p2 ** 0.3 * p1 ** 0.7).sum(-1)
+    want = dict(margin=torch.stack(margin), p_target=p2[range(6), y], ent_strong=ent(p2), ent_weak=ent(p1),
+                ent_mix=ent(softmax(mix_logits(z2, z1, 0.3))), affinity=c)
+    assert {k: v for k, v in found.items() if k != "codes"} == pytest.approx({k: v.mean().item() for k, v in want.items()})
+    assert found["codes"] == torch.bincount(gap_mask(ent(p1), ent(p2), 0.5, 1.0).int(), minlength=4).tolist() and sum(found["codes"]) == 6
+    assert token_statistics(z2, y, z2)["affinity"] == pytest.approx(1) and list(token_statistics(z2, y)) == ["margin", "p_target", "ent_strong"]
+
+
+def test_diagnostics_are_in_the_log_and_leave_training_alone(run, trained, arms, monkeypatch):
+    """Bug: statistics of heads that a step has already changed, norms after the clip, a run that depends on how often it logs."""
+    def record(folder, arm):
+        with open(folder / "log.jsonl") as f:
+            return [r for r in map(json.loads, f) if r.get("arm") == arm]
+    joint, plain = record(arms, "joint")[0], record(arms, "sft-steps")[0]
+    assert joint["gnorm"] == pytest.approx((joint["gnorm_strong"] ** 2 + joint["gnorm_weak"] ** 2) ** 0.5, rel=1e-5)
+    assert plain["gnorm"] == pytest.approx(plain["gnorm_strong"], rel=1e-5) and "affinity" not in plain
+    assert "gnorm_weak" not in record(arms, "frozen")[0]
+    assert all(100 < sum(r["codes"]) <= 128 + 8 for r in record(arms, "joint"))                 # of each step its own rows
+    # step 1 looks at M1 as it was: every loss token of the first batch, one in ceil(tokens / 128)
+    samples, model = clean_set(toy_encoding(), 24, 0), load_checkpoint(trained / "sft.pt")[0]
+    first = data.schedule(24, 8, 0, 3, epochs=1)[0]
+    rows, every = [], -(-joint["loss_tokens"] // 128)
+    for b in data.micro_batches([samples[i] for i in first.tolist()], 64):
+        rows.append([t[b.loss_mask][::every] for t in (model.logits(b.x).detach(), b.y)])
+    z, y = (torch.cat(t) for t in zip(*rows))
+    assert {k: joint[k] for k in ("margin", "p_target", "ent_strong")} == pytest.approx(token_statistics(z, y), rel=1e-4)
+    with open(arms / "log.jsonl") as f:
+        mass = next(r["mass"] for r in map(json.loads, f) if "mass" in r)
+    gaps = torch.load(arms / "gaps.pt", weights_only=True)
+    assert mass["carry"] == pytest.approx(sum(w for w, s in zip(gaps["weights"].tolist(), samples) if s.family == "carry"))
+    monkeypatch.setattr(train_wmss, "diagnose", lambda *args: {})
+    quiet = run("--name", "a", *m1(trained), *RATES, "--arm", "joint", "--log-every", "1000")
+    assert same(quiet / "joint.pt", arms / "joint.pt")
 
 
 def test_bf16_autocast_runs_every_stage_close_to_fp32(run, trained):
