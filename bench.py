@@ -16,12 +16,10 @@ Shapes: B batch, T time, C width, V vocabulary, N rows (tokens) with a loss.
 import argparse
 import importlib.util
 import json
-import math
 import multiprocessing
 import os
 import platform
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -113,20 +111,19 @@ def apart(act, *args, world=1):
     """act(*args) in `world` fresh processes -> the results by rank. The last argument is the number of threads of each."""
     spawn = multiprocessing.get_context("spawn")
     queue = spawn.SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder:
-        old = {k: os.environ.get(k) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
-        processes = []
-        for rank in range(world):
-            os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world),
-                              MASTER_ADDR="127.0.0.1", MASTER_PORT=str(20000 + os.getpid() % 20000))
-            processes.append(spawn.Process(target=_answer, args=(queue, act, args)))
-            processes[-1].start()
-        for k, v in old.items():
-            os.environ.pop(k) if v is None else os.environ.update({k: v})
-        results = [queue.get() for _ in processes]
-        for p in processes:
-            p.join()
-    return results
+    old = {k: os.environ.get(k) for k in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
+    processes = []
+    for rank in range(world):
+        os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world),
+                          MASTER_ADDR="127.0.0.1", MASTER_PORT=str(20000 + os.getpid() % 20000))
+        processes.append(spawn.Process(target=_answer, args=(queue, act, args)))
+        processes[-1].start()
+    for k, v in old.items():
+        os.environ.pop(k) if v is None else os.environ.update({k: v})
+    results = [queue.get() for _ in processes]
+    for p in processes:
+        p.join()
+return results
 
 
 def memory(kind="VmHWM"):
