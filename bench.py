@@ -123,7 +123,7 @@ def apart(act, *args, world=1):
     results = [queue.get() for _ in processes]
     for p in processes:
         p.join()
-return results
+    return results
 
 
 def memory(kind="VmHWM"):
