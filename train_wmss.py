@@ -121,7 +121,7 @@ class Config:
     clip: float = 1.0                 # gradient norm, after the sync over ranks, both branches together
     chunk_rows: int = 1024            # loss rows whose logits exist at a time
     # WMSS
-    arm: list[str] = field(default_factory=lambda: ["wmss", "sft", "sft-flops"])  # what stage 3 trains; and: d0, label-smoothing, weights-only, joint, frozen, permuted
+    arm: list[str] = field(default_factory="wmss sft sft-flops".split)  # of stage 3; d0 label-smoothing weights-only joint frozen permuted
     lam: float = 0.5                  # weight of the strong logits in the mix
     weak: Literal["joint", "frozen"] = "joint"  # is the weak branch trained too? (released code: yes)
     weak_snapshot: str = ""           # weak model of round 1; default: M0, that is base.pt
