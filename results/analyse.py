@@ -184,7 +184,7 @@ def pairs_of(arms, references=REFERENCES):
     """Every arm against every reference, on the seeds that both have -> {(arm, ref): dict}, adjusted over all of them by compare()."""
     out = {}
     for arm in arms:
-        for ref in references:
+        for ref in references if arm != "weak" else ():                         # nobody asks whether that one is worse
             seeds = sorted(set(arms[arm]) & set(arms.get(ref, ())))
             if arm == ref or not seeds:
                 continue
@@ -321,9 +321,9 @@ def ticks(low, high, n=5):
 
 
 def forest_svg(found, ref="sft-flops"):
-    """Each arm's difference to `ref` with its 95 % interval, points, one panel per task; the weak model is far off and left out."""
+    """Each arm's difference to `ref` with its 95 % interval, points, one panel per task."""
     parts, left, panel = [], 130, 360
-    arms = [arm for arm in dict.fromkeys(arm for pairs in found.values() for arm, r in pairs if r == ref) if arm != "weak"]
+    arms = list(dict.fromkeys(arm for pairs in found.values() for arm, r in pairs if r == ref))
     bottom = 40 + 22 * len(arms)
     for k, (task, pairs) in enumerate(found.items()):
         drawn = {arm: (100 * pairs[arm, ref]["mean"], 100 * min(pairs[arm, ref]["half"], 1)) for arm in arms if (arm, ref) in pairs}
@@ -401,6 +401,8 @@ def fill(page, found):
         if begin not in page:
             page += f"\n{begin}{end}\n"
         head, _, rest = page.partition(begin)
+        if end not in rest:
+            raise SystemExit(f"analyse: the block <!-- {name} --> of README.md has no <!-- end --> after it; put one in")
         page = head + begin + body + end + rest.partition(end)[2]
     return page
 

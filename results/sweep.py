@@ -5,8 +5,8 @@ lambdas, or as many rates), scored on the validation split; the setting with the
 test split once. One JSONL row per cell; whatever has a row is not done again, so a killed sweep goes on where it was.
 
     python results/sweep.py toy --seeds 5 --allow-code-execution     # both tasks -> results/toy.jsonl, about two hours on two cores
-    python results/sweep.py regimes --tasks toy-math                 # when could it help? -> results/regimes.jsonl, about two hours
-    python results/sweep.py toy --quick --tasks toy-math --out try.jsonl         # to see it run: two minutes, nothing is learned
+    python results/sweep.py regimes --tasks toy-math                 # when could it help? -> results/regimes.jsonl, about 2.5 hours
+    python results/sweep.py toy --quick --tasks toy-math --out try.jsonl         # to see it run: a minute, nothing is learned
     python results/analyse.py                                        # tables and figures from the rows
 
 Nothing of the training is written here again: a cell is train_wmss.py's own stages under its own flags, in this process.
@@ -44,23 +44,24 @@ TRAINED = {
     "sft": dict(arm=["sft"], gap="none"), "sft-flops": dict(arm=["sft-flops"], gap="none"), "sft-flops-wmss": dict(arm=["sft-flops"]),
     "d0": dict(arm=["d0"], gap="none"), "label-smoothing": dict(arm=["label-smoothing"], gap="none"),
     "weights-only": dict(arm=["weights-only"], gap="none"), "frozen": dict(arm=["frozen"], gap="none"),
-    "permuted": dict(arm=["permuted"], gap="none"), "joint": dict(arm=["joint"], gap="none"),
+    "permuted": dict(arm=["permuted"], gap="none"), "permuted-frozen": dict(arm=["permuted"], gap="none", weak="frozen"),
+    "joint": dict(arm=["joint"], gap="none"),
     "wmss": dict(arm=["wmss"]), "wmss-sample": dict(arm=["wmss"], gap="sample"), "wmss-token": dict(arm=["wmss"], gap="token"),
     "wmss-v1": dict(arm=["wmss"], weights="v1"), "wmss-v2": dict(arm=["wmss"], weights="v2", dedup=True)}
 FREE = ("contrastive", "extrapolation")     # no training: z + mu (z - z_weak), theta + mu (theta - theta_weak), from M1 and its weak model
 START = ("weak", "m1")                      # what all arms start from; nothing to choose
-MIXED = {"d0", "frozen", "permuted", "joint", *(a for a in TRAINED if a.startswith("wmss"))}         # have a lambda
+MIXED = {"d0", "frozen", "joint", *(arm for arm in TRAINED if arm.startswith(("permuted", "wmss")))}         # have a lambda
 
-# flags of SFT, flags of stage 3
+# flags of SFT, and those of stage 3 beside them
+FEW = dict(clean=200, sft_epochs=19.2, sft_lr=1e-3)
 REGIMES = {
     "default": ({}, {}),                                                        # an epoch each, of 1,000 samples
-    "short": (dict(sft_epochs=0.5), dict(sft_epochs=0.5)),                      # long before saturation
-    "long": (dict(sft_epochs=4.0, sft_lr=3e-4), dict(sft_epochs=4.0)),          # near saturation
-    "few": (dict(clean=200, sft_epochs=19.2, sft_lr=1e-3), dict(clean=200, sft_epochs=19.2, wmss_epochs=5.0)),      # far beyond it
+    "short": (dict(sft_epochs=0.5), {}),                                        # SFT: 8 steps, long before saturation
+    "long": (dict(sft_epochs=4.0, sft_lr=3e-4), {}),                            # near it
+    "few": (FEW, dict(wmss_epochs=5.0)),                                        # 60 steps on 200 samples: far beyond it
     "more": ({}, dict(wmss_epochs=4.0)),                                        # a long stage 3
     "snapshot": ({}, dict(weak_snapshot="early")),                              # weak: an early SFT snapshot, not the base
-    "few-snapshot": (dict(clean=200, sft_epochs=19.2, sft_lr=1e-3),
-                     dict(clean=200, sft_epochs=19.2, wmss_epochs=5.0, weak_snapshot="early")),
+    "few-snapshot": (FEW, dict(wmss_epochs=5.0, weak_snapshot="early")),
     "two-rounds": ({}, dict(rounds=2))}
 REGIME_ARMS = ("sft", "sft-flops", "d0", "frozen", "permuted", "joint", "wmss", *FREE)
 
@@ -68,6 +69,7 @@ REGIME_ARMS = ("sft", "sft-flops", "d0", "frozen", "permuted", "joint", "wmss", 
 FULL = dict(config={}, rates=5, lams=(0.3, 0.5, 0.7, 0.9), val={"toy-math": 1400, "toy-code": 700}, test=2100, k=350,
             seconds={"base": {"toy-math": 80, "toy-code": 110}, "m1": {"toy-math": 3, "toy-code": 3},
                      "val": {"toy-math": 3, "toy-code": 5}, "test": {"toy-math": 8, "toy-code": 20}})
+REGIME = dict(FULL, rates=4, val={"toy-math": 700, "toy-code": 480})
 QUICK = dict(config=dict(corpus=64, clean=24, dim=16, n_heads=2, n_layers=1, base_steps=4, batch_size=8, max_new_tokens=6),
              rates=2, lams=(0.5,), val={"toy-math": 28, "toy-code": 16}, test=28, k=7,
              seconds={kind: dict.fromkeys(TASKS, 0.3) for kind in ("base", "m1", "val", "test")})
@@ -235,8 +237,11 @@ def do_cell(job):
     with tempfile.TemporaryDirectory() as folder:
         try:
             model, how, cost, log = train_cell(job, folder)
-        except SystemExit as e:                 # diverged: a result too
-            return dict(accuracy=0.0, n=len(problems), error=str(e), total=time.time() - started)
+        except SystemExit as e:
+            if "has diverged" not in str(e):
+                raise
+            return dict(accuracy=0.0, n=len(problems), families=dict.fromkeys((p.family for p in problems), 0.0), error=str(e),
+                        correct=pack([False] * len(problems)), total=time.time() - started)         # a result too
     answer = lambda **kw: judge(job, eval_math.complete(model, enc, problems, max_new_tokens=job["tokens"], **kw), problems)
     rows = answer(**how)
     s = eval_math.summary(rows)
@@ -348,7 +353,7 @@ def main(argv=None):
     parser.add_argument("--allow-code-execution", action="store_true", help="toy-code: run the programs that models write, confined")
     parser.add_argument("--quick", action="store_true", help="tiny models and few settings, to see it run; needs --out")
     a = parser.parse_args(argv)
-    size = QUICK if a.quick else FULL
+    size = QUICK if a.quick else FULL if a.command == "toy" else REGIME
     a.out = a.out or ("" if a.quick else os.path.join(HERE, f"{a.command}.jsonl"))
     a.work = os.path.abspath(a.work or os.path.join(os.path.dirname(HERE), "out", "sweep-quick" if a.quick else "sweep"))
     cells = plan(a.command, a.tasks, a.seeds, size)

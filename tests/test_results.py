@@ -131,7 +131,8 @@ def test_regimes_change_what_they_say(work):
     for arm in ("joint", "frozen"):
         one, two = (cell(arm, r, lr=1e-3, lam=0.5) for r in ("default", "two-rounds"))
         assert two[2]["steps"] == 2 * one[2]["steps"] and not equal(one[0], two[0])
-        assert two[2]["flops"] == 2 * one[2]["flops"]
+        assert two[2]["flops"] == 2 * one[2]["flops"] and [r["step"] for r in two[3]] == [1, 2, 3, 1, 2, 3]
+        assert not equal(one[0], cell(arm, "snapshot", lr=1e-3, lam=0.5)[0])
     assert cell("sft", "two-rounds", lr=1e-3)[2]["steps"] == 6 and cell("sft", "more", lr=1e-3)[2]["steps"] == 12
 
 
@@ -186,7 +187,9 @@ def test_a_test_cell_looks_closer_and_its_numbers_are_those_of_torch(work):
 def test_a_cell_that_diverges_is_a_row_not_the_end_of_the_sweep(work):
     """Bug: a night's sweep that ends at the largest rate."""
     r = sweep.do_cell(job(work, "sft", lr=3e38))
-    assert r["accuracy"] == 0 and "diverged" in r["error"]
+    assert r["accuracy"] == 0 and "diverged" in r["error"] and not any(analyse.unpack(r["correct"], r["n"]))
+    with pytest.raises(SystemExit, match="no whole|is not|expected"):           # while what is missing is no result
+        sweep.do_cell(job(work / "nowhere", "sft", lr=1e-4))
 
 
 def test_checkpoints_of_other_flags_are_made_anew(work, tmp_path):
@@ -234,12 +237,13 @@ def test_t_with_a_broken_number_of_degrees_agrees_with_its_density():
 
 def test_crossed_interval_by_hand():
     """Bug: a mean square divided by the wrong count; seeds and problems mixed up."""
-    d = [[3.0, 1.0], [1.0, 1.0], [2.0, 1.0]]                      # means of seeds 2, 1, 1.5, of problems 2, 1, of all 1.5
+    d = [[4.0, 1.0], [1.0, 1.0], [1.0, 0.0]]                      # means of seeds 5/2, 1, 1/2, of problems 2, 2/3, of all 4/3
     mean, half, p = analyse.crossed(d)
-    ms_s, ms_p, ms_r = 2 * 0.5 / 2, 3 * 0.5, 0.5                   # squares 0.25 + 0.25 + 0, 0.25 + 0.25, rest 4 * 0.25 -> / 2
+    ms_s, ms_p, ms_r = 2 * (49 + 4 + 25) / 36 / 2, 3 * (4 + 4) / 9 / 1, 2 * (25 + 16 + 1) / 36 / 2
     ms = ms_s + ms_p - ms_r
     df = ms ** 2 / (ms_s ** 2 / 2 + ms_p ** 2 / 1 + ms_r ** 2 / 2)
-    assert mean == 1.5 and half == pytest.approx(analyse.t_quantile(max(1, df)) * (ms / 6) ** 0.5)
+    assert df > 1 and mean == pytest.approx(4 / 3) and half == pytest.approx(analyse.t_quantile(df) * (ms / 6) ** 0.5)
+    assert p == pytest.approx(analyse.t_tail(mean / (ms / 6) ** 0.5, df))
     assert analyse.crossed([[0, 0], [0, 0]])[1:] == (0.0, 1.0)
     one = np.array([1, 0, 0, 1, -1, 0, 1, 1])                      # one seed: the ordinary paired t interval
     assert analyse.crossed([one])[1] == pytest.approx(2.364624 * one.std(ddof=1) / 8 ** 0.5, rel=1e-5)
