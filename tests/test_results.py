@@ -1,0 +1,305 @@
+"""results/: the sweep end to end at toy size, killed and taken up again; its cells against train_wmss.py's own command line; the
+statistics against hand values, tables and simulations."""
+
+import contextlib
+import doctest
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import eval_math
+import train_wmss
+from conftest import ROOT
+from model import load_checkpoint
+
+sys.path.insert(0, os.path.join(ROOT, "results"))
+import analyse
+import sweep
+
+ARMS = ["m1", "sft", "joint", "contrastive"]
+
+
+def job(work, arm, regime="default", task="toy-math", split="val", lr=None, lam=None, mu=None, seed=0):
+    return dict(kind="cell", regime=regime, task=task, seed=seed, arm=arm, lr=lr, lam=lam, mu=mu, split=split, work=str(work),
+                size=sweep.QUICK, config=sweep.QUICK["config"], consent=True)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with base and M1 of seed 0 for the math task, made by the sweep's own jobs."""
+    folder = tmp_path_factory.mktemp("work")
+    for regime in ("default", "short"):
+        for kind in ("base", "m1")[regime != "default":]:
+            sweep.prepare(job(folder, "m1", regime) | dict(kind=kind))
+    return folder
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# the sweep
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """Path of the rows of a quick sweep that was killed in the middle, left half a line, and was started again."""
+    folder = tmp_path_factory.mktemp("sweep")
+    out = folder / "rows.jsonl"
+    flags = ["toy", "--quick", "--seeds", "2", "--tasks", "toy-math", "--arms", *ARMS, "--out", str(out), "--work", str(folder / "work")]
+    first = subprocess.Popen([sys.executable, os.path.join(ROOT, "results", "sweep.py"), *flags, "--workers", "1"], stdout=subprocess.DEVNULL)
+    while not out.exists() or out.read_text().count("\n") < 5:
+        assert first.poll() is None
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    kept = out.read_text()
+    with open(out, "a") as f:
+        f.write('{"regime": "default", "task": "toy-m')
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        sweep.main([*flags, "--workers", "2"])
+    assert out.read_text().startswith(kept), "what was done is done"
+    assert "base: 0 to do" in said.getvalue() and f"val: {14 - kept.count(chr(10))} to do" in said.getvalue()
+    return out
+
+
+def test_a_killed_sweep_goes_on_and_ends_with_one_whole_row_per_cell(rows):
+    """Bug: cells done twice or never, a half line that ends the reading, a test split read at more settings than the chosen one."""
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    keys = [analyse.key_of(r) for r in lines]
+    assert len(keys) == len(set(keys)) == (1 + 2 + 2 + 2) * 2 + len(ARMS) * 2
+    tested = [(r["arm"], r["seed"]) for r in lines if r["split"] == "test"]
+    assert sorted(tested) == sorted((arm, seed) for arm in ARMS for seed in (0, 1))
+    chosen = analyse.choices(lines)
+    for r in lines:
+        assert {"commit", "versions", "hardware", "config", "flops", "total", "accuracy", "families", "correct"} <= r.keys()
+        assert r["split"] == "val" or {k: r[k] for k in analyse.SETTING} == chosen["default", "toy-math", r["arm"]]
+        assert len(analyse.unpack(r["correct"], r["n"])) == 28 and sum(analyse.unpack(r["correct"], r["n"])) == r["accuracy"] * 28
+        if r["split"] == "test":
+            assert {"pass@1", "pass@8"} <= r.keys() and ("nll" in r) == (r["arm"] != "contrastive")
+            assert len(r["log"]) == (3 if r["arm"] in ("sft", "joint") else 0) and all("margin" in step for step in r["log"])
+
+
+def test_the_page_and_its_figures_come_from_the_rows_alone_and_keep_the_prose(rows, tmp_path):
+    """Bug: numbers typed by hand, prose lost, tables that grow with each run."""
+    page = tmp_path / "README.md"
+    page.write_text("# Before\n<!-- main toy-math -->\nold\n<!-- end -->\nafter\n")
+    command = ["--rows", str(rows), "--regimes", str(tmp_path / "none"), "--into", str(tmp_path)]
+    analyse.main(command)
+    text = page.read_text()
+    assert text.startswith("# Before\n<!-- main toy-math -->\n| arm |") and "\n<!-- end -->\nafter\n" in text and "old" not in text
+    lines = analyse.read_rows(rows)
+    for arm in ARMS:
+        values = [r["accuracy"] for r in lines if r["split"] == "test" and r["arm"] == arm]
+        assert f"| {arm} |" in text and analyse.mean_std(values) in text
+    assert f"{len(lines)} rows" in text
+    for name in ("differences.svg", "rates.svg"):
+        assert (tmp_path / name).read_text().startswith("<svg") and not subprocess.run(
+            [sys.executable, "-c", "import sys, xml.dom.minidom as m; m.parse(sys.argv[1])", str(tmp_path / name)]).returncode
+    analyse.main(command)
+    assert page.read_text() == text
+
+
+def test_a_cell_is_what_the_command_line_trains(run, work):
+    """Bug: an experiment on a re-implementation: other data, other order, another loss than those of train_wmss.py."""
+    m1 = ["--base", str(work / "toy-math-0" / "base.pt"), "--sft", str(work / "toy-math-0" / "m1-default" / "sft.pt")]
+    size = [f for k, v in sweep.QUICK["config"].items() for f in ("--" + k.replace("_", "-"), str(v))]
+    for arm, lam, flags in (("joint", 0.3, ["--gap", "none"]), ("wmss-v2", 0.7, ["--weights", "v2", "--dedup"]), ("sft-flops", None, ["--gap", "none"])):
+        folder = work / f"cell-{arm}"
+        model, how, cost, log = sweep.train_cell(job(work, arm, lr=1e-3, lam=lam), str(folder))
+        out = run("--name", arm, *m1, *size, *flags, "--stages", "entropy,wmss", "--arm", arm.split("-v2")[0], "--lam", str(lam or 0.5),
+                  "--wmss-lr", "1e-3", "--sft-flops-lr", "1e-3")
+        want, meta = load_checkpoint(out / f"{arm.split('-v2')[0]}.pt")
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), want.parameters())) and not how
+        assert cost["flops"] == meta["spent"]["flops"] and cost["steps"] == len(log) == meta["step"]
+        again = sweep.train_cell(job(work, arm, lr=1e-3, lam=lam), str(work / f"again-{arm}"))[0]       # with the kept gaps
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
+
+
+def test_regimes_change_what_they_say(work):
+    """Bug: a weak snapshot that is the base all the same, rounds that are one, a short SFT that is a whole one."""
+    cell = lambda arm, regime, **kw: sweep.train_cell(job(work, arm, regime, **kw), str(work / f"{regime}-{arm}"))
+    equal = lambda a, b: all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+    base, early, m1, short = cell("weak", "default")[0], cell("weak", "snapshot")[0], cell("m1", "default")[0], cell("m1", "short")[0]
+    assert equal(m1, cell("m1", "snapshot")[0]) and not equal(base, early) and not equal(early, m1) and not equal(short, m1)
+    for arm in ("joint", "frozen"):
+        one, two = (cell(arm, r, lr=1e-3, lam=0.5) for r in ("default", "two-rounds"))
+        assert two[2]["steps"] == 2 * one[2]["steps"] and not equal(one[0], two[0])
+        assert two[2]["flops"] == 2 * one[2]["flops"] and [r["step"] for r in two[3]] == [1, 2, 3, 1, 2, 3]
+        assert not equal(one[0], cell(arm, "snapshot", lr=1e-3, lam=0.5)[0])
+    assert cell("sft", "two-rounds", lr=1e-3)[2]["steps"] == 6 and cell("sft", "more", lr=1e-3)[2]["steps"] == 12
+
+
+def test_training_free_relatives_are_what_they_are_called(work):
+    """Bug: mu of the wrong sign, or counted from the wrong model."""
+    base, m1 = (sweep.train_cell(job(work, arm), "")[0] for arm in ("weak", "m1"))
+    out = sweep.train_cell(job(work, "extrapolation", mu=0.5), "")[0]
+    for p, q, r in zip(out.parameters(), m1.parameters(), base.parameters()):
+        torch.testing.assert_close(p, 1.5 * q - 0.5 * r)
+    model, how, *_ = sweep.train_cell(job(work, "contrastive", mu=0.5), "")
+    assert how["lam"] == 1.5 and torch.equal(how["weak"].embed_tokens.weight, base.embed_tokens.weight)
+    assert torch.equal(model.embed_tokens.weight, m1.embed_tokens.weight)
+
+
+def test_every_arm_is_tried_as_often_on_the_same_range():
+    """Bug: the method tuned harder than its controls, or a control harder than the method."""
+    for size, n in ((sweep.FULL, 20), (sweep.QUICK, 2)):
+        for arm in (*sweep.TRAINED, *sweep.FREE):
+            tried = sweep.settings(arm, size)
+            assert len(tried) == len({tuple(s.values()) for s in tried}) == n, arm
+            assert arm in sweep.FREE or {tried[0]["lr"], tried[-1]["lr"]} == {1e-5, 4e-4}
+            assert (arm in sweep.FREE) == (tried[0]["mu"] is not None) and (tried[0]["lam"] is None) == (arm not in sweep.MIXED)
+    assert any(s["mu"] == 1 for s in sweep.settings("contrastive", sweep.FULL))
+    cells = sweep.plan("toy", ["toy-math"], 5, sweep.FULL)
+    assert {c["arm"] for c in cells} == {*sweep.START, *sweep.TRAINED, *sweep.FREE} and len({analyse.key_of(c) for c in cells}) == len(cells)
+
+
+def test_remembered_verdicts_are_those_of_running_the_programs(work, monkeypatch):
+    """Bug: a verdict of another problem, or of another completion."""
+    problems = sweep.TASKS["toy-code"]("val", 8)
+    right = [dict(id=p.id, prompt=p.prompt, family=p.family, completion=p.completion, gold="", truncated=False) for p in problems]
+    wrong = [r | dict(completion="x + 0.125") for r in right]
+    there = job(work, "m1", task="toy-code")
+    assert [r["correct"] for r in sweep.judge(there, right + wrong, problems)] == [True] * 8 + [False] * 8
+    monkeypatch.setattr(sweep.eval_code, "judge", None)                        # nothing is run a second time
+    assert [r["correct"] for r in sweep.judge(there, wrong + right, problems)] == [False] * 8 + [True] * 8
+
+
+def test_a_test_cell_looks_closer_and_its_numbers_are_those_of_torch(work):
+    """Bug: prompt tokens in the likelihood, confidences laid on other answers, pass@k of greedy samples."""
+    r = sweep.do_cell(job(work, "joint", split="test", lr=1e-3, lam=0.5))
+    model = sweep.train_cell(job(work, "joint", lr=1e-3, lam=0.5), str(work / "closer"))[0]
+    samples = sweep.encode(sweep.TASKS["toy-math"]("test", 28), sweep.toy_encoding())
+    loss = [torch.nn.functional.cross_entropy(model.logits(s.tokens[None, :-1])[0][s.loss[1:]], s.tokens[1:][s.loss[1:]], reduction="sum").item()
+            for s in samples]
+    assert r["nll"] == pytest.approx(sum(loss) / sum(int(s.loss.sum()) for s in samples), rel=1e-5)
+    assert r["nll_solution"] == pytest.approx(sum(loss) / 28, rel=1e-5) and 0 <= r["ece_token"] <= 1 and 0 <= r["pass@1"] <= r["pass@8"] <= 1
+    logp, confidence, right = sweep.likelihoods(model, samples)
+    assert [-x for x in logp] == pytest.approx(loss, rel=1e-5) and len(confidence) == len(right) == sum(int(s.loss.sum()) for s in samples)
+
+
+def test_a_cell_that_diverges_is_a_row_not_the_end_of_the_sweep(work):
+    """Bug: a night's sweep that ends at the largest rate."""
+    r = sweep.do_cell(job(work, "sft", lr=3e38))
+    assert r["accuracy"] == 0 and "diverged" in r["error"] and not any(analyse.unpack(r["correct"], r["n"]))
+    with pytest.raises(SystemExit, match="no whole|is not|expected"):           # while what is missing is no result
+        sweep.do_cell(job(work / "nowhere", "sft", lr=1e-4))
+
+
+def test_checkpoints_of_other_flags_are_made_anew(work, tmp_path):
+    """Bug: an M1 of an earlier configuration that half of the seeds start from."""
+    there = job(work, "m1") | dict(kind="m1")
+    assert sweep.is_there(there) and sweep.is_there(there | dict(kind="base")) and not sweep.is_there(job(tmp_path, "m1") | dict(kind="m1"))
+    assert not sweep.is_there(there | dict(size=dict(sweep.QUICK, config=sweep.QUICK["config"] | dict(base_steps=5))))
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["toy"], "--allow-code-execution"), (["toy", "--quick", "--tasks", "toy-math"], "name its --out"),
+    (["toy", "--tasks", "toy-math", "--arms", "sfd"], "found sfd"), (["toy", "--tasks", "toy-math", "--seeds", "0"], "1 or more"),
+    (["toy", "--tasks", "toy-math", "--regimes", "few"], "--regimes belongs to")])
+def test_wrong_flags_are_refused_before_work(capsys, flags, said):
+    """Bug: programs run without consent, quick rows among those of the experiment."""
+    with pytest.raises(SystemExit):
+        sweep.main(flags)
+    assert said in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# statistics
+
+
+def test_worked_examples_are_true():
+    """Bug: an example that nobody has run."""
+    result = doctest.testmod(analyse)
+    assert result.failed == 0 and result.attempted == 8
+
+
+@pytest.mark.parametrize("df, p, t", [(1, 0.05, 12.7062), (2, 0.05, 4.30265), (4, 0.05, 2.77645), (10, 0.01, 3.16927), (30, 0.05, 2.04227),
+                                      (120, 0.05, 1.97993), (10000, 0.05, 1.96020)])
+def test_t_agrees_with_the_printed_tables(df, p, t):
+    """Bug: a one-sided quantile, or a normal one."""
+    assert analyse.t_quantile(df, p) == pytest.approx(t, rel=2e-5) and analyse.t_tail(-t, df) == pytest.approx(p, rel=2e-4)
+
+
+def test_t_with_a_broken_number_of_degrees_agrees_with_its_density():
+    """Bug: degrees of freedom rounded to a whole number."""
+    df, t = 4.5, analyse.t_quantile(4.5)
+    x = np.linspace(-t, t, 200_001)
+    scale = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
+    assert np.trapezoid(scale * (1 + x ** 2 / df) ** (-(df + 1) / 2), x) == pytest.approx(0.95, abs=1e-6)
+
+
+def test_crossed_interval_by_hand():
+    """Bug: a mean square divided by the wrong count; seeds and problems mixed up."""
+    d = [[4.0, 1.0], [1.0, 1.0], [1.0, 0.0]]                      # means of seeds 5/2, 1, 1/2, of problems 2, 2/3, of all 4/3
+    mean, half, p = analyse.crossed(d)
+    ms_s, ms_p, ms_r = 2 * (49 + 4 + 25) / 36 / 2, 3 * (4 + 4) / 9 / 1, 2 * (25 + 16 + 1) / 36 / 2
+    ms = ms_s + ms_p - ms_r
+    df = ms ** 2 / (ms_s ** 2 / 2 + ms_p ** 2 / 1 + ms_r ** 2 / 2)
+    assert df > 1 and mean == pytest.approx(4 / 3) and half == pytest.approx(analyse.t_quantile(df) * (ms / 6) ** 0.5)
+    assert p == pytest.approx(analyse.t_tail(mean / (ms / 6) ** 0.5, df))
+    assert analyse.crossed([[0, 0], [0, 0]])[1:] == (0.0, 1.0)
+    one = np.array([1, 0, 0, 1, -1, 0, 1, 1])                      # one seed: the ordinary paired t interval
+    assert analyse.crossed([one])[1] == pytest.approx(2.364624 * one.std(ddof=1) / 8 ** 0.5, rel=1e-5)
+    assert analyse.crossed([[1.0]])[1] == float("inf")
+
+
+@pytest.mark.parametrize("seeds, problems", [(0.05, 0.0), (0.0, 0.2), (0.03, 0.2)])
+def test_crossed_intervals_cover_the_truth_as_often_as_they_say(seeds, problems):
+    """Bug: intervals over seeds alone or problems alone, which cover 60 % where the other factor varies."""
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(200):
+        d = 0.1 + rng.normal(0, seeds, (5, 1)) + rng.normal(0, problems, (1, 150)) + rng.normal(0, 0.4, (5, 150))
+        mean, half, _ = analyse.crossed(d)
+        hits += abs(mean - 0.1) <= half
+    assert 0.91 <= hits / 200 <= 0.995
+
+
+def fake(accuracy, bits, seed, **more):
+    return dict(dict(regime="default", task="toy-math", seed=seed, arm="sft", lr=1e-4, lam=None, mu=None, split="val", config={}, n=len(bits),
+                     correct=analyse.pack(bits), accuracy=accuracy), **more)
+
+
+def test_choice_is_by_the_mean_over_seeds_and_not_by_a_lucky_seed():
+    """Bug: the best single seed; a setting that only one seed has finished; the test split looked at."""
+    found = [fake(a, [], s, lr=lr) for lr, values in ((1e-5, (0.5, 0.9)), (1e-4, (0.8, 0.8)), (1e-3, (0.95,))) for s, a in enumerate(values)]
+    found += [fake(1.0, [], s, lr=1e-5, split="test") for s in (0, 1)]
+    assert analyse.choices(found) == {("default", "toy-math", "sft"): dict(lr=1e-4, lam=None, mu=None)}
+    assert analyse.tested(found) == {}
+    assert list(analyse.tested(found + [fake(0.7, [], 1, split="test")])["toy-math"]["sft"]) == [1]
+
+
+def test_pairs_are_of_the_same_seed_and_problem_and_corrected_for_their_number():
+    """Bug: unpaired differences, p values that forget how many were looked at."""
+    rng = np.random.default_rng(1)
+    reference = rng.random((3, 400)) < 0.5
+    better = reference.copy()
+    better[:, :40] = True                                          # right wherever the other is, and on most of 40 problems more
+    arms = {name: {s: fake(0, row.tolist(), s) for s, row in enumerate(bits)}
+            for name, bits in (("sft", reference), ("d0", reference), ("joint", better))}
+    found = analyse.compare({"toy-math": arms})["toy-math"]
+    assert set(found) == {("sft", "d0"), ("d0", "sft"), ("joint", "sft"), ("joint", "d0")}
+    pair = found["joint", "sft"]
+    assert pair["mean"] == pytest.approx((better.sum() - reference.sum()) / 1200) and pair["better"] == 3 and pair["worse"] == 0
+    assert pair["mcnemar"] == [eval_math.mcnemar(int((better[s] & ~reference[s]).sum()), 0) for s in range(3)]
+    assert pair["p"] < pair["holm"] < 0.05 and found["sft", "d0"]["holm"] == 1 and found["sft", "d0"]["better"] == 0
+
+
+def test_holm_and_ece_by_hand():
+    """Bug: Bonferroni or Benjamini-Hochberg under Holm's name, adjusted values out of order; bins that weigh the same."""
+    assert analyse.holm([0.02, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06]) and analyse.holm([]) == []
+    assert analyse.ece([1.0, 1.0, 1.0, 0.0], [True, True, False, False]) == pytest.approx(0.25)
+    assert analyse.ece([0.5] * 10, [True, False] * 5) == 0 and analyse.ece([0.61, 0.99], [True, True], 2) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("n", (0, 1, 4, 7, 2100))
+def test_packed_verdicts_come_back(n):
+    """Bug: a last digit that is filled up from the wrong side."""
+    bits = (np.random.default_rng(n).random(n) < 0.5).tolist()
+    assert analyse.unpack(analyse.pack(bits), n) == bits and len(analyse.pack(bits)) == -(-n // 4)
