@@ -203,14 +203,13 @@ def judge(job, rows, problems):
 @torch.no_grad()
 def likelihoods(model, samples):
     """Of each sample the log-probability of its completion, in the order given; and of all loss tokens (confidence, was the top right)."""
-    total, confidence, right = {}, [], []
+    total, confidence, right, n_loss = {}, [], [], {s.id: int(s.loss[1:].sum()) for s in samples}
     for b in micro_batches(samples, 64):
-        logp = model.logits(b.x).log_softmax(-1)
-        for i, row, y, mask in zip(b.ids.tolist(), logp, b.y, b.loss_mask):
-            row, y = row[mask], y[mask]
-            total[i] = row.gather(-1, y[:, None]).double().sum().item()
-            confidence.append(row.amax(-1).exp())
-            right.append(row.argmax(-1) == y)
+        logp, y = model.lm_head(model(b.x)[b.loss_mask]).log_softmax(-1), b.y[b.loss_mask]      # the rows' loss tokens, end to end
+        of_y = logp.gather(-1, y[:, None])[:, 0].double().split([n_loss[i] for i in b.ids.tolist()])
+        total.update(zip(b.ids.tolist(), (row.sum().item() for row in of_y)))
+        confidence.append(logp.amax(-1).exp())
+        right.append(logp.argmax(-1) == y)
     return [total[s.id] for s in samples], torch.cat(confidence), torch.cat(right)
 
 

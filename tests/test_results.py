@@ -17,7 +17,6 @@ import pytest
 import torch
 
 import eval_math
-import train_wmss
 from conftest import ROOT
 from model import load_checkpoint
 
