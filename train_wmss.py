@@ -155,15 +155,17 @@ PRESETS = {
     "smollm2-gsm8k": dict(_GSM8K, base="HuggingFaceTB/SmolLM2-135M", sft_lr=1e-4),
     "qwen3-0.6b-gsm8k": dict(_GSM8K, base="Qwen/Qwen3-0.6B-Base", sft_lr=2e-5, checkpointing=True),
     "qwen3-4b-am": dict(base="Qwen/Qwen3-4B-Base", data=["train.jsonl"],            # written by: python data.py am
-                        score_data=["aime25", "math500", "amc23", "aqua", "gsm8k", "mawps", "svamp"], max_len=4096, long="truncate", batch_size=512, micro_batch=64, tokens_per_batch=16384,
-                        checkpointing=True, sft_epochs=1.0, wmss_epochs=1.0, sft_lr=1e-5, wmss_lr=1e-5, sft_steps_lr=1e-5,
-                        sft_flops_lr=1e-5, warmup=0.0, gap="sample", max_new_tokens=4096, eval_batch=64)}
+                        score_data=["aime25", "math500", "amc23", "aqua", "gsm8k", "mawps", "svamp"], max_len=4096,
+                        long="truncate", batch_size=512, micro_batch=64, tokens_per_batch=16384, checkpointing=True,
+                        sft_epochs=1.0, wmss_epochs=1.0, sft_lr=1e-5, wmss_lr=1e-5, sft_steps_lr=1e-5, sft_flops_lr=1e-5,
+                        warmup=0.0, gap="sample", max_new_tokens=4096, eval_batch=64)}
 DEVIATIONS = {      # of the preset from the paper's section 4.1 and released scripts; printed with it
-    "qwen3-4b-am": "weights and optimizer state in fp32, autocast in bf16 (paper: bf16 weights, ZeRO over 8 x H800), so joint training of "
-                   "4B needs 64 GB of state per branch on each GPU; loss summed over the tokens of a step (paper: mean of means); warm-up 0 "
-                   "as in the released scripts (text: 10 %); AdamW betas 0.9, 0.95; AIME25 and AMC23 get 4,096 new tokens (paper: 8,192); "
-                   "data: your own run of `python data.py am --system`, math only (paper: 14,882 logic and 19,457 code samples too); "
-                   "Qwen3's chat template sets the line breaks around </think> (authors: the response as it stands)"}
+    "qwen3-4b-am":
+        "bf16 is autocast, weights and optimizer state are fp32 (paper: bf16 on 8 x H800), so joint training of 4B keeps 64 GB of "
+        "state per branch on each GPU; warm-up 0 as in the released scripts (text: 10 %); AdamW betas 0.9, 0.95; the loss is summed "
+        "over the tokens of a step; AIME25 and AMC23 get 4,096 new tokens (paper: 8,192); data: your own run of "
+        "`python data.py am --system`, math only (paper: 19,457 code and 14,882 logic samples too); Qwen3's chat template sets the "
+        "line breaks around </think> (authors: the response as it stands)"}
 FREE_ON_RESUME = {"stages", "arm", "resume", "overwrite", "threads", "save_every", "log_every", "preset", "score_n", "score_split",
                   "eval_batch", "max_new_tokens", "allow_code_execution"}
 
