@@ -1,0 +1,51 @@
+"""bench.py at toy size: every part runs, compares equal work, and writes what it says; its numbers mean nothing here."""
+
+import json
+
+import pytest
+import torch
+
+import bench
+
+KEYS = {"ratio", "ours", "peer", "peer_name", "unit"}
+
+
+def test_every_part_runs_and_writes_its_record(tmp_path, capsys, monkeypatch):
+    """Bug: a part that broke with the code it measures; a figure in the table that is not the one in the file."""
+    pytest.importorskip("transformers")
+    threads = torch.get_num_threads()
+    bench.main(["--quick", "--threads", "1", "--json", str(tmp_path / "b.json"), "P1", "P1b", "P2", "P3", "P4", "P5"])
+    torch.set_num_threads(threads)
+    found = json.loads((tmp_path / "b.json").read_text())
+    for part in ("P1", "P3", "P4", "P4roof", "P5", "P5hf"):
+        r = found[part]
+        assert KEYS <= r.keys() and min(r["ours"], r["peer"]) > 0 and r["spread"][0] <= r["spread"][1]
+        better = r["peer"] / r["ours"] if r["unit"] == "GB" else r["ours"] / r["peer"]
+        assert r["ratio"] == pytest.approx(better)
+    assert {"joint_over_sft", "frozen_over_sft"} <= found["P2"].keys() and found["P2"]["joint_over_sft"] > found["P2"]["frozen_over_sft"] > 0.5
+    assert "--nanogpt" in found["P1b"]["not_measured"] and found["run"]["size"] == "quick"
+    said = capsys.readouterr().out
+    assert all(f"\n{part} " in said for part in found if part != "run") and f"{found['P1']['ratio']:.2f}x" in said
+
+
+def test_growth_is_measured_for_each_dimension(capsys):
+    """Bug: a dimension that is listed and never varied."""
+    bench.main(["--quick", "--threads", "1", "scaling"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [r[:2] for r in rows if r[0] in bench.QUICK["growth"]] == [
+        [axis, str(value)] for axis, values in bench.QUICK["growth"].items() for value in values]
+
+
+def test_sides_that_compute_different_things_are_no_benchmark():
+    """Bug: a fast side that leaves work away."""
+    bench.same("losses", [1.0, 2.0], [1.0, 2.0 + 1e-9], 1e-6)
+    with pytest.raises(SystemExit, match="losses differ, so their times say nothing"):
+        bench.same("losses", [1.0, 2.0], [1.0, 2.1], 1e-6)
+    with pytest.raises(SystemExit, match="tokens differ"):
+        bench.same("tokens", [1, 2], [1, 2, 3], 0)
+
+
+def test_an_unknown_part_is_refused_before_anything_runs():
+    """Bug: a typo that costs ten minutes, or measures nothing and says so nowhere."""
+    with pytest.raises(SystemExit, match="unknown part P9; expected some of P1, P1b"):
+        bench.main(["P1", "P9"])
