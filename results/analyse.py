@@ -88,11 +88,17 @@ def choices(rows):
 
 
 def tested(rows, regime="default"):
-    """Test rows at the chosen settings -> {task: {arm: {seed: row}}}."""
-    chosen, out = choices(rows), {}
+    """Test rows at the chosen settings -> {task: {arm: {seed: row}}}; a row's `edge`: which of its settings are the least or the
+    largest that were tried, so that a better one may lie beyond."""
+    chosen, tried, out = choices(rows), {}, {}
+    for r in rows:
+        for k in SETTING:
+            tried.setdefault((r["regime"], r["task"], r["arm"], k), set()).add(r[k])
     for r in rows:
         if r["split"] == "test" and r["regime"] == regime and {k: r[k] for k in SETTING} == chosen.get((regime, r["task"], r["arm"])):
-            out.setdefault(r["task"], {}).setdefault(r["arm"], {})[r["seed"]] = r
+            all_of = {k: tried[regime, r["task"], r["arm"], k] for k in SETTING}
+            edge = [k for k, v in all_of.items() if len(v) > 1 and r[k] in (min(v), max(v))]
+            out.setdefault(r["task"], {}).setdefault(r["arm"], {})[r["seed"]] = dict(r, edge=edge)
     return out
 
 
@@ -227,7 +233,7 @@ def mean_std(values, scale=100.0, digits=2):
 
 
 def setting(row):
-    return ", ".join(f"{name} {row[k]:g}" for k, name in (("lam", "lam"), ("lr", "lr"), ("mu", "mu")) if row[k] is not None) or "-"
+    return ", ".join(f"{name} {row[k]:g}{' (edge)' * (k in row['edge'])}" for k, name in (("lam", "lam"), ("lr", "lr"), ("mu", "mu")) if row[k] is not None) or "-"
 
 
 def difference(pair):
@@ -352,7 +358,7 @@ def rates_svg(rows, regime="default"):
             continue
         best = {arm: {lr: 100 * max(np.mean(v) for v in lams.values()) for lr, lams in by_lr.items()} for arm, by_lr in curves.items()}
         values = sorted(v for by_lr in best.values() for v in by_lr.values())
-        low, high = max(values[0], values[-1] - 25), values[-1] + 0.2          # what collapses runs out of the picture
+        low, high = max(values[0], values[-1] - 15), values[-1] + 0.2          # what collapses runs out of the picture
         rates = sorted({lr for by_lr in best.values() for lr in by_lr})
         x0 = 50 + k * (panel + 60)
         x = lambda lr: x0 + math.log(lr / rates[0]) / max(1e-9, math.log(rates[-1] / rates[0])) * panel
@@ -362,15 +368,17 @@ def rates_svg(rows, regime="default"):
             parts += [line(x0, y(v), x0 + panel, y(v), "#ddd", 1), text(x0 - 6, y(v) + 4, f"{v:g}", 11, "end")]
         if start and low <= 100 * np.mean(start) <= high:
             parts += [line(x0, y(100 * np.mean(start)), x0 + panel, y(100 * np.mean(start)), "#888", 1), text(x0 + 4, y(100 * np.mean(start)) - 4, "M1", 11, colour="#888")]
-        for lr in (1e-5, 3e-5, 1e-4, 3e-4):
-            if rates[0] <= lr <= rates[-1]:
+        for lr in (m * 10.0 ** e for e in range(-6, 0) for m in (1, 3)):
+            if 0.999 * rates[0] <= lr <= 1.001 * rates[-1]:
                 parts.append(text(x(lr), height - 24, f"{lr:g}", 11, "middle"))
         parts.append(text(x0 + panel / 2, height - 8, "peak learning rate of stage 3", 11, "middle"))
         for arm, by_lr in best.items():
             points = " ".join(f"{x(lr):.1f},{y(v):.1f}" for lr, v in sorted(by_lr.items()))
             parts.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[arm]}" stroke-width="2"/>')
-    for i, (arm, colour) in enumerate(COLOURS.items()):
-        parts += [line(40 + 100 * i, height + 8, 56 + 100 * i, height + 8, colour, 3), text(60 + 100 * i, height + 12, arm, 11)]
+    at = 50
+    for arm, colour in COLOURS.items():
+        parts += [line(at, height + 8, at + 16, height + 8, colour, 3), text(at + 20, height + 12, arm, 11)]
+        at += 36 + 6.5 * len(arm)
     return svg(940, height + 20, parts, "validation accuracy against the learning rate of stage 3")
 
 
