@@ -613,7 +613,8 @@ def _tokenise(specs, sources, enc, source, raw, prompt_column, completion_column
                 text = "".join(text for sample in samples for text, _ in sample)
                 if text.encode().translate(None, alphabet):    # a tokenizer leaves it out; encode() refuses lone surrogates
                     foreign = next(c for c in text if c.encode().translate(None, alphabet))
-                    raise ValueError(f"the vocabulary lacks {foreign!r}; take it out of the row, or pass another tokenizer")
+                    raise ValueError(f"the vocabulary lacks {foreign!r}; take it out of the row, or take a tokenizer that has it "
+                                     "(data.py show: --tokenizer FOLDER)")
             except ValueError as e:
                 raise SystemExit(f"{at}: {e}") from None
             group = next((row[k] for k in ("family", "source") if isinstance(row.get(k), str) and row[k]), name)

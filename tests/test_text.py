@@ -510,7 +510,7 @@ def test_long_rows_are_dropped_cut_or_named_and_always_counted():
 
 def test_a_character_that_the_vocabulary_lacks_is_named():
     """Bug: a panic inside the tokenizer."""
-    with pytest.raises(SystemExit, match="rows.jsonl:2: the vocabulary lacks 'ü'; take it out of the row, or pass another"):
+    with pytest.raises(SystemExit, match="rows.jsonl:2: the vocabulary lacks 'ü'; take it out of the row, or take a tokenizer"):
         load([ROW, {"question": "ü", "answer": "a"}], toy_encoding())
 
 
