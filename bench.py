@@ -3,7 +3,8 @@
     python bench.py                                  # every part, about ten minutes on two cores
     python bench.py P3 P4 --json bench.json          # some of them; the numbers go to a file too
     python bench.py P1b --nanogpt ../nanoGPT/model.py        # after git clone https://github.com/karpathy/nanoGPT
-    python bench.py scaling                          # step time and memory against T, V, layers, batch
+    python bench.py scaling                          # step time and memory against T, V, layers, batch; the loss's against V x tokens
+    python bench.py profile                          # where the seconds of a step, an entropy pass, generation go, ours and the peers'
     python bench.py --quick                          # every part at toy size, to see it run; its numbers mean nothing
 
 A ratio above 1 means that ours is better; P2 is seconds per step over those of SFT, lower is better. Before anything is
@@ -35,7 +36,7 @@ from torch.nn.utils.rnn import pad_sequence
 from data import Sample, micro_batches, toy_encoding
 from entropy import measure
 from eval_math import commit
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, chunk_of
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -54,10 +55,11 @@ SHAPE = dict(vocab_size=49152, dim=576, n_layers=4, n_heads=9, n_kv_heads=3, ffn
              max_seq_len=1024)
 FULL = dict(shape=SHAPE, batch=8, rounds=4, steps=2, blocks=(4, 512), loss=(4096, 151936, 1024), loss_rounds=2, entropy=32,
             prompts=32, new_tokens=256, naive_prompts=1, job=[], growth=dict(T=(128, 256, 512, 1024), V=(12288, 24576, 49152, 98304),
-                                                                             layers=(2, 4, 8, 16), batch=(2, 4, 8, 16)))
+                                                                             layers=(2, 4, 8, 16), batch=(2, 4, 8, 16)),
+            loss_growth=dict(tokens=(1024, 2048, 4096, 8192), V=(16384, 32768, 65536, 131072)))
 TINY = dict(vocab_size=256, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64, max_seq_len=1024)
 QUICK = dict(shape=TINY, batch=4, rounds=2, steps=1, blocks=(2, 32), loss=(64, 2048, 32), loss_rounds=1, entropy=4,
-             prompts=4, new_tokens=8, naive_prompts=1, job=["--preset", "smoke"], growth=dict(T=(16, 32), V=(128, 256)))
+             prompts=4, new_tokens=8, naive_prompts=1, job=["--preset", "smoke"], growth=dict(T=(16, 32), V=(128, 256)), loss_growth=dict(tokens=(32, 64), V=(512, 1024)))
 
 # ----------------------------------------------------------------------------------------------------------------------
 # measuring
@@ -328,7 +330,7 @@ def loss_once(name, rows, vocab, width, rounds, threads):
             t.grad = None
         start = clocks()
         if name == "ours":
-            loss = train_wmss.mixed_cross_entropy(h_s, w_s, h_w, w_w, y, 0.5, train_wmss.Config.chunk_rows)
+            loss = train_wmss.mixed_cross_entropy(h_s, w_s, h_w, w_w, y, 0.5)
         else:
             loss = naive_mixed_loss(h_s, w_s, h_w, w_w, y, 0.5)
         loss.backward()
@@ -374,7 +376,7 @@ def p4(size, args):
     weak, live = fresh(size["shape"]), fresh(size["shape"], 1)
     for m in (weak, live):                       # spread the logits: two uniform distributions have the same entropy everywhere
         m.norm.weight.data.mul_(8)
-    chunk, heads = train_wmss.Config.chunk_rows, {}
+    chunk, heads = chunk_of(size["shape"]["vocab_size"]), {}
 
     def ours():
         heads["ours"] = measure(weak, live, samples, train_wmss.Config.micro_batch, chunk)
@@ -478,7 +480,7 @@ def p7(size, args):
 def growth_point(shape, B, T, threads):
     """(seconds, peak bytes beyond the model, its gradients included) of forward + backward of Pair on full blocks."""
     model = fresh(shape)
-    pair = train_wmss.Pair(model, None, False, train_wmss.Config.chunk_rows)
+    pair = train_wmss.Pair(model, None, False, None)
     x = torch.randint(shape["vocab_size"], (B, T + 1))
     step = lambda: pair(x[:, :-1], x[:, 1:], torch.ones(B, T, dtype=torch.bool), 1.0).backward()
     before = memory("VmRSS")
@@ -497,10 +499,68 @@ def scaling(size, args):
             ((seconds, peak),) = apart(growth_point, shape, at["batch"], at["T"], args.threads)
             record.setdefault(name, []).append(dict(at=v, seconds=seconds, gb=peak / 1e9))
             print(f"{name:>12s} {v:>8,d} {seconds:9.3f}{peak / 1e9:7.2f}{seconds / v:15.2e}", flush=True)
+    at, record["loss"] = {k: v[-2] for k, v in size["loss_growth"].items()}, []
+    print(f"mixed loss, forward + backward, width 64, from {at}; GB beyond inputs and their gradients\n"
+          f"{'':>12s}{'tokens':>9s}{'V':>10s}{'seconds':>9s}{'GB':>7s}{'of V x tokens':>15s}{'ns/(V x token)':>16s}")
+    for name, values in size["loss_growth"].items():
+        for v in values:
+            point = {**at, name: v}
+            (r,) = apart(loss_once, "ours", point["tokens"], point["V"], 64, 3, args.threads)
+            seconds, beyond, all_of = median(t[0] for t in r["times"]), r["peak"] - r["grads"], point["V"] * point["tokens"]
+            record["loss"].append(dict(point, seconds=seconds, gb=beyond / 1e9))
+            print(f"{name:>12s}{point['tokens']:>9,d}{point['V']:>10,d}{seconds:9.3f}{beyond / 1e9:7.2f}{beyond / 4 / all_of:15.1%}"
+                  f"{1e9 * seconds / all_of:16.2f}", flush=True)
     return {"scaling": record}
 
 
+# ATen operators -> what they are for; what is in none of these is "other"
+GROUPS = {"matrix products": ("mm", "addmm", "bmm", "baddbmm"), "attention": ("scaled_dot_product",),
+          "optimizer": ("fused_adamw", "linalg_vector_norm", "foreach"),
+          "softmax, loss": ("softmax", "log_softmax", "nll_loss", "logsumexp", "exp", "log", "amax", "maximum", "scatter", "gather"),
+          "copies": ("copy", "cat", "zero", "fill", "index", "clone", "embedding")}
+
+
+def shares_of(act):
+    """act() under PyTorch's profiler -> {group: share of the operators' own CPU time}, and the seconds of all of it."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        act()
+    shares = dict.fromkeys([*GROUPS, "other"], 0.0)
+    for e in seen.key_averages():
+        name = e.key.removeprefix("aten::").strip("_")
+        group = next((g for g, ops in GROUPS.items() if any(name == op or name.startswith(op + "_") for op in ops)), "other")
+        shares[group] += e.self_cpu_time_total / 1e6
+    total = sum(shares.values())
+    return {g: s / max(1e-9, total) for g, s in shares.items()}, total
+
+
+def profile(size, args):
+    """Where the time goes in what P2, P4 and P5hf compare."""
+    samples, batch = gsm8k_like(size["shape"]["vocab_size"]), list(rounds_of(gsm8k_like(size["shape"]["vocab_size"]), size)[0])
+    step = lambda **kw: lambda: our_steps(args.threads, fresh(size["shape"]), samples, batch, **kw)
+    few, model = samples[:size["entropy"]], fresh(size["shape"]).eval()
+    peer, prompts = llama(model).eval(), [s.tokens[:int((~s.loss).sum())].tolist() for s in samples[:size["prompts"]]]
+    peer.generation_config.eos_token_id = peer.generation_config.pad_token_id = None
+    longest, n = max(map(len, prompts)), max(2, size["new_tokens"] // 4)
+    x = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    sides = {"SFT steps": step(), "joint steps": step(weak_model=fresh(size["shape"], 1), weak="joint"),
+             "frozen steps": step(weak_model=fresh(size["shape"], 1), weak="frozen"),
+             "entropies": lambda: measure(model, model, few, train_wmss.Config.micro_batch),
+             "entropies, batch 1": lambda: [naive_entropy(m, few) for m in (model, model)],
+             "generate": lambda: model.generate(prompts, n),
+             "generate, transformers": lambda: peer.generate(x, attention_mask=mask, max_new_tokens=n, do_sample=False, pad_token_id=0)}
+    record = {}
+    print(f"share of the operators' own time\n{'':>24s}{'seconds':>9s}" + "".join(f"{g:>17s}" for g in [*GROUPS, 'other']))
+    for name, act in sides.items():
+        act()
+        shares, seconds = shares_of(act)
+        record[name] = dict(seconds=seconds, **shares)
+        print(f"{name:>24s}{seconds:9.3f}" + "".join(f"{s:17.1%}" for s in shares.values()), flush=True)
+    return {"profile": record}
+
+
 PARTS = dict(P1=p1, P1b=p1b, P2=p2, P3=p3, P4=p4, P5=p5, P6=p6, P7=p7)
+VIEWS = dict(scaling=scaling, profile=profile)          # no comparison of two sides: only where they are named
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -527,14 +587,14 @@ def show(record):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{' '.join(PARTS)}, or scaling; default: all but scaling")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{' '.join(PARTS)} (the default: all of these), {' '.join(VIEWS)}")
     parser.add_argument("--json", metavar="FILE", help="write the numbers there")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads [0: all cores]; P7 always gives each rank one")
     parser.add_argument("--nanogpt", metavar="PATH", help="nanoGPT's model.py, the peer of P1b")
     parser.add_argument("--quick", action="store_true", help="toy sizes: does every part run?")
     args = parser.parse_args(argv)
-    if unknown := [p for p in args.parts if p not in PARTS and p != "scaling"]:
-        raise SystemExit(f"bench: unknown part {', '.join(unknown)}; expected some of {', '.join(PARTS)}, scaling")
+    if unknown := [p for p in args.parts if p not in PARTS and p not in VIEWS]:
+        raise SystemExit(f"bench: unknown part {', '.join(unknown)}; expected some of {', '.join([*PARTS, *VIEWS])}")
     args.threads = args.threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(args.threads)
     with open("/proc/cpuinfo") as f:
@@ -545,7 +605,7 @@ def main(argv=None):
     results, size = {"run": head}, QUICK if args.quick else FULL
     for part in args.parts or PARTS:
         try:
-            record = scaling(size, args) if part == "scaling" else PARTS[part](size, args)
+            record = {**PARTS, **VIEWS}[part](size, args)
         except LookupError as missing:                        # a peer that is not there
             record = {part: dict(not_measured=missing.args[0])}
         show(record)

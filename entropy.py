@@ -19,17 +19,17 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from data import fingerprint, micro_batches, tokenizer_of, training_set
-from model import load_checkpoint, read_config, tiles
+from model import chunk_of, load_checkpoint, read_config, tiles
 
 CODES = ("settled", "consolidating", "regressing", "hard")
 
 
 @torch.no_grad()
-def token_entropy(hidden, weight, chunk_rows=1024):
+def token_entropy(hidden, weight, chunk_rows=None):
     """Entropy of softmax(hidden @ weight.T) per row, paper v2 eq. 7 -> hidden.shape[:-1], nats.
 
-    hidden (..., C), weight (V, C). At most chunk_rows * V logits exist at a time. Half precision is raised to fp32 before
-    the head, also under autocast: a logit rounded to bf16 moves the entropy by more than a gap is wide.
+    hidden (..., C), weight (V, C). At most chunk_rows * V logits exist at a time (default: 128 MB of them). Half precision
+    is raised to fp32 before the head, also under autocast: a logit rounded to bf16 moves the entropy by more than a gap is wide.
     H = log sum e^z - sum softmax(z) z, with z shifted so that its largest is 0: then both terms are >= 0, and a
     distribution sharpened to 1e-30 still has a positive entropy. log(p + eps) would report eps instead.
 
@@ -43,7 +43,7 @@ def token_entropy(hidden, weight, chunk_rows=1024):
     exact = torch.promote_types(hidden.dtype, torch.float32)                  # float64 stays float64
     weight = weight.to(exact)
     with torch.autocast(hidden.device.type, enabled=False):
-        for h in rows.split(chunk_rows):
+        for h in rows.split(chunk_of(len(weight)) if chunk_rows is None else chunk_rows):
             top = total = dot = None                                          # so far: max z, sum e^(z - top), sum e^(z - top) (z - top)
             for w in tiles(weight):
                 z = F.linear(h.to(exact), w)                                  # (chunk, tile)
@@ -138,7 +138,7 @@ def gap_mask(ent_weak, ent_live, tau=0.0, h=0.0):
 
 
 @torch.no_grad()
-def measure(weak, live, samples, micro_batch=64, chunk_rows=1024, rank=0, world=1, tokens_per_batch=0):
+def measure(weak, live, samples, micro_batch=64, chunk_rows=None, rank=0, world=1, tokens_per_batch=0):
     """Token entropies of both models over the samples, teacher-forced, in fp32 -> gaps: dict of tensors keyed by sample id.
 
     ids (N,); offsets (N + 1,): the loss tokens of sample n are offsets[n]:offsets[n + 1] of the flat vectors ent_weak and

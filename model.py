@@ -174,6 +174,15 @@ def tiles(t, dim=0):
     return t.split(1024 if t.device.type == "cpu" else max(1, t.size(dim)), dim)
 
 
+def chunk_of(vocab_size):
+    """Rows whose logits fill 128 MB in fp32: what losses and entropies hold at a time, so that neither V nor the tokens make it more.
+
+    >>> chunk_of(151936)
+    220
+    """
+    return max(1, 2 ** 25 // vocab_size)
+
+
 def buckets(order, lens):
     """Cut items in ascending order of length so that none is padded by more than 15 % -> lists of items.
 

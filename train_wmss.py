@@ -43,7 +43,7 @@ import eval_code
 import eval_math
 from data import TASKS, corpus_set, digest, fingerprint, micro_batches, schedule, task_of, tokenizer_of, training_set, with_template
 from entropy import check_pair, codes_of, find_gaps, html_report, load_pair, report, token_statistics
-from model import GPT, GPTConfig, load_checkpoint, read_config, save_checkpoint, tiles, write_atomically
+from model import GPT, GPTConfig, chunk_of, load_checkpoint, read_config, save_checkpoint, tiles, write_atomically
 
 STAGES = ("base", "sft", "entropy", "wmss", "score")
 
@@ -119,7 +119,7 @@ class Config:
     warmup: float = 0.1               # share of a stage's steps
     weight_decay: float = 0.0         # AdamW
     clip: float = 1.0                 # gradient norm, after the sync over ranks, both branches together
-    chunk_rows: int = 1024            # loss rows whose logits exist at a time
+    chunk_rows: int = 0               # loss rows whose logits exist at a time; 0 = as many as fill 128 MB
     # WMSS
     arm: list[str] = field(default_factory=lambda: ["wmss", "sft", "sft-flops"])  # what stage 3 trains
     lam: float = 0.5                  # weight of the strong logits in the mix
@@ -215,13 +215,13 @@ def parse(argv=None):
     check(not (cfg.resume and cfg.overwrite), "overwrite", "not both --resume and --overwrite")
     for flag in "lam noise warmup".split():
         check(0 <= getattr(cfg, flag) <= 1, flag, "a share from 0 to 1")
-    for flag in ("corpus clean dim n-layers n-heads batch-size micro-batch base-steps chunk-rows rounds save-every log-every "
+    for flag in ("corpus clean dim n-layers n-heads batch-size micro-batch base-steps rounds save-every log-every "
                  "score-n eval-batch max-new-tokens max-len").split():
         check(getattr(cfg, flag.replace("-", "_")) >= 1, flag, "at least 1")
     for flag in "sft-epochs wmss-epochs base-lr sft-lr wmss-lr sft-steps-lr sft-flops-lr clip".split():
         check(0 < getattr(cfg, flag.replace("-", "_")) < float("inf"), flag, "a finite number above 0")
     check(0 <= cfg.seed < 2 ** 31, "seed", "a number from 0 to 2147483647")
-    for flag in "alpha beta gamma tau h weight-decay snapshots threads tokens-per-batch".split():
+    for flag in "alpha beta gamma tau h weight-decay snapshots threads tokens-per-batch chunk-rows".split():
         check(0 <= getattr(cfg, flag.replace("-", "_")) < float("inf"), flag, "a finite number, at least 0")
     check(cfg.dim % (2 * max(1, cfg.n_heads)) == 0, "dim", "an even multiple of --n-heads")
     check(cfg.alpha + cfg.beta + cfg.gamma > 0, "beta", "alpha, beta and gamma not all 0")
@@ -369,19 +369,20 @@ def _flat(hidden, targets, chunk_rows, lam=1.0):
     return hidden.reshape(-1, hidden.size(-1))
 
 
-def cross_entropy(hidden, weight, targets, chunk_rows=1024, scale=1.0, smoothing=0.0):
+def cross_entropy(hidden, weight, targets, chunk_rows=None, scale=1.0, smoothing=0.0):
     """Sum of -log softmax(scale * hidden @ weight.T)[target] over all rows, nats; 0 for no rows.
 
     smoothing: this share of the target is spread over all V tokens alike, the target among them (Szegedy et al. 2016).
     hidden (..., C), weight (V, C), targets (...) long. A sum, not a mean: the caller divides by the loss tokens of the
-    whole step, so that the value depends on neither micro-batches nor ranks. Never holds more than chunk_rows * V logits,
-    forward or backward. One backward per call.
+    whole step, so that the value depends on neither micro-batches nor ranks. Never holds more than chunk_rows * V logits
+    (default: 128 MB of them), forward or backward. One backward per call.
     """
+    chunk_rows = chunk_of(len(weight)) if chunk_rows is None else chunk_rows
     return _ChunkedCrossEntropy.apply(targets.reshape(-1), chunk_rows, (scale,), smoothing, None,
                                       _flat(hidden, targets, chunk_rows), weight)
 
 
-def mixed_cross_entropy(h_strong, w_strong, h_weak, w_weak, targets, lam, chunk_rows=1024, permute=None):
+def mixed_cross_entropy(h_strong, w_strong, h_weak, w_weak, targets, lam, chunk_rows=None, permute=None):
     """Eq. 6: sum of CE(softmax(z_mix), y) over all rows, nats, with z_mix = mix_logits(h_strong W_s^T, h_weak W_w^T, lam).
 
     h_* (..., C), w_* (V, C), targets (...) long; lam a number, or one per row (...): a row with lam = 1 takes plain
@@ -393,6 +394,7 @@ def mixed_cross_entropy(h_strong, w_strong, h_weak, w_weak, targets, lam, chunk_
     >>> mixed_cross_entropy(h, w, h, w, torch.tensor([1]), lam=0.5).exp()
     tensor(3.)
     """
+    chunk_rows = chunk_of(len(w_strong)) if chunk_rows is None else chunk_rows
     h_strong, h_weak = (_flat(h, targets, chunk_rows, lam) for h in (h_strong, h_weak))
     if isinstance(lam, torch.Tensor):
         lam = lam.reshape(-1, 1).to(h_strong.device) if lam.dim() else lam.item()
@@ -603,7 +605,7 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
     joint = weak is not None and (how.weak or cfg.weak) == "joint"
     for model in filter(None, (strong, weak)):
         model.checkpointing = cfg.checkpointing
-    pair = Pair(strong, weak, joint, cfg.chunk_rows, how).to(run.device).train()
+    pair = Pair(strong, weak, joint, cfg.chunk_rows or None, how).to(run.device).train()
     params = [p for p in pair.parameters() if p.requires_grad]
     opt = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True)
     n_loss = torch.tensor([int(s.loss[1:].sum()) for s in samples])             # loss tokens per sample
@@ -768,7 +770,7 @@ def stage_entropy(run, samples, t):
     weak, live, _ = load_pair(weak_path(run, t), checkpoint_of(run, t), run.tokenizer, run.device)
     try:
         gaps = find_gaps(weak, live, samples, tau=cfg.tau, h=cfg.h, alpha=cfg.alpha, beta=cfg.beta, gamma=cfg.gamma,
-                         kind=cfg.weights, micro_batch=cfg.micro_batch, tokens_per_batch=cfg.tokens_per_batch, chunk_rows=cfg.chunk_rows,
+                         kind=cfg.weights, micro_batch=cfg.micro_batch, tokens_per_batch=cfg.tokens_per_batch, chunk_rows=cfg.chunk_rows or None,
                          rank=run.rank, world=run.world)
     except ValueError as e:
         raise SystemExit(f"train_wmss: {e}") from None

@@ -34,14 +34,21 @@ SETTING = ("lr", "lam", "mu")
 
 
 def read_rows(path):
-    """The rows of a .jsonl file; a line that a crash left half-written is none."""
-    rows = []
+    """The rows of a .jsonl file, each with where it was made (the last line {"made": ...} before it) and its whole setting.
+
+    A line that a crash left half-written is none.
+    """
+    rows, made = [], {}
     with open(path) as f:
         for line in f:
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 continue
+            if "made" in row:
+                made = row["made"]
+            else:
+                rows.append(dict.fromkeys(SETTING) | made | row)
     return rows
 
 
@@ -277,6 +284,27 @@ def watch_table(arms):
                                      if any(r.get("log") for r in seeds.values())])
 
 
+def lam_table(rows):
+    """Mean validation accuracy of the default regime at each lambda, best rate for each; lambda = 1 is `sft`. Beside it contrastive
+    decoding of M1 at the mu = (1 - lam) / lam that mixing fits (nearest of the grid), which should predict what mixing does to M1."""
+    values, lines = {}, []
+    for r in rows:
+        if r["split"] == "val" and r["regime"] == "default":
+            values.setdefault((r["task"], r["arm"]), {}).setdefault(tuple(r[k] for k in SETTING), []).append(100 * r["accuracy"])
+    lams = sorted({s[1] for by_setting in values.values() for s in by_setting} - {None})
+    for (task, arm), by_setting in values.items():
+        means = {s: np.mean(v) for s, v in by_setting.items()}
+        at = {lam: max((m for s, m in means.items() if s[1] == lam), default=None) for lam in lams}
+        if arm == "contrastive":
+            at = {lam: min((abs(math.log(s[2] * lam / (1 - lam))), m) for s, m in means.items())[1] for lam in lams}
+        elif arm in ("m1", "sft"):
+            lines.append([task, arm, *[""] * len(lams), f"{max(means.values()):.2f}"])
+            continue
+        if None not in at.values():
+            lines.append([task, arm, *(f"{v:.2f}" for v in at.values()), ""])
+    return table(["task", "arm", *(f"lam {lam:g}" for lam in lams), "no mixing"], lines)
+
+
 def regime_table(rows):
     """Of each regime and task: M1, the best control, and the arms that mix, against it and against each reference."""
     controls, lines = ("sft", "sft-flops", "d0", "permuted", "contrastive", "extrapolation"), []
@@ -393,6 +421,8 @@ def blocks(toy, regimes):
     for task, arms in by_task.items():
         out |= {f"main {task}": main_table(arms, found[task]), f"families {task}": family_table(arms),
                 f"closer {task}": closer_table(arms), f"watch {task}": watch_table(arms)}
+    if toy:
+        out["lambda"] = lam_table(toy)
     if regimes:
         out["regimes"] = regime_table(regimes)
     for name, rows in (("toy", toy), ("regimes", regimes)):

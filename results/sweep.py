@@ -242,15 +242,18 @@ def do_cell(job):
         except SystemExit as e:
             if "has diverged" not in str(e):
                 raise
-            return dict(accuracy=0.0, n=len(problems), families=dict.fromkeys((p.family for p in problems), 0.0), error=str(e),
-                        correct=pack([False] * len(problems)), total=time.time() - started)         # a result too
+            result = dict(accuracy=0.0, n=len(problems), error=str(e))                              # a result too
+            if job["split"] == "test":
+                result |= dict(families=dict.fromkeys((p.family for p in problems), 0.0), correct=pack([False] * len(problems)))
+            return result | dict(total=time.time() - started)
     answer = lambda **kw: judge(job, eval_math.complete(model, enc, problems, max_new_tokens=job["tokens"], **kw), problems)
     rows = answer(**how)
     s = eval_math.summary(rows)
-    result = dict(accuracy=s["accuracy"], n=s["n"], families=s["families"], truncated=s["truncated"], errors=s["errors"],
-                  correct=pack([r["correct"] is True for r in rows]), steps=cost["steps"], flops=cost["flops"], train_seconds=cost["seconds"])
+    result = dict(accuracy=s["accuracy"], n=s["n"])                             # thousands of validation cells choose, and that is all
     if job["split"] == "test":
-        result |= closer_look(job, model, how, problems, rows, enc) | dict(log=log)
+        result |= dict(families=s["families"], truncated=s["truncated"], errors=s["errors"], correct=pack([r["correct"] is True for r in rows]),
+                       steps=cost["steps"], flops=cost["flops"], train_seconds=cost["seconds"], log=log)
+        result |= closer_look(job, model, how, problems, rows, enc)
         if cost.get("fused"):
             result["fused"] = eval_math.summary(answer(**cost["fused"]))["accuracy"]
     return result | dict(total=time.time() - started)
@@ -371,19 +374,24 @@ def main(argv=None):
     cells = [c for c in cells if c["arm"] in (a.arms or (c["arm"],)) and c["regime"] in (a.regimes or (c["regime"],))]
     mend(a.out)
     rows = {key_of(r): r for r in read_rows(a.out)} if os.path.exists(a.out) else {}
-    fixed = dict(commit=eval_math.commit(), versions=f"python {platform.python_version()}, torch {torch.__version__}", hardware=hardware())
-    others = sorted({r["commit"] for r in rows.values()} - {fixed["commit"]})
+    made = dict(commit=eval_math.commit(), versions=f"python {platform.python_version()}, torch {torch.__version__}",
+                hardware=hardware(), config=size["config"])
+    others = sorted({r["commit"] for r in rows.values()} - {made["commit"]})
     if others:
         print(f"{a.out} has rows of other commits, which are kept: {', '.join(others)}")
     extra = dict(work=a.work, size=size, consent=a.allow_code_execution)
 
-    def keep(job, result):
-        row = {k: job[k] for k in (*KEY, "config")} | result | fixed | dict(time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+    def write(line):
         with open(a.out, "a") as f:                                             # one write: whole or, after a crash, mended
-            f.write(json.dumps(row) + "\n")
+            f.write(json.dumps(line) + "\n")
             f.flush()
             os.fsync(f.fileno())
-        rows[key_of(row)] = row
+
+    write(dict(made=made, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())))         # holds for the rows that follow
+
+    def keep(job, result):
+        write({k: job[k] for k in KEY if job[k] is not None} | result)
+        rows[key_of(job)] = job | result | made
 
     def hours(kind, task, n):
         """Of n jobs: at the mean of those that are done, or where there are none as elsewhere."""

@@ -53,7 +53,7 @@ def rows(tmp_path_factory):
     out = folder / "rows.jsonl"
     flags = ["toy", "--quick", "--seeds", "2", "--tasks", "toy-math", "--arms", *ARMS, "--out", str(out), "--work", str(folder / "work")]
     first = subprocess.Popen([sys.executable, os.path.join(ROOT, "results", "sweep.py"), *flags, "--workers", "1"], stdout=subprocess.DEVNULL)
-    while not out.exists() or out.read_text().count("\n") < 5:
+    while not out.exists() or out.read_text().count("\n") < 6:
         assert first.poll() is None
         time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
@@ -64,24 +64,24 @@ def rows(tmp_path_factory):
     with contextlib.redirect_stdout(io.StringIO()) as said:
         sweep.main([*flags, "--workers", "2"])
     assert out.read_text().startswith(kept), "what was done is done"
-    assert "base: 0 to do" in said.getvalue() and f"val: {14 - kept.count(chr(10))} to do" in said.getvalue()
+    assert "base: 0 to do" in said.getvalue() and f"val: {15 - kept.count(chr(10))} to do" in said.getvalue()
     return out
 
 
 def test_a_killed_sweep_goes_on_and_ends_with_one_whole_row_per_cell(rows):
     """Bug: cells done twice or never, a half line that ends the reading, a test split read at more settings than the chosen one."""
-    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    lines = analyse.read_rows(rows)
     keys = [analyse.key_of(r) for r in lines]
     assert len(keys) == len(set(keys)) == (1 + 2 + 2 + 2) * 2 + len(ARMS) * 2
     tested = [(r["arm"], r["seed"]) for r in lines if r["split"] == "test"]
     assert sorted(tested) == sorted((arm, seed) for arm in ARMS for seed in (0, 1))
     chosen = analyse.choices(lines)
     for r in lines:
-        assert {"commit", "versions", "hardware", "config", "flops", "total", "accuracy", "families", "correct"} <= r.keys()
+        assert {"commit", "versions", "hardware", "config", "total", "accuracy", "n"} <= r.keys() and r["config"] == sweep.QUICK["config"]
         assert r["split"] == "val" or {k: r[k] for k in analyse.SETTING} == chosen["default", "toy-math", r["arm"]]
-        assert len(analyse.unpack(r["correct"], r["n"])) == 28 and sum(analyse.unpack(r["correct"], r["n"])) == r["accuracy"] * 28
         if r["split"] == "test":
-            assert {"pass@1", "pass@8"} <= r.keys() and ("nll" in r) == (r["arm"] != "contrastive")
+            assert len(analyse.unpack(r["correct"], r["n"])) == 28 and sum(analyse.unpack(r["correct"], r["n"])) == r["accuracy"] * 28
+            assert {"flops", "families", "pass@1", "pass@8"} <= r.keys() and ("nll" in r) == (r["arm"] != "contrastive")
             assert len(r["log"]) == (3 if r["arm"] in ("sft", "joint") else 0) and all("margin" in step for step in r["log"])
 
 
@@ -186,7 +186,9 @@ def test_a_test_cell_looks_closer_and_its_numbers_are_those_of_torch(work):
 def test_a_cell_that_diverges_is_a_row_not_the_end_of_the_sweep(work):
     """Bug: a night's sweep that ends at the largest rate."""
     r = sweep.do_cell(job(work, "sft", lr=3e38))
-    assert r["accuracy"] == 0 and "diverged" in r["error"] and not any(analyse.unpack(r["correct"], r["n"]))
+    assert r["accuracy"] == 0 and "diverged" in r["error"]
+    r = sweep.do_cell(job(work, "sft", lr=3e38, split="test"))
+    assert r["accuracy"] == 0 and not any(analyse.unpack(r["correct"], r["n"])) and set(r["families"].values()) == {0.0}
     with pytest.raises(SystemExit, match="no whole|is not|expected"):           # while what is missing is no result
         sweep.do_cell(job(work / "nowhere", "sft", lr=1e-4))
 
@@ -275,6 +277,16 @@ def test_choice_is_by_the_mean_over_seeds_and_not_by_a_lucky_seed():
     assert [(s, r["edge"]) for s, r in analyse.tested(found)["toy-math"]["sft"].items()] == [(1, [])]
     found[2:4] = []                                                # without 1e-4 on validation, 1e-5, the least of what is left, wins
     assert {s: r["edge"] for s, r in analyse.tested(found)["toy-math"]["sft"].items()} == {0: ["lr"], 1: ["lr"]}
+
+
+def test_the_lambda_table_takes_the_best_rate_of_each_lambda_and_the_nearest_mu():
+    """Bug: the best seed's rate, a mu that belongs to another lambda, the test split looked at."""
+    found = [fake(a, [], s, arm="joint", lr=lr, lam=lam) for lam, lr, values in ((0.3, 1e-4, (0.2, 0.4)), (0.3, 1e-3, (0.5, 0.3)), (0.9, 1e-4, (0.6, 0.6)))
+             for s, a in enumerate(values)]
+    found += [fake(a, [], 0, arm="contrastive", lr=None, mu=mu) for mu, a in ((0.125, 0.11), (1.0, 0.22), (2.0, 0.33))]
+    found += [fake(0.7, [], 0), fake(0.8, [], 0, lr=1e-3), fake(0.99, [], 0, split="test"), fake(0.98, [], 0, regime="long")]
+    lines = [line.strip("| ").split(" | ") for line in analyse.lam_table(found).splitlines()]
+    assert [line[1:] for line in lines[2:]] == [["joint", "40.00", "60.00"], ["contrastive", "33.00", "11.00"], ["sft", "", "", "80.00"]]
 
 
 def test_pairs_are_of_the_same_seed_and_problem_and_corrected_for_their_number():

@@ -364,6 +364,10 @@ def test_losses_never_hold_more_logits_than_a_chunk():
     with largest_tensor() as seen:
         mixed_cross_entropy(*tensors, torch.randint(0, v, (n,)), 0.5, chunk).backward()
     assert seen.numel == chunk * v < n * v
+    v = 2 ** 18                                                    # by default: as many rows as fill 128 MB
+    with largest_tensor() as seen:
+        mixed_cross_entropy(*(torch.randn(s, 2).requires_grad_() for s in (n, v, n, v)), torch.randint(0, v, (n,)), 0.5).backward()
+    assert seen.numel == 2 ** 25 < n * v
 
 
 def test_half_precision_keeps_the_sums_in_fp32():
