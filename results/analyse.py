@@ -305,6 +305,24 @@ def lam_table(rows):
     return table(["task", "arm", *(f"lam {lam:g}" for lam in lams), "no mixing"], lines)
 
 
+def half_table(rows, lam=0.5):
+    """At one lambda, on validation, each arm at its best rate there: mixing less its controls, points, with t intervals over seeds."""
+    found, lines = {}, []
+    for r in rows:
+        if r["split"] == "val" and r["regime"] == "default" and (r["lam"] == lam or r["arm"] == "sft"):
+            found.setdefault((r["task"], r["arm"]), {}).setdefault(r["lr"], {})[r["seed"]] = 100 * r["accuracy"]
+    best = {arm: max(by_rate.values(), key=lambda v: np.mean(list(v.values()))) for arm, by_rate in found.items()}
+    for task, arm in best:
+        cells = []
+        for ref in ("sft", "d0", "permuted-frozen" if arm == "frozen" else "permuted"):
+            d = [v - best[task, ref][s] for s, v in best[task, arm].items() if s in best.get((task, ref), ())]
+            half = t_quantile(len(d) - 1) * np.std(d, ddof=1) / len(d) ** 0.5 if len(d) > 1 else math.inf
+            cells.append(f"{np.mean(d):+.2f} [{np.mean(d) - half:+.2f}, {np.mean(d) + half:+.2f}]" if d else "-")
+        if arm in ("joint", "frozen", "wmss-token"):
+            lines.append([task, arm, *cells])
+    return table(["task", f"arm, lam {lam:g}", "less sft", "less d0", "less permuted (weak trained, or frozen, likewise)"], lines)
+
+
 def regime_table(rows):
     """Of each regime and task: M1, the best control, and the arms that mix, against it and against each reference."""
     controls, lines = ("sft", "sft-flops", "d0", "permuted", "contrastive", "extrapolation"), []
@@ -386,11 +404,12 @@ def rates_svg(rows, regime="default"):
             continue
         best = {arm: {lr: 100 * max(np.mean(v) for v in lams.values()) for lr, lams in by_lr.items()} for arm, by_lr in curves.items()}
         values = sorted(v for by_lr in best.values() for v in by_lr.values())
-        low, high = max(values[0], values[-1] - 15), values[-1] + 0.2          # what collapses runs out of the picture
+        low, high = max(values[0], min(values[-1] - 15, *(100 * v - 3 for v in start))), values[-1] + 0.2
         rates = sorted({lr for by_lr in best.values() for lr in by_lr})
         x0 = 50 + k * (panel + 60)
         x = lambda lr: x0 + math.log(lr / rates[0]) / max(1e-9, math.log(rates[-1] / rates[0])) * panel
-        y = lambda v: 30 + (high - max(v, low)) / max(1e-9, high - low) * (height - 70)
+        y = lambda v: 30 + (high - v) / max(1e-9, high - low) * (height - 70)
+        parts.append(f'<clipPath id="panel{k}"><rect x="{x0}" y="30" width="{panel}" height="{height - 70}"/></clipPath>')   # what collapses leaves it
         parts.append(text(x0 + panel / 2, 18, f"{task}: validation accuracy, % (best lambda at each rate)", anchor="middle"))
         for v in ticks(low, high):
             parts += [line(x0, y(v), x0 + panel, y(v), "#ddd", 1), text(x0 - 6, y(v) + 4, f"{v:g}", 11, "end")]
@@ -402,7 +421,7 @@ def rates_svg(rows, regime="default"):
         parts.append(text(x0 + panel / 2, height - 8, "peak learning rate of stage 3", 11, "middle"))
         for arm, by_lr in best.items():
             points = " ".join(f"{x(lr):.1f},{y(v):.1f}" for lr, v in sorted(by_lr.items()))
-            parts.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[arm]}" stroke-width="2"/>')
+            parts.append(f'<polyline points="{points}" clip-path="url(#panel{k})" fill="none" stroke="{COLOURS[arm]}" stroke-width="2"/>')
     at = 50
     for arm, colour in COLOURS.items():
         parts += [line(at, height + 8, at + 16, height + 8, colour, 3), text(at + 20, height + 12, arm, 11)]
@@ -422,7 +441,7 @@ def blocks(toy, regimes):
         out |= {f"main {task}": main_table(arms, found[task]), f"families {task}": family_table(arms),
                 f"closer {task}": closer_table(arms), f"watch {task}": watch_table(arms)}
     if toy:
-        out["lambda"] = lam_table(toy)
+        out |= {"lambda": lam_table(toy), "half": half_table(toy)}
     if regimes:
         out["regimes"] = regime_table(regimes)
     for name, rows in (("toy", toy), ("regimes", regimes)):

@@ -289,6 +289,16 @@ def test_the_lambda_table_takes_the_best_rate_of_each_lambda_and_the_nearest_mu(
     assert [line[1:] for line in lines[2:]] == [["joint", "40.00", "60.00"], ["contrastive", "33.00", "11.00"], ["sft", "", "", "80.00"]]
 
 
+def test_differences_at_one_lambda_are_paired_over_seeds_at_the_best_rate_of_each():
+    """Bug: another lambda's cells, seeds that are not the same, a rate that only one seed likes."""
+    found = [fake(a, [], s, arm=arm, lr=lr, lam=lam) for arm, lam, lr, values in (
+        ("joint", 0.5, 1e-4, (0.8, 0.9, 0.7)), ("joint", 0.5, 1e-3, (0.95, 0.1, 0.1)), ("joint", 0.9, 1e-4, (1, 1, 1)),
+        ("d0", 0.5, 1e-4, (0.7, 0.7, 0.7)), ("sft", None, 1e-3, (0.8, 0.9, 0.7))) for s, a in enumerate(values)]
+    half = 4.302653 * 10 / 3 ** 0.5
+    assert analyse.half_table(found).splitlines()[2:] == [
+        f"| toy-math | joint | +0.00 [+0.00, +0.00] | +10.00 [{10 - half:+.2f}, {10 + half:+.2f}] | - |"]
+
+
 def test_pairs_are_of_the_same_seed_and_problem_and_corrected_for_their_number():
     """Bug: unpaired differences, p values that forget how many were looked at."""
     rng = np.random.default_rng(1)
