@@ -59,7 +59,8 @@ FULL = dict(shape=SHAPE, batch=8, rounds=4, steps=2, blocks=(4, 512), loss=(4096
             loss_growth=dict(tokens=(1024, 2048, 4096, 8192), V=(16384, 32768, 65536, 131072)))
 TINY = dict(vocab_size=256, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64, max_seq_len=1024)
 QUICK = dict(shape=TINY, batch=4, rounds=2, steps=1, blocks=(2, 32), loss=(64, 2048, 32), loss_rounds=1, entropy=4,
-             prompts=4, new_tokens=8, naive_prompts=1, job=["--preset", "smoke"], growth=dict(T=(16, 32), V=(128, 256)), loss_growth=dict(tokens=(32, 64), V=(512, 1024)))
+             prompts=4, new_tokens=8, naive_prompts=1, job=["--preset", "smoke"], growth=dict(T=(16, 32), V=(128, 256)),
+             loss_growth=dict(tokens=(32, 64), V=(512, 1024)))
 
 # ----------------------------------------------------------------------------------------------------------------------
 # measuring

@@ -305,7 +305,7 @@ def lam_table(rows):
     return table(["task", "arm", *(f"lam {lam:g}" for lam in lams), "no mixing"], lines)
 
 
-def half_table(rows, lam=0.5):
+def controls_table(rows, lam=0.5):
     """At one lambda, on validation, each arm at its best rate there: mixing less its controls, points, with t intervals over seeds."""
     found, lines = {}, []
     for r in rows:
@@ -441,7 +441,7 @@ def blocks(toy, regimes):
         out |= {f"main {task}": main_table(arms, found[task]), f"families {task}": family_table(arms),
                 f"closer {task}": closer_table(arms), f"watch {task}": watch_table(arms)}
     if toy:
-        out |= {"lambda": lam_table(toy), "half": half_table(toy)}
+        out |= {"lambda": lam_table(toy), "controls": controls_table(toy)}
     if regimes:
         out["regimes"] = regime_table(regimes)
     for name, rows in (("toy", toy), ("regimes", regimes)):
