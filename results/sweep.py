@@ -186,7 +186,18 @@ def train_cell(job, run_folder):
     model, meta = load_checkpoint(run.path(f"{train_wmss.FILES.get(arm['arm'][0], arm['arm'][0])}.pt"))
     fused = dict(weak=load(run.path("weak.pt")), lam=run.cfg.lam) if os.path.exists(run.path("weak.pt")) else None
     log = [{k: v for k, v in r.items() if k != "arm"} for r in run.read_log() if "loss" in r]
-    return model.eval(), {}, dict(meta["spent"], fused=fused), log
+    return model.eval(), {}, dict(meta["spent"], fused=fused, mass=mass_of(run, arm["arm"][0])), log
+
+
+def mass_of(run, arm):
+    """{family: share of the sampling weights} where the arm draws by them; beside it stands each family's share of the data."""
+    if train_wmss.arm_of(run.cfg, arm).gap not in ("sample", "both"):
+        return None
+    mass = {}
+    for s, w in zip(run.samples, torch.load(run.path("gaps.pt"), weights_only=True)["weights"].tolist()):
+        weight, share = mass.get(s.family, (0.0, 0.0))
+        mass[s.family] = weight + w, share + 1 / len(run.samples)
+    return mass
 
 
 problems_of = functools.lru_cache(lambda task, split, n: TASKS[task](split, n))         # drawing them takes a tenth of a cell
@@ -254,6 +265,8 @@ def do_cell(job):
         result |= dict(families=s["families"], truncated=s["truncated"], errors=s["errors"], correct=pack([r["correct"] is True for r in rows]),
                        steps=cost["steps"], flops=cost["flops"], train_seconds=cost["seconds"], log=log)
         result |= closer_look(job, model, how, problems, rows, enc)
+        if cost.get("mass"):
+            result["mass"] = cost["mass"]
         if cost.get("fused"):
             result["fused"] = eval_math.summary(answer(**cost["fused"]))["accuracy"]
     return result | dict(total=time.time() - started)
@@ -273,7 +286,7 @@ def rounded(x):
     """Floats to six digits, all the way down."""
     if isinstance(x, dict):
         return {k: rounded(v) for k, v in x.items()}
-    if isinstance(x, list):
+    if isinstance(x, (list, tuple)):
         return [rounded(v) for v in x]
     return float(f"{x:.6g}") if isinstance(x, float) and math.isfinite(x) else None if isinstance(x, float) else x
 
