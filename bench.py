@@ -5,6 +5,7 @@
     python bench.py P1b --nanogpt ../nanoGPT/model.py        # after git clone https://github.com/karpathy/nanoGPT
     python bench.py scaling                          # step time and memory against T, V, layers, batch; the loss's against V x tokens
     python bench.py profile                          # where the seconds of a step, an entropy pass, generation go, ours and the peers'
+    python bench.py gpu gpu-generate                 # on a GPU: MFU, torch.compile, CUDA graphs, entropies, beside transformers
     python bench.py --quick                          # every part at toy size, to see it run; its numbers mean nothing
 
 A ratio above 1 means that ours is better; P2 is seconds per step over those of SFT, lower is better. Before anything is
@@ -17,6 +18,7 @@ Shapes: B batch, T time, C width, V vocabulary, N rows (tokens) with a loss.
 import argparse
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -36,7 +38,7 @@ from torch.nn.utils.rnn import pad_sequence
 from data import Sample, micro_batches, toy_encoding
 from entropy import measure
 from eval_math import commit
-from model import GPT, GPTConfig, chunk_of
+from model import GPT, Decoder, GPTConfig, chunk_of
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -143,11 +145,12 @@ class Bench(train_wmss.Run):
     """A run without a folder: train() finds all it needs, and each of its log lines is a reading of the clocks."""
 
     def __init__(self, threads, **config):
-        super().__init__(train_wmss.Config(threads=threads, log_every=1, **config))
-        self.enc, self.tokenizer, self.marks, self.losses = toy_encoding(), "", [], []
+        super().__init__(train_wmss.Config(**dict(threads=threads, log_every=1) | config))
+        self.enc, self.tokenizer, self.marks, self.losses, self.steps = toy_encoding(), "", [], [], []
 
     def log(self, **record):
         self.marks.append(clocks())
+        self.steps.append(record["step"])
         self.losses.append(record["loss"])
 
     def say(self, *words):
@@ -183,17 +186,18 @@ def their_steps(model, loss_of, samples, batches):
 
 
 def llama(model):
-    """transformers' LlamaForCausalLM with the weights of ours."""
+    """transformers' model with the weights of ours: LlamaForCausalLM, with q and k norms Qwen3ForCausalLM."""
     try:
-        from transformers import LlamaConfig, LlamaForCausalLM
+        import transformers
     except ImportError:
         raise LookupError("pip install -r tests/requirements.txt (transformers)") from None
     c = model.cfg
-    cfg = LlamaConfig(vocab_size=c.vocab_size, hidden_size=c.dim, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
+    kind = "Qwen3" if c.qk_norm else "Llama"
+    cfg = getattr(transformers, kind + "Config")(vocab_size=c.vocab_size, hidden_size=c.dim, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
                       num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim, intermediate_size=c.ffn_dim, rms_norm_eps=c.norm_eps,
                       max_position_embeddings=c.max_seq_len, tie_word_embeddings=c.tie_embeddings, attn_implementation="sdpa",
                       rope_parameters=dict(rope_type="default", rope_theta=c.rope_theta), bos_token_id=None, eos_token_id=None)
-    peer = LlamaForCausalLM(cfg)
+    peer = getattr(transformers, kind + "ForCausalLM")(cfg)
     weights = {k if k.startswith("lm_head") else "model." + k: v for k, v in model.state_dict().items()}
     peer.load_state_dict(weights)
     return peer
@@ -560,8 +564,158 @@ def profile(size, args):
     return {"profile": record}
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# on a GPU
+
+QWEN = dict(vocab_size=151936, dim=1024, n_layers=28, n_heads=16, n_kv_heads=8, head_dim=128, ffn_dim=3072, rope_theta=1e6,
+            qk_norm=True, max_seq_len=1024)
+# dense bf16 FLOP/s of the data sheets, which MFU is a share of
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+
+
+def gpu_steps(shape, samples, batch, steps, tokens_per_batch, compiled, weak=None, how="wmss"):
+    """Train through train() on the device of the run -> dict: seconds per step (those of the first steps left out, torch.compile's
+    with them), loss tokens and all tokens per second, FLOP/s, peak bytes, seconds until the first step's end, its loss."""
+    gpu = torch.cuda.is_available()
+    run = Bench(0, batch_size=batch, micro_batch=batch, tokens_per_batch=tokens_per_batch, compile=compiled, log_every=max(1, steps // 4))
+    batches = list((torch.arange(steps * batch) % len(samples)).view(steps, batch))
+    strong, other = fresh(shape), fresh(shape, 1) if weak else None
+    torch.compiler.reset()
+    start = time.perf_counter()
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    state = train_wmss.train(run, "bench", strong, samples, batches, 1e-5, weak=other,
+                             how=train_wmss.ARMS[how]._replace(weak=weak) if weak else train_wmss.ARMS["sft"])
+    span, n = run.marks[-1][0] - run.marks[1][0], run.steps[-1] - run.steps[1]
+    tokens = sum(len(samples[i].tokens) - 1 for i in batches[0].tolist())
+    return dict(seconds=span / n, tokens=tokens * n / span, flops=state["flops"] / steps * n / span, first=run.marks[0][0] - start,
+                memory=torch.cuda.max_memory_allocated() if gpu else 0, loss=run.losses[0])
+
+
+def gpu_peer_steps(shape, samples, batch, steps, rows):
+    """The same steps with transformers' model under bf16 autocast, `rows` random samples padded to the longest at a time."""
+    gpu = torch.cuda.is_available()
+    device = "cuda" if gpu else "cpu"
+    model = llama(fresh(shape)).to(device).train()
+    params = list(model.parameters())
+    opt = torch.optim.AdamW(params, lr=1e-5, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    batches, marks, first = (torch.arange(steps * batch) % len(samples)).view(steps, batch).tolist(), [], None
+    if gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    for step in batches:
+        n, total = sum(int(samples[i].loss[1:].sum()) for i in step), 0.0
+        for k in range(0, batch, rows):
+            part = [samples[i] for i in step[k:k + rows]]
+            x = pad_sequence([s.tokens for s in part], batch_first=True).to(device)
+            labels = pad_sequence([s.tokens.masked_fill(~s.loss, -100) for s in part], batch_first=True, padding_value=-100).to(device)
+            attention = pad_sequence([torch.ones_like(s.tokens) for s in part], batch_first=True).to(device)
+            with torch.autocast(device, torch.bfloat16, enabled=gpu):
+                loss = model(input_ids=x, attention_mask=attention, labels=labels, use_cache=False, num_items_in_batch=n).loss
+            loss.backward()
+            total = total + loss.detach()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+        first = total.item() if first is None else first
+        if gpu and len(marks) in (0, 2):
+            torch.cuda.synchronize()
+        marks.append(time.perf_counter())
+    if gpu:
+        torch.cuda.synchronize()
+    span, n = time.perf_counter() - marks[2], steps - 3
+    tokens = sum(len(samples[i].tokens) - 1 for i in batches[0])
+    return dict(seconds=span / n, tokens=tokens * n / span, memory=torch.cuda.max_memory_allocated() if gpu else 0, loss=first)
+
+
+def gpu(size, args):
+    """On one GPU, bf16: MFU of SFT and joint steps, compiled or not, beside transformers; generation with and without CUDA graphs."""
+    cuda = torch.cuda.is_available()
+    if not cuda and not args.quick:
+        raise LookupError("no GPU here")
+    name = torch.cuda.get_device_name() if cuda else "CPU"
+    peak = next((v for k, v in PEAK.items() if k in name), math.nan)
+    shapes = {"toy": (TINY, 5, 64)} if args.quick else {
+        "SmolLM2-135M": ({**SHAPE, "n_layers": 30}, 40, 16384), "Qwen3-0.6B": (QWEN, 20, 16384)}
+    record, batch = dict(card=name), 4 if args.quick else 64
+    print(f"{name}: training on GSM8K's lengths, {batch} samples a step, bf16 autocast, fp32 weights; MFU of {peak / 1e12:.0f} TFLOP/s\n"
+          f"{'':>34s}{'s/step':>9s}{'tok/s':>10s}{'MFU':>7s}{'GB':>7s}{'first step, s':>15s}")
+
+    def line(what, r):
+        record[what] = r
+        mfu = f"{r['flops'] / peak:7.1%}" if "flops" in r else f"{'':>7s}"
+        print(f"{what:>34s}{r['seconds']:9.4f}{r['tokens']:10,.0f}{mfu}{r['memory'] / 1e9:7.1f}{r.get('first', math.nan):15.1f}", flush=True)
+
+    for shape_name, (shape, steps, tokens) in shapes.items():
+        samples = gsm8k_like(shape["vocab_size"])
+        losses = []
+        for compiled in (False, True)[:1 if args.quick else 2]:
+            for weak, how in ((None, "sft"), ("joint", "joint"), ("frozen", "frozen"), ("joint", "permuted"))[:2 if compiled or shape is QWEN else 4]:
+                what = f"{shape_name} {how}{', compiled' * compiled}"
+                try:
+                    r = gpu_steps(shape, samples, batch, steps if how != "permuted" else max(5, steps // 4), tokens, compiled, weak, how)
+                except torch.cuda.OutOfMemoryError:
+                    print(f"{what:>34s}  out of memory", flush=True)
+                    continue
+                line(what, r)
+                losses += [r["loss"]] * (how == "sft")
+        peer = gpu_peer_steps(shape, samples, batch, steps, batch // 4)
+        line(f"{shape_name} sft, transformers", peer)
+        for loss in losses:
+            same("the losses", loss, peer["loss"], 2e-2)
+    return {"gpu": record}
+
+
+def gpu_generate(size, args):
+    """On one GPU, bf16: generation with and without CUDA graphs beside transformers; what TF32 would do to the entropies."""
+    cuda, record = torch.cuda.is_available(), {}
+    if not cuda and not args.quick:
+        raise LookupError("no GPU here")
+    shape = TINY if args.quick else {**SHAPE, "n_layers": 30}
+    device = "cuda" if cuda else "cpu"
+    model, n = fresh(shape).to(device).eval(), 8 if args.quick else 256
+    samples = gsm8k_like(shape["vocab_size"]) * (1 if args.quick else 4)
+    prompts = [s.tokens[:int((~s.loss).sum())].tolist() for s in samples]
+    peer = llama(fresh(shape)).to(device, torch.bfloat16 if cuda else torch.float32).eval()
+    peer.generation_config.eos_token_id = peer.generation_config.pad_token_id = None
+    longest = max(map(len, prompts))
+    x = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+
+    def ours(graphs):
+        Decoder.graphs = graphs
+        with torch.autocast(device, torch.bfloat16, enabled=cuda):
+            model.generate(prompts, n)
+
+    def theirs():
+        peer.generate(x, attention_mask=mask, max_new_tokens=n, do_sample=False, pad_token_id=0)
+
+    print(f"greedy generation, {len(prompts)} prompts, {n} new tokens each, bf16")
+    for what, act in (("CUDA graphs", lambda: ours(True)), ("no graphs", lambda: ours(False)), ("transformers generate", theirs)):
+        act()
+        seconds = [timed(act)[0] for _ in range(3)]
+        record[what] = dict(seconds=min(seconds), tokens=len(prompts) * n / min(seconds), spread=seconds)
+        print(f"{what:>34s}{min(seconds):9.2f} s{len(prompts) * n / min(seconds):10,.0f} tok/s", flush=True)
+    Decoder.graphs = True
+    print("entropies of two models, fp32")
+    other, found, few = fresh(shape, 1).to(device), {}, gsm8k_like(shape["vocab_size"])
+    for m in (model, other):
+        m.norm.weight.data.mul_(8)
+    for precision in ("highest", "high"):
+        torch.set_float32_matmul_precision(precision)
+        act = lambda: found.update({precision: measure(model, other, few, tokens_per_batch=16384)})
+        act()
+        seconds, tokens = timed(act)[0], 2 * sum(len(s.tokens) - 1 for s in few)
+        off = (found[precision]["ent_live"] - found["highest"]["ent_live"]).abs().max().item()
+        record[f"entropies, {precision}"] = dict(seconds=seconds, tokens=tokens / seconds, off=off)
+        print(f"{precision:>34s}{seconds:9.2f} s{tokens / seconds:10,.0f} tok/s, off by at most {off:.2e} nats", flush=True)
+    torch.set_float32_matmul_precision("highest")
+    return {"gpu-generate": record}
+
+
 PARTS = dict(P1=p1, P1b=p1b, P2=p2, P3=p3, P4=p4, P5=p5, P6=p6, P7=p7)
-VIEWS = dict(scaling=scaling, profile=profile)          # no comparison of two sides: only where they are named
+VIEWS = dict(scaling=scaling, profile=profile, **{"gpu": gpu, "gpu-generate": gpu_generate})          # no comparison of two sides: only where they are named
 
 
 # ----------------------------------------------------------------------------------------------------------------------

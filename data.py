@@ -788,8 +788,14 @@ class Batch:
     ids: torch.Tensor           # (B,) long, the samples' ids
 
     def to(self, device):
-        move = lambda t: [move(bucket) for bucket in t] if isinstance(t, list) else t.to(device, non_blocking=True)
-        return Batch(*map(move, (self.x, self.y, self.loss_mask, self.ids)))
+        """x and y on device. loss_mask and ids stay on the CPU: counting there makes nobody wait for the device."""
+        x = [send(b, device) for b in self.x] if isinstance(self.x, list) else send(self.x, device)
+        return Batch(x, send(self.y, device), self.loss_mask, self.ids)
+
+
+def send(t, device):
+    """t on device; to a GPU through pinned memory, without waiting for what is queued there."""
+    return t.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else t.to(device)
 
 
 def collate(samples):

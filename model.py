@@ -101,13 +101,19 @@ def apply_rope(x, cos, sin):
 class Rows:
     """Where rows begin and end among P positions: buckets of (B_i, T_i), end to end. Only attention needs to know."""
 
-    def __init__(self, shapes):
-        self.shapes = shapes
+    def __init__(self, shapes, device):
+        self.shapes, self.starts = shapes, None
+        if device.type == "cuda" and len(shapes) > 1:
+            starts = torch.tensor([0] + [T for B, T in shapes for _ in range(B)], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+            self.starts, self.longest = starts.pin_memory().to(device, non_blocking=True), max(T for _, T in shapes)
 
     @torch.compiler.disable        # compiled layers see P alone: another number of buckets is no reason to compile again
     def attend(self, q, k, v, cache=None):
         """Causal attention within each row; q (P, H, D), k and v (P, K, D), which fill the cache -> (P, H, D)."""
         gqa, sizes, out, b = q.size(1) != k.size(1), [B * T for B, T in self.shapes], [], 0
+        if self.starts is not None and cache is None and q.dtype in (torch.bfloat16, torch.float16):
+            from torch.nn.attention.varlen import varlen_attn         # FlashAttention over all rows at once: launches cost, not FLOPs
+            return varlen_attn(q, k, v, self.starts, self.starts, self.longest, self.longest, window_size=(-1, 0), enable_gqa=gqa)
         for (B, T), *qkv in zip(self.shapes, q.split(sizes), k.split(sizes), v.split(sizes)):
             q, k, v = (t.unflatten(0, (B, T)).transpose(1, 2) for t in qkv)                   # (B, H or K, T, D)
             if cache is not None:
@@ -138,9 +144,9 @@ class Attention(nn.Module):
             y = rows.attend(q, k, v, cache)
         else:                                                                 # decoding: row b writes slot slots[b]
             b, n = torch.arange(len(x), device=x.device), seen.size(-1)       # and sees those before: (B, 1, 1, n);
-            cache[0][b, :, slots], cache[1][b, :, slots] = k, v               # is_causal would align top-left
-            y = F.scaled_dot_product_attention(q[:, :, None], cache[0][:, :, :n], cache[1][:, :, :n], attn_mask=seen,
-                                               enable_gqa=q.size(1) != k.size(1))
+            cache[0][b, :, slots], cache[1][b, :, slots] = k, v               # is_causal would align top-left. The queries of
+            q = q.unflatten(1, (k.size(1), -1))                               # a group read their k and v as rows of one product
+            y = F.scaled_dot_product_attention(q, cache[0][:, :, :n], cache[1][:, :, :n], attn_mask=seen).flatten(1, 2)
         return self.o_proj(y.flatten(1))
 
 
@@ -171,7 +177,7 @@ class Block(nn.Module):
 def tiles(t, dim=0):
     """t cut along the vocabulary: on the CPU into parts that stay in the cache, where MKL would first copy the whole matrix and
     later passes would fetch the logits from memory (V 49,152, 32 rows: a product takes 27 ms instead of 36); else t whole."""
-    return t.split(1024 if t.device.type == "cpu" else max(1, t.size(dim)), dim)
+    return t.split(1024, dim) if t.device.type == "cpu" else (t,)
 
 
 def chunk_of(vocab_size):
@@ -226,7 +232,7 @@ class GPT(nn.Module):
         path, model, stored, _ = _open(path)
         return _load(path, model, stored, dtype, device)
 
-    def forward(self, x, cache=None, slots=None):
+    def forward(self, x, cache=None, slots=None, width=None):
         """Hidden states after the last norm.
 
         x (B, T) token ids. Right padding needs no mask: attention is causal, so real tokens never see what comes after.
@@ -234,17 +240,19 @@ class GPT(nn.Module):
         end, and only attention looks at one bucket at a time. Then the result is (P, C), P positions in that order.
         cache: one (k, v) pair per layer, each (B, K, S, D), B all rows; filled from slot 0 (prefill) or, when `slots` (B,) is given and
         T = 1, at slot slots[b] of row b (decoding). A token's slot is its position. Returns (B, T, C).
+        width: slots that decoding looks at, more than the largest of `slots`; None: all S.
         """
         buckets = x if isinstance(x, list) else [x]
-        rows = Rows([tuple(b.shape) for b in buckets])
+        rows = Rows([tuple(b.shape) for b in buckets], self.cos.device)
         if slots is None:
             longest = max(T for _, T in rows.shapes)
             if longest > self.cfg.max_seq_len:
                 raise ValueError(f"model: {longest} tokens in a row, max_seq_len is {self.cfg.max_seq_len}; "
                                  "shorten the data or raise max_seq_len")
             at, seen = torch.cat([torch.arange(T, device=self.cos.device).repeat(B) for B, T in rows.shapes]), None
-        else:                                                                 # nobody has written beyond the last slot in use
-            at, seen = slots, (torch.arange(int(slots.max()) + 1, device=slots.device) <= slots[:, None])[:, None, None]
+        else:
+            width = width or cache[0][0].size(2)
+            at, seen = slots, (torch.arange(width, device=slots.device) <= slots[:, None])[:, None, None]
         cos, sin = self.cos[at][:, None], self.sin[at][:, None]               # (P, 1, D)
         h = self.embed_tokens(torch.cat([b.flatten() for b in buckets]))      # (P, C)
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
@@ -318,8 +326,11 @@ class GPT(nn.Module):
              for bucket in buckets(order, lens)]
         rows, pos = torch.tensor(order, device=device), torch.tensor(sorted(lens), device=device) - 1     # slot of the newest token
         starts = torch.tensor([0] + [b.size(1) for b in x for _ in b], device=device).cumsum(0)[:-1]
-        caches = [m.new_cache(len(prompts), max(lens) + max_new_tokens) for m, _ in branches]
+        slots = max(lens) + max_new_tokens
+        caches = [m.new_cache(len(prompts), slots) for m, _ in branches]
         z = head([m(x, cache)[starts + pos] for (m, _), cache in zip(branches, caches)])
+        step = Decoder(lambda token, pos, width: head(
+            [m(token[:, None], cache, pos, width)[:, 0] for (m, _), cache in zip(branches, caches)]), slots, device)
         out, stop, done = [[] for _ in prompts], set(stop_ids), [False] * len(prompts)
         for t in range(max_new_tokens):
             if temperature == 0:
@@ -328,7 +339,7 @@ class GPT(nn.Module):
                 cdf = torch.softmax(z.double() / temperature, -1).cumsum(-1)
                 token = (cdf <= draws[rows, t, None] * cdf[:, -1:]).sum(-1)
             alive = []
-            for i, (row, tok) in enumerate(zip(rows.tolist(), token.tolist())):
+            for i, (row, tok) in enumerate(zip(order, token.tolist())):
                 done[row] = done[row] or tok in stop
                 if not done[row]:
                     out[row].append(tok)
@@ -336,12 +347,41 @@ class GPT(nn.Module):
             if t == max_new_tokens - 1 or not alive:
                 break
             if len(alive) <= 0.75 * len(token):       # finished rows leave the batch; not one by one, each time copies the cache
-                keep = torch.tensor(alive, device=device)
+                keep, order = torch.tensor(alive, device=device), [order[i] for i in alive]
                 rows, pos, token = rows[keep], pos[keep], token[keep]
                 caches = [[(k[keep], v[keep]) for k, v in cache] for cache in caches]
             pos = pos + 1
-            z = head([m(token[:, None], cache, pos)[:, 0] for (m, _), cache in zip(branches, caches)])
+            z = step(token, pos, lens[order[-1]] + t + 1)                     # the longest prompt is last
         return out
+
+
+class Decoder:
+    """Calls step(token (n,), pos (n,), width) -> logits (n, V); on a GPU, where some 600 launches take longer than their work,
+    replays it as a CUDA graph: as it is the first time that a shape comes, which warms it up, captured the second time.
+
+    Widths are rounded up there, so that a shape lasts for many tokens. The logits are overwritten by the next call.
+    """
+    graphs = True               # bench.py measures without, too
+
+    def __init__(self, step, slots, device):
+        self.step, self.slots, self.graphs = step, slots, self.graphs and device.type == "cuda"
+        self.shape, self.graph = None, None
+
+    def __call__(self, token, pos, width):
+        if not self.graphs:
+            return self.step(token, pos, width)
+        width = min(self.slots, -(-width // 128) * 128)
+        if self.shape != (len(token), width):
+            self.shape, self.graph = (len(token), width), None
+            return self.step(token, pos, width)
+        if self.graph is None:
+            self.token, self.pos, self.graph = token.clone(), pos.clone(), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.z = self.step(self.token, self.pos, width)
+        self.token.copy_(token)
+        self.pos.copy_(pos)
+        self.graph.replay()
+        return self.z
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -272,14 +272,12 @@ def do_cell(job):
     return result | dict(total=time.time() - started)
 
 
-def work():
+def answer_jobs(do):
     """Jobs come as JSON lines on stdin, results leave on stdout; the end of stdin is the end (the sweep is done, or was killed)."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)                               # what a library prints is no answer
     for line in sys.stdin:
-        job = json.loads(line)
-        result = prepare(job) if job["kind"] != "cell" else do_cell(job)
-        print(json.dumps(rounded(result)), file=answers, flush=True)
+        print(json.dumps(rounded(do(json.loads(line)))), file=answers, flush=True)
 
 
 def rounded(x):
@@ -301,15 +299,16 @@ def hardware():
             name = next(line.split(":")[1].strip() for line in f if line.startswith("model name"))
     except (OSError, StopIteration):
         name = platform.machine()
-    return f"{name}, {os.cpu_count()} cores, one thread per process"
+    gpu = torch.cuda.get_device_name() + ", " if torch.cuda.is_available() else ""
+    return f"{gpu}{name}, {os.cpu_count()} cores, one thread per process"
 
 
 class Workers:
     """n processes that take jobs until the end of the `with` block; they end with this process, however it ends."""
 
-    def __init__(self, n):
+    def __init__(self, n, script=os.path.abspath(__file__)):
         env = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
-        self.processes = [subprocess.Popen([sys.executable, os.path.abspath(__file__), "worker"], stdin=subprocess.PIPE,
+        self.processes = [subprocess.Popen([sys.executable, script, "worker"], stdin=subprocess.PIPE,
                                            stdout=subprocess.PIPE, text=True, env=env) for _ in range(n)]
 
     def __enter__(self):
@@ -358,6 +357,29 @@ def mend(path):
             f.truncate(whole.rfind(b"\n") + 1)
 
 
+def open_rows(path, config):
+    """Rows that are there -> ({key: row}, what is said of those to come, function that appends the row of a job)."""
+    mend(path)
+    rows = {key_of(r): r for r in read_rows(path)} if os.path.exists(path) else {}
+    made = dict(commit=eval_math.commit(), versions=f"python {platform.python_version()}, torch {torch.__version__}", hardware=hardware(), config=config)
+    others = sorted({r["commit"] for r in rows.values()} - {made["commit"]})
+    if others:
+        print(f"{path} has rows of other commits, which are kept: {', '.join(others)}")
+
+    def append(line):
+        with open(path, "a") as f:                                              # one write: whole or, after a crash, mended
+            f.write(json.dumps(line) + "\n")
+            f.flush()
+            os.fsync(f.fileno())
+
+    def keep(job, result):
+        append({k: job[k] for k in KEY if job[k] is not None} | result)
+        rows[key_of(job)] = job | result | made
+
+    append(dict(made=made, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())))         # holds for the rows that follow
+    return rows, made, keep
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("command", choices=("toy", "regimes"))
@@ -385,26 +407,8 @@ def main(argv=None):
     if wrong:
         parser.error("\n  ".join(wrong))
     cells = [c for c in cells if c["arm"] in (a.arms or (c["arm"],)) and c["regime"] in (a.regimes or (c["regime"],))]
-    mend(a.out)
-    rows = {key_of(r): r for r in read_rows(a.out)} if os.path.exists(a.out) else {}
-    made = dict(commit=eval_math.commit(), versions=f"python {platform.python_version()}, torch {torch.__version__}",
-                hardware=hardware(), config=size["config"])
-    others = sorted({r["commit"] for r in rows.values()} - {made["commit"]})
-    if others:
-        print(f"{a.out} has rows of other commits, which are kept: {', '.join(others)}")
+    rows, made, keep = open_rows(a.out, size["config"])
     extra = dict(work=a.work, size=size, consent=a.allow_code_execution)
-
-    def write(line):
-        with open(a.out, "a") as f:                                             # one write: whole or, after a crash, mended
-            f.write(json.dumps(line) + "\n")
-            f.flush()
-            os.fsync(f.fileno())
-
-    write(dict(made=made, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())))         # holds for the rows that follow
-
-    def keep(job, result):
-        write({k: job[k] for k in KEY if job[k] is not None} | result)
-        rows[key_of(job)] = job | result | made
 
     def hours(kind, task, n):
         """Of n jobs: at the mean of those that are done, or where there are none as elsewhere."""
@@ -445,4 +449,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    work() if sys.argv[1:] == ["worker"] else main()
+    answer_jobs(lambda job: do_cell(job) if job["kind"] == "cell" else prepare(job)) if sys.argv[1:] == ["worker"] else main()
