@@ -463,8 +463,21 @@ def p6(size, args):
                        import_to_first_step=first, goal=1.0, rounds=1)}
 
 
-def step_of_rank(shape, batch, steps, threads):
+class Alone(torch.nn.Module):
+    """In DDP's place: ranks that exchange no gradients. What two processes can do on these cores, whatever the exchange costs."""
+
+    def __init__(self, module, **how):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *batch):
+        return self.module(*batch)
+
+
+def step_of_rank(shape, batch, steps, sync, threads):
     """Mean (wall, CPU) seconds of a training step, in the group of ranks that the environment names."""
+    if not sync:
+        train_wmss.DistributedDataParallel = Alone
     samples = gsm8k_like(shape["vocab_size"])
     batches = list((torch.arange((steps + 1) * batch) % len(samples)).view(steps + 1, batch))
     times, losses = our_steps(threads, fresh(shape), samples, batches)
@@ -472,14 +485,16 @@ def step_of_rank(shape, batch, steps, threads):
 
 
 def p7(size, args):
-    """A step of one global batch on one rank and on two, one thread each."""
-    got = {1: [], 2: []}
+    """A step of one global batch on one rank and on two, one thread each; beside it two ranks that exchange nothing."""
+    got = {(1, True): [], (2, True): [], (2, False): []}
     for r in range(max(2, size["rounds"] // 2)):
-        for world in (1, 2)[::1 if r % 2 == 0 else -1]:
-            got[world].append(sorted(apart(step_of_rank, size["shape"], 2 * size["batch"], size["steps"], 1, world=world))[0])
-    same("the losses of one rank and two", got[1][0][2], got[2][0][2], 1e-4)
-    return entry("P7", "step on two gloo ranks, one thread each", "steps/s", "one rank, one thread (ideal: 2)",
-                 [[g[1]] for g in got[2]], [[g[1]] for g in got[1]], 1, 1.7)
+        for world, sync in list(got)[::1 if r % 2 == 0 else -1]:
+            got[world, sync].append(sorted(apart(step_of_rank, size["shape"], 2 * size["batch"], size["steps"], sync, 1, world=world))[0])
+    same("the losses of one rank and two", got[1, True][0][2], got[2, True][0][2], 1e-4)
+    of = {k: [[g[1]] for g in rounds] for k, rounds in got.items()}
+    apiece = entry("P7", "", "", "", of[2, False], of[1, True], 1, 0)["P7"]["ratio"]
+    return entry("P7", "step on two gloo ranks, one thread each", "steps/s", "one rank, one thread (ideal: 2)", of[2, True], of[1, True], 1, 1.7,
+                 without_exchange=apiece)
 
 
 def growth_point(shape, B, T, threads):
@@ -732,7 +747,7 @@ def show(record):
             spread = f" ({r['spread'][0]:.2f}-{r['spread'][1]:.2f})" if "spread" in r else ""
             cpu = f", CPU {r['ratio_cpu']:.2f}" if "ratio_cpu" in r else ""
             more = "; ".join(f"{k.replace('_', ' ')} {v:.2f}" for k, v in r.items()
-                             if k in ("time_over_naive", "time_over_naive_cpu", "of_which_gradients_gb", "ratio_beyond_gradients",
+                             if k in ("time_over_naive", "time_over_naive_cpu", "of_which_gradients_gb", "ratio_beyond_gradients", "without_exchange",
                                       "import_to_first_step"))
             print(f"{part:7s}{r['what']}: {r['ours']:,.4g} against {r['peer']:,.4g} {r['unit']}, {r['peer_name']}: "
                   f"{r['ratio']:.2f}x{spread}{cpu}, goal {r['goal']}{'; ' + more if more else ''}", flush=True)

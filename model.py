@@ -311,13 +311,14 @@ class GPT(nn.Module):
             raise ValueError(f"generate: expected temperature >= 0 and one seed or {len(prompts)}, "
                              f"found {temperature} and {len(seeds)}")
         device = self.embed_tokens.weight.device
-        branches = [(self, 1.0)] if weak is None else [(self, lam), (weak, 1 - lam)]
+        branches = [self] if weak is None else [self, weak]
         if temperature > 0:
             draws = torch.stack([torch.rand(max_new_tokens, dtype=torch.float64,
                                             generator=torch.Generator().manual_seed(int(s))) for s in seeds]).to(device)
 
         def head(hs):                                                         # one (n, C) per branch -> logits (n, V)
-            return sum(c * torch.cat([F.linear(h, w) for w in tiles(m.lm_head.weight)], -1).float() for (m, c), h in zip(branches, hs))
+            z = [torch.cat([F.linear(h, w) for w in tiles(m.lm_head.weight)], -1).float() for m, h in zip(branches, hs)]
+            return z[0] if weak is None else lam * z[0] + (1 - lam) * z[1]
 
         # Prefill in order of length, bucketed and padded on the right: a token's slot is its position, pads lie beyond every
         # real token, and decoding overwrites them one by one before anybody may look at them.
@@ -327,10 +328,10 @@ class GPT(nn.Module):
         rows, pos = torch.tensor(order, device=device), torch.tensor(sorted(lens), device=device) - 1     # slot of the newest token
         starts = torch.tensor([0] + [b.size(1) for b in x for _ in b], device=device).cumsum(0)[:-1]
         slots = max(lens) + max_new_tokens
-        caches = [m.new_cache(len(prompts), slots) for m, _ in branches]
-        z = head([m(x, cache)[starts + pos] for (m, _), cache in zip(branches, caches)])
+        caches = [m.new_cache(len(prompts), slots) for m in branches]
+        z = head([m(x, cache)[starts + pos] for m, cache in zip(branches, caches)])
         step = Decoder(lambda token, pos, width: head(
-            [m(token[:, None], cache, pos, width)[:, 0] for (m, _), cache in zip(branches, caches)]), slots, device)
+            [m(token[:, None], cache, pos, width)[:, 0] for m, cache in zip(branches, caches)]), slots, device)
         out, stop, done = [[] for _ in prompts], set(stop_ids), [False] * len(prompts)
         for t in range(max_new_tokens):
             if temperature == 0:

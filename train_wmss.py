@@ -86,7 +86,7 @@ class Config:
     seed: int = 0                     # of initialisation, data and order
     threads: int = 0                  # CPU threads of each process; 0 = cores / processes on this machine
     dtype: Literal["auto", "fp32", "bf16"] = "auto"  # autocast; auto = bf16 on CUDA, fp32 on CPU
-    compile: bool | None = None       # torch.compile the models in training; default: on CUDA yes, on CPU no
+    compile: bool | None = None       # torch.compile the models in training; default: on CUDA from a width of 1,024 on, on CPU no
     # data: a built-in task, or text
     task: Literal["toy-math", "toy-code", "text"] = "toy-math"  # sums in columns; words -> one Python expression; what --data says
     data: list[str] = field(default_factory=list)  # text: hub names (NAME[:CONFIG][@SPLIT]), .jsonl or .parquet files, folders
@@ -445,13 +445,11 @@ class Run:
         self.device = torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
         cuda = self.device.type == "cuda"
         if cuda:
-            torch.cuda.set_device(self.device)
-            torch.set_float32_matmul_precision("high")
+            torch.cuda.set_device(self.device)              # fp32 stays fp32: TF32 would move entropies by as much as --tau
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if cuda else "gloo")
         bf16 = cfg.dtype == "bf16" or (cfg.dtype == "auto" and cuda)
         self.autocast = lambda: torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
-        self.compile = cuda if cfg.compile is None else cfg.compile
         self.commit = eval_math.commit()
         self.device_name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
         self.dtype_name = "bf16" if bf16 else "fp32"
@@ -541,8 +539,8 @@ class Run:
     def header(self):
         versions = dict(python=platform.python_version(), torch=torch.__version__)
         self.log(commit=self.commit, versions=versions, device=self.device_name, ranks=self.world, dtype=self.dtype_name,
-                 compile=self.compile, argv=sys.argv[1:], config=asdict(self.cfg))
-        self.say(f"WMSS | {self.device_name} x {self.world} | {self.dtype_name} | compile {'on' if self.compile else 'off'} | "
+                 compile=self.cfg.compile, argv=sys.argv[1:], config=asdict(self.cfg))
+        self.say(f"WMSS | {self.device_name} x {self.world} | {self.dtype_name} | compile {dict(zip((True, False), ('on', 'off'))).get(self.cfg.compile, 'auto')} | "
                  f"python {versions['python']}, torch {versions['torch']} | commit {self.commit}")
         words = [f"{k} {' '.join(v) if isinstance(v, list) else v}" for k, v in asdict(self.cfg).items() if v not in ("", None, [])]
         line = ""
@@ -615,7 +613,8 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
     cost = torch.tensor(sample_flops(strong, samples), dtype=torch.float64)     # forward FLOPs per sample
     cost *= PASSES["" if weak is None else "joint" if joint else "frozen"]
     first, seconds = take_up(run, arm, strong, weak, opt)
-    if run.compile:
+    wide = run.device.type == "cuda" and strong.cfg.dim >= 1024                 # narrower: launches bound it, and compiled ones cost more
+    if wide if cfg.compile is None else cfg.compile:
         for layer in [*strong.layers, *(weak.layers if weak is not None else ())]:      # one graph for all layers of both
             layer.compile(dynamic=True)
     ddp = DistributedDataParallel(pair, forward_sync_buffers=False) if run.world > 1 else pair
