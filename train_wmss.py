@@ -114,16 +114,16 @@ class Config:
     sft_epochs: float = 1.0           # epochs of SFT over D
     sft_lr: float = 1e-4              # peak learning rate of SFT
     wmss_epochs: float = 1.0          # epochs of joint training; also sets the steps of the other arms
-    wmss_lr: float = 6e-5             # peak learning rate of every arm but sft and sft-flops; this and the next two: chosen on val
-    sft_steps_lr: float = 1.4e-4      # peak learning rate of the baseline sft (sft-steps)
-    sft_flops_lr: float = 8.2e-5      # peak learning rate of the baseline sft-flops
+    wmss_lr: float = 1e-4             # peak learning rate of every arm but sft and sft-flops; this and the next two: chosen on val
+    sft_steps_lr: float = 1.5e-4      # peak learning rate of the baseline sft (sft-steps)
+    sft_flops_lr: float = 2e-4        # peak learning rate of the baseline sft-flops
     warmup: float = 0.1               # share of a stage's steps
     weight_decay: float = 0.0         # AdamW
     clip: float = 1.0                 # gradient norm, after the sync over ranks, both branches together
     chunk_rows: int = 0               # loss rows whose logits exist at a time; 0 = as many as fill 128 MB
     # WMSS
     arm: list[str] = field(default_factory=lambda: ["wmss", "sft", "sft-flops"])  # what stage 3 trains
-    lam: float = 0.5                  # weight of the strong logits in the mix
+    lam: float = 0.9                  # weight of the strong logits in the mix; chosen on val (paper: 0.5)
     weak: Literal["joint", "frozen"] = "joint"  # is the weak branch trained too? (released code: yes)
     weak_snapshot: str = ""           # weak model of round 1; default: M0, that is base.pt
     weights: Literal["code", "v1", "v2"] = "code"  # reading of the sampling weights
@@ -131,7 +131,7 @@ class Config:
     beta: float = 0.8                 # weight term: consolidation (v2: current difficulty)
     gamma: float = 0.1                # weight term: regression repair
     dedup: bool = False               # keep the first of equal draws only (v2)
-    gap: Literal["none", "sample", "token", "both"] = "both"  # use gaps as sampling weights, token masks, both, not at all
+    gap: Literal["none", "sample", "token", "both"] = "token"  # use gaps as sampling weights (paper), token masks (chosen on val), both, not at all
     tau: float = 0.01                 # gap mask: nats of entropy change; tau = h = 0 masks every token in, as in the paper
     h: float = 0.05                   # gap mask: nats of weak entropy that make an unchanged token hard
     rounds: int = 1                   # K; round t mixes M_{t-1} into M_t
@@ -149,8 +149,8 @@ class Config:
 
 # On GSM8K the paper's settings but for what a smaller model and one GPU ask for; none of them is tuned (README, "Real models").
 _GSM8K = dict(data=["openai/gsm8k:main"], score_data=["gsm8k", "svamp"], max_len=768, long="drop", batch_size=64, micro_batch=64,
-              tokens_per_batch=16384, sft_epochs=2.0, wmss_epochs=1.0, wmss_lr=1e-5, sft_steps_lr=1e-5, sft_flops_lr=1e-5,
-              max_new_tokens=400, eval_batch=256)
+              tokens_per_batch=16384, sft_epochs=2.0, wmss_epochs=1.0, lam=0.5, gap="sample", wmss_lr=1e-5,
+              sft_steps_lr=1e-5, sft_flops_lr=1e-5, max_new_tokens=400, eval_batch=256)
 PRESETS = {
     "toy": {}, "smoke": dict(corpus=600, clean=128, base_steps=60, dim=48, batch_size=32, score_n=140, log_every=10),
     "smollm2-gsm8k": dict(_GSM8K, base="HuggingFaceTB/SmolLM2-135M", sft_lr=1e-4),
@@ -159,7 +159,7 @@ PRESETS = {
                         score_data=["aime25", "math500", "amc23", "aqua", "gsm8k", "mawps", "svamp"], max_len=4096,
                         long="truncate", batch_size=512, micro_batch=64, tokens_per_batch=16384, checkpointing=True,
                         sft_epochs=1.0, wmss_epochs=1.0, sft_lr=1e-5, wmss_lr=1e-5, sft_steps_lr=1e-5, sft_flops_lr=1e-5,
-                        warmup=0.0, gap="sample", max_new_tokens=4096, eval_batch=64)}
+                        warmup=0.0, lam=0.5, gap="sample", max_new_tokens=4096, eval_batch=64)}
 DEVIATIONS = {      # of the preset from the paper's section 4.1 and released scripts; printed with it
     "qwen3-4b-am":
         "bf16 is autocast, weights and optimizer state are fp32 (paper: bf16 on 8 x H800), so joint training of 4B keeps 64 GB of "
@@ -450,6 +450,7 @@ class Run:
             dist.init_process_group("nccl" if cuda else "gloo")
         bf16 = cfg.dtype == "bf16" or (cfg.dtype == "auto" and cuda)
         self.autocast = lambda: torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
+        self.compile = {True: "on", False: "off", None: "auto"}[cfg.compile]
         self.commit = eval_math.commit()
         self.device_name = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
         self.dtype_name = "bf16" if bf16 else "fp32"
@@ -539,8 +540,8 @@ class Run:
     def header(self):
         versions = dict(python=platform.python_version(), torch=torch.__version__)
         self.log(commit=self.commit, versions=versions, device=self.device_name, ranks=self.world, dtype=self.dtype_name,
-                 compile=self.cfg.compile, argv=sys.argv[1:], config=asdict(self.cfg))
-        self.say(f"WMSS | {self.device_name} x {self.world} | {self.dtype_name} | compile {dict(zip((True, False), ('on', 'off'))).get(self.cfg.compile, 'auto')} | "
+                 compile=self.compile, argv=sys.argv[1:], config=asdict(self.cfg))
+        self.say(f"WMSS | {self.device_name} x {self.world} | {self.dtype_name} | compile {self.compile} | "
                  f"python {versions['python']}, torch {versions['torch']} | commit {self.commit}")
         words = [f"{k} {' '.join(v) if isinstance(v, list) else v}" for k, v in asdict(self.cfg).items() if v not in ("", None, [])]
         line = ""

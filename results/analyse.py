@@ -340,6 +340,34 @@ def regime_table(rows):
     return table(["regime", "task", "arm", "chosen on val", "test accuracy", *(f"against {r}" for r in REFERENCES)], lines)
 
 
+def rates_table(rows):
+    """Validation accuracy of each arm at every rate tried, and the mean over the rates less that of each reference, paired over the
+    problems (one seed: what another order of data would give is not in these intervals)."""
+    found, lines = {}, []
+    for r in rows:
+        if r["split"] == "val":
+            found.setdefault((r["task"], r["arm"]), {})[r["lr"]] = np.array(unpack(r["correct"], r["n"]), dtype=float)
+    rates = sorted({lr for by_rate in found.values() for lr in by_rate})
+    mean = {key: np.mean(list(by_rate.values()), 0) for key, by_rate in found.items() if len(by_rate) == len(rates)}
+    for task, arm in sorted(mean, key=lambda key: (key[0], -mean[key].mean())):
+        cells = []
+        for ref in REFERENCES:
+            m, half, _ = crossed([100 * (mean[task, arm] - mean[task, ref])]) if ref != arm and (task, ref) in mean else (None, None, None)
+            cells.append("" if m is None else f"{m:+.2f} [{m - half:+.2f}, {m + half:+.2f}]")
+        lines.append([task, arm, *(f"{100 * found[task, arm][lr].mean():.2f}" for lr in rates), f"{100 * mean[task, arm].mean():.2f}", *cells])
+    return table(["task", "arm", *(f"lr {lr:g}" for lr in rates), "mean", *(f"less {r}" for r in REFERENCES)], lines)
+
+
+def mass_table(rows):
+    """Share of the sampling mass on each family over its share of the data, means over seeds: 1 is plain sampling."""
+    found = {}
+    for r in rows:
+        if r.get("mass"):
+            found.setdefault((r["regime"], r["task"], r["arm"]), []).append(r["mass"])
+    return table(["regime", "task", "arm", "mass on a family / its share of the data"],
+                 [[*key, ", ".join(f"{f} {np.mean([m[f][0] / m[f][1] for m in masses]):.2f}" for f in masses[0])] for key, masses in found.items()])
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # figures
 
@@ -433,7 +461,7 @@ def rates_svg(rows, regime="default"):
 # the page
 
 
-def blocks(toy, regimes):
+def blocks(toy, regimes, real=()):
     """Name of a block in README.md -> its Markdown."""
     by_task = tested(toy)
     found, out = compare(by_task), {}
@@ -443,11 +471,13 @@ def blocks(toy, regimes):
     if toy:
         out |= {"lambda": lam_table(toy), "controls": controls_table(toy)}
     if regimes:
-        out["regimes"] = regime_table(regimes)
-    for name, rows in (("toy", toy), ("regimes", regimes)):
+        out |= {"regimes": regime_table(regimes), "mass": mass_table(regimes)}
+    if real:
+        out["real"] = rates_table(real)
+    for name, rows in (("toy", toy), ("regimes", regimes), ("real", real)):
         if rows:
             where = "; ".join(sorted({f"{r['hardware']}, {r['versions']}, commit {r['commit']}" for r in rows}))
-            out[f"rows {name}"] = f"{len(rows):,} rows, {sum(r['total'] for r in rows) / 3600:.1f} h of one core ({where})."
+            out[f"rows {name}"] = f"{len(rows):,} rows, {sum(r['total'] for r in rows) / 3600:.1f} h of one {'GPU process' if name == 'real' else 'core'} ({where})."
     return out
 
 
@@ -468,17 +498,18 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--rows", default=os.path.join(HERE, "toy.jsonl"), help="rows of sweep.py toy (%(default)s)")
     parser.add_argument("--regimes", default=os.path.join(HERE, "regimes.jsonl"), help="rows of sweep.py regimes, where there are any (%(default)s)")
+    parser.add_argument("--real", default=os.path.join(HERE, "real.jsonl"), help="rows of real.py, where there are any (%(default)s)")
     parser.add_argument("--into", default=HERE, help="folder of README.md and the figures (%(default)s)")
     a = parser.parse_args(argv)
     if not os.path.exists(a.rows):
         raise SystemExit(f"analyse: {a.rows} is not there; python results/sweep.py toy writes it")
-    toy, regimes = read_rows(a.rows), read_rows(a.regimes) if os.path.exists(a.regimes) else []
+    toy, regimes, real = (read_rows(path) if os.path.exists(path) else [] for path in (a.rows, a.regimes, a.real))
     page = os.path.join(a.into, "README.md")
     old = open(page, encoding="utf-8").read() if os.path.exists(page) else ""
-    write_text(page, fill(old, blocks(toy, regimes)))
+    write_text(page, fill(old, blocks(toy, regimes, real)))
     write_text(os.path.join(a.into, "differences.svg"), forest_svg(compare(tested(toy))))
     write_text(os.path.join(a.into, "rates.svg"), rates_svg(toy))
-    print(f"wrote {page}, differences.svg, rates.svg from {len(toy):,} rows and {len(regimes):,} of regimes")
+    print(f"wrote {page}, differences.svg, rates.svg from {len(toy):,} rows, {len(regimes):,} of regimes, {len(real):,} of real.py")
 
 
 if __name__ == "__main__":

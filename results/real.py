@@ -30,7 +30,7 @@ import eval_math
 import train_wmss
 from analyse import choices, key_of, pack
 from model import load_checkpoint
-from sweep import TRAINED, Quiet, Workers, mass_of, answer_jobs, open_rows
+from sweep import TRAINED, Quiet, Workers, answer_jobs, failed, open_rows, run_stage3
 
 ARMS = ("sft", "sft-flops", "d0", "permuted", "joint", "frozen", "wmss")
 RATES = (1e-5, 3e-5, 1e-4)              # the first is the paper's
@@ -82,21 +82,12 @@ def do(job):
         run = Quiet(folder, **flags | arm | rates, sft=live, lam=job["lam"] or 0.5, stages="entropy,wmss")
         path = dict(weak=job["base"], m1=live).get(job["arm"])
         if path is None:
-            kept = os.path.join(m1, "gaps.pt")
-            if os.path.exists(kept):                                            # the same for every cell of this M1
-                shutil.copy(kept, run.path("gaps.pt"))
             try:
-                train_wmss.run_stages(run, run.samples)
+                path, log, mass = run_stage3(run, arm["arm"][0], os.path.join(m1, "gaps.pt"))
             except SystemExit as e:
                 if "has diverged" not in str(e):
                     raise
-                return dict(accuracy=0.0, n=len(problems), error=str(e), families=dict.fromkeys((p.family for p in problems), 0.0),
-                            correct=pack([False] * len(problems)), total=time.time() - started)
-            if os.path.exists(run.path("gaps.pt")) and not os.path.exists(kept):
-                shutil.copy(run.path("gaps.pt"), f"{kept}.{os.getpid()}")
-                os.replace(f"{kept}.{os.getpid()}", kept)
-            path, mass = run.path(f"{train_wmss.FILES.get(arm['arm'][0], arm['arm'][0])}.pt"), mass_of(run, arm["arm"][0])
-            log = [{k: v for k, v in r.items() if k != "arm"} for r in run.read_log() if "loss" in r]
+                return failed(problems, e, job["split"], started)
         model, meta = load_checkpoint(path, run.device, run.tokenizer)
         cost = meta["spent"] if "spent" in meta else cost
     with run.autocast():

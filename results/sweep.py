@@ -42,13 +42,14 @@ from train_wmss import Config
 
 # flags of stage 3 for each arm. sft-flops spends what joint spends, sft-flops-wmss what wmss spends, its entropy pass included
 TRAINED = {
-    "sft": dict(arm=["sft"], gap="none"), "sft-flops": dict(arm=["sft-flops"], gap="none"), "sft-flops-wmss": dict(arm=["sft-flops"]),
+    "sft": dict(arm=["sft"], gap="none"), "sft-flops": dict(arm=["sft-flops"], gap="none"), "sft-flops-wmss": dict(arm=["sft-flops"], gap="both"),
     "d0": dict(arm=["d0"], gap="none"), "label-smoothing": dict(arm=["label-smoothing"], gap="none"),
     "weights-only": dict(arm=["weights-only"], gap="none"), "frozen": dict(arm=["frozen"], gap="none"),
     "permuted": dict(arm=["permuted"], gap="none"), "permuted-frozen": dict(arm=["permuted"], gap="none", weak="frozen"),
     "joint": dict(arm=["joint"], gap="none"),
-    "wmss": dict(arm=["wmss"]), "wmss-sample": dict(arm=["wmss"], gap="sample"), "wmss-token": dict(arm=["wmss"], gap="token"),
-    "wmss-v1": dict(arm=["wmss"], weights="v1"), "wmss-v2": dict(arm=["wmss"], weights="v2", dedup=True)}
+    "wmss": dict(arm=["wmss"], gap="both"), "wmss-sample": dict(arm=["wmss"], gap="sample"), "wmss-token": dict(arm=["wmss"], gap="token"),
+    "wmss-v1": dict(arm=["wmss"], gap="both", weights="v1"),
+    "wmss-v2": dict(arm=["wmss"], gap="both", weights="v2", dedup=True)}
 FREE = ("contrastive", "extrapolation")     # no training: z + mu (z - z_weak), theta + mu (theta - theta_weak), from M1 and its weak model
 START = ("weak", "m1")                      # what all arms start from; nothing to choose
 MIXED = {"d0", "frozen", "joint", *(arm for arm in TRAINED if arm.startswith(("permuted", "wmss")))}         # have a lambda
@@ -176,17 +177,28 @@ def train_cell(job, run_folder):
     lr = dict.fromkeys(("wmss_lr", "sft_steps_lr", "sft_flops_lr"), job["lr"])
     flags = {**sft, **stage3, **arm, **lr, "sft": live, "stages": "entropy,wmss"}
     run = Quiet(run_folder, **(flags if job["lam"] is None else dict(flags, lam=job["lam"])))
-    kept = os.path.join(m1, f"gaps-{run.cfg.weights}-{os.path.basename(weak)}")             # measured once, not per cell
+    path, log, mass = run_stage3(run, arm["arm"][0], os.path.join(m1, f"gaps-{run.cfg.weights}-{os.path.basename(weak)}"))
+    model, meta = load_checkpoint(path)
+    fused = dict(weak=load(run.path("weak.pt")), lam=run.cfg.lam) if os.path.exists(run.path("weak.pt")) else None
+    return model.eval(), {}, dict(meta["spent"], fused=fused, mass=mass), log
+
+
+def run_stage3(run, arm, kept):
+    """Stages 2 and 3 of a run -> (path of the arm's checkpoint, its log, mass_of()). kept: where the gaps lie that all cells share."""
     if os.path.exists(kept):
         shutil.copy(kept, run.path("gaps.pt"))
     train_wmss.run_stages(run, run.samples)
     if os.path.exists(run.path("gaps.pt")) and not os.path.exists(kept):
         shutil.copy(run.path("gaps.pt"), f"{kept}.{os.getpid()}")
         os.replace(f"{kept}.{os.getpid()}", kept)
-    model, meta = load_checkpoint(run.path(f"{train_wmss.FILES.get(arm['arm'][0], arm['arm'][0])}.pt"))
-    fused = dict(weak=load(run.path("weak.pt")), lam=run.cfg.lam) if os.path.exists(run.path("weak.pt")) else None
     log = [{k: v for k, v in r.items() if k != "arm"} for r in run.read_log() if "loss" in r]
-    return model.eval(), {}, dict(meta["spent"], fused=fused, mass=mass_of(run, arm["arm"][0])), log
+    return run.path(f"{train_wmss.FILES.get(arm, arm)}.pt"), log, mass_of(run, arm)
+
+
+def failed(problems, error, split, started):
+    """The row of an arm that diverged: a result too."""
+    more = dict(families=dict.fromkeys((p.family for p in problems), 0.0), correct=pack([False] * len(problems)))
+    return dict(accuracy=0.0, n=len(problems), error=str(error), **(more if split == "test" else {}), total=time.time() - started)
 
 
 def mass_of(run, arm):
@@ -253,10 +265,7 @@ def do_cell(job):
         except SystemExit as e:
             if "has diverged" not in str(e):
                 raise
-            result = dict(accuracy=0.0, n=len(problems), error=str(e))                              # a result too
-            if job["split"] == "test":
-                result |= dict(families=dict.fromkeys((p.family for p in problems), 0.0), correct=pack([False] * len(problems)))
-            return result | dict(total=time.time() - started)
+            return failed(problems, e, job["split"], started)
     answer = lambda **kw: judge(job, eval_math.complete(model, enc, problems, max_new_tokens=job["tokens"], **kw), problems)
     rows = answer(**how)
     s = eval_math.summary(rows)

@@ -22,6 +22,7 @@ from model import load_checkpoint
 
 sys.path.insert(0, os.path.join(ROOT, "results"))
 import analyse
+import real
 import sweep
 
 ARMS = ["m1", "sft", "joint", "contrastive"]
@@ -109,7 +110,7 @@ def test_a_cell_is_what_the_command_line_trains(run, work):
     """Bug: an experiment on a re-implementation: other data, other order, another loss than those of train_wmss.py."""
     m1 = ["--base", str(work / "toy-math-0" / "base.pt"), "--sft", str(work / "toy-math-0" / "m1-default" / "sft.pt")]
     size = [f for k, v in sweep.QUICK["config"].items() for f in ("--" + k.replace("_", "-"), str(v))]
-    for arm, lam, flags in (("joint", 0.3, ["--gap", "none"]), ("wmss-v2", 0.7, ["--weights", "v2", "--dedup"]), ("sft-flops", None, ["--gap", "none"])):
+    for arm, lam, flags in (("joint", 0.3, ["--gap", "none"]), ("wmss-v2", 0.7, ["--gap", "both", "--weights", "v2", "--dedup"]), ("sft-flops", None, ["--gap", "none"])):
         folder = work / f"cell-{arm}"
         model, how, cost, log = sweep.train_cell(job(work, arm, lr=1e-3, lam=lam), str(folder))
         out = run("--name", arm, *m1, *size, *flags, "--stages", "entropy,wmss", "--arm", arm.split("-v2")[0], "--lam", str(lam or 0.5),
@@ -327,3 +328,51 @@ def test_packed_verdicts_come_back(n):
     """Bug: a last digit that is filled up from the wrong side."""
     bits = (np.random.default_rng(n).random(n) < 0.5).tolist()
     assert analyse.unpack(analyse.pack(bits), n) == bits and len(analyse.pack(bits)) == -(-n // 4)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# real weights, and what regimes and real rows say
+
+
+def test_rates_are_averaged_per_problem_before_they_are_compared():
+    """Bug: three rates of one problem counted as three problems, which makes every interval too short; an arm with a rate missing."""
+    bits = {("sft", 1e-5): [1, 0, 0, 0], ("sft", 1e-4): [1, 0, 0, 0], ("joint", 1e-5): [1, 1, 0, 0], ("joint", 1e-4): [1, 1, 1, 0], ("d0", 1e-5): [1] * 4}
+    found = [fake(sum(b) / 4, b, 0, arm=arm, lr=lr) for (arm, lr), b in bits.items()] + [fake(1.0, [1] * 4, 0, split="test")]
+    d = np.array([0, 100, 50, 0])
+    half = 3.182446 * d.std(ddof=1) / 2
+    assert analyse.rates_table(found).splitlines()[2:] == [
+        f"| toy-math | joint | 50.00 | 75.00 | 62.50 | +37.50 [{37.5 - half:+.2f}, {37.5 + half:+.2f}] |  |  |  |",
+        "| toy-math | sft | 25.00 | 25.00 | 25.00 |  |  |  |  |"]
+
+
+def test_mass_is_told_against_the_share_of_the_data(work):
+    """Bug: a family that looks favoured because it is large; mass of an arm that does not draw by it."""
+    model, how, cost, _ = sweep.train_cell(job(work, "wmss", lr=1e-3, lam=0.5), str(work / "mass"))
+    gaps = torch.load(work / "mass" / "gaps.pt", weights_only=True)
+    assert sum(w for w, _ in cost["mass"].values()) == pytest.approx(1) and sum(s for _, s in cost["mass"].values()) == pytest.approx(1)
+    assert len(gaps["weights"]) == sweep.QUICK["config"]["clean"] and len({w / s for w, s in cost["mass"].values()}) > 1
+    assert sweep.train_cell(job(work, "wmss-token", lr=1e-3, lam=0.5), str(work / "no-mass"))[2]["mass"] is None
+    found = [fake(0, [], s, arm="wmss", mass={"add": [m, 0.5], "sub": [1 - m, 0.5]}) for s, m in enumerate((0.2, 0.4))]
+    assert analyse.mass_table(found).splitlines()[2:] == ["| default | toy-math | wmss | add 0.60, sub 1.40 |"]
+
+
+def test_programs_of_real_models_are_not_run_without_consent(capsys):
+    """Bug: a flag that is asked for only after an hour of training."""
+    with pytest.raises(SystemExit):
+        real.main(["--base", "x", "--data", "y"])
+    assert "--allow-code-execution" in capsys.readouterr().err
+
+
+DATA = os.path.join(os.path.dirname(ROOT), "shared", "data")
+
+
+@pytest.mark.skipif(not os.path.isdir(DATA), reason="reads the public data sets in ../shared/data")
+def test_what_real_models_are_chosen_on_is_neither_trained_on_nor_reported():
+    """Bug: validation problems among the training rows or the test problems; a training prompt in another form than the scored one."""
+    for task, counts in (("gsm8k", (7000, 473, 2319)), ("mbpp", (374, 90, 664))):
+        found = real.read_problems(task, DATA, False)
+        assert tuple(len(found[k]) for k in ("train", "val", "test")) == counts
+        question = lambda row: json.loads(row).get("question") or json.loads(row)["prompt"]
+        train, val, test = {question(r) for r in found["train"]}, {p.prompt for p in found["val"]}, {p.prompt for p in found["test"]}
+        assert not train & val and not val & test and not train & test
+    assert json.loads(found["train"][0])["prompt"].startswith('"""\n') and found["val"][0].prompt.startswith('"""\n')

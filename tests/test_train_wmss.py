@@ -560,7 +560,7 @@ def test_fused_row_is_scored_with_both_models(trained):
     enc = toy_encoding()
     rows = [json.loads(line) for line in open(trained / "answers" / "fused.jsonl")]
     prompts = [enc.encode_ordinary(r["prompt"]) for r in rows]
-    fused = strong.generate(prompts, 6, stop_ids=[96], weak=weak, lam=0.5)
+    fused = strong.generate(prompts, 6, stop_ids=[96], weak=weak, lam=Config.lam)
     assert [r["completion"] for r in rows] == [enc.decode(t) for t in fused]
     rows = [json.loads(line) for line in open(trained / "answers" / "weak.jsonl")]
     assert [r["completion"] for r in rows] == [enc.decode(t) for t in weak.generate(prompts, 6, stop_ids=[96])]
@@ -585,8 +585,8 @@ def test_lam_one_trains_exactly_like_sft(run, trained):
 
 def test_zero_thresholds_put_every_token_in_the_mask(run, trained):
     """Bug: tau = h = 0 that still leaves tokens settled: then the paper cannot be reproduced with the mask on."""
-    a = run("--name", "a", *m1(trained), "--gap", "none")
-    b = run("--name", "b", *m1(trained), "--gap", "token", "--tau", "0", "--h", "0")
+    a = run("--name", "a", *m1(trained), "--gap", "none", "--lam", "0.5")                 # a number that fp32 has
+    b = run("--name", "b", *m1(trained), "--gap", "token", "--tau", "0", "--h", "0", "--lam", "0.5")
     c = run("--name", "c", *m1(trained), "--gap", "token", "--tau", "100", "--h", "100", "--wmss-lr", "1e-3", "--sft-steps-lr", "1e-3")
     assert trace(a, "wmss") == trace(b, "wmss") != trace(c, "wmss") and same(a / "wmss.pt", b / "wmss.pt")
     assert trace(c, "wmss") == pytest.approx(trace(c, "sft-steps"), rel=1e-6), "all settled, yet not plain cross-entropy"
@@ -614,14 +614,14 @@ def test_dedup_trains_on_fewer_samples_for_fewer_steps(run, trained):
     def steps(folder):
         return len(trace(folder, "wmss")), len(trace(folder, "sft-steps"))
     assert steps(run("--name", "a", *m1(trained), "--clean", "24")) == (3, 3)
-    assert steps(run("--name", "b", *m1(trained), "--clean", "24", "--dedup")) == (2, 2)
+    assert steps(run("--name", "b", *m1(trained), "--clean", "24", "--gap", "both", "--dedup")) == (2, 2)
 
 
 def test_sft_flops_spends_what_wmss_spent_and_less_than_one_step_more(run, trained):
     """Bug: a compute-matched baseline that forgets the entropy pass, the weak branch, or the longer samples drawn."""
     # joint: twice SFT per token; frozen: 4/3; with gaps two forward passes over the data more, 2/3 of an SFT epoch
     for name, flags, ratio in (("joint", ("--gap", "token"), 2 + 2 / 3), ("frozen", ("--gap", "token", "--weak", "frozen"), 4 / 3 + 2 / 3),
-                               ("none", ("--gap", "none"), 2.0), ("both", (), None)):
+                               ("none", ("--gap", "none"), 2.0), ("both", ("--gap", "both"), None)):
         out = run("--name", name, *m1(trained), *flags)
         wmss, more, plain = (load_checkpoint(out / f"{n}.pt")[1] for n in ("wmss", "sft-flops", "sft-steps"))
         budget = wmss["spent"]["flops"]
@@ -647,7 +647,7 @@ def test_the_mask_lies_on_the_tokens_that_it_was_measured_on(run, trained, monke
             unpack = lambda flat: [row for b, part in zip(x, flat.split([b.numel() for b in x])) for row in part.view(b.shape)]
             for row, mask, got in zip([row for b in x for row in b], unpack(loss_mask), unpack(plane), strict=True):
                 length = int(mask.nonzero()[-1]) + 1                         # the last loss position is the sample's last
-                want = torch.where(code[row[:length].numpy().tobytes()] > 0, 0.5, 1.0)
+                want = torch.where(code[row[:length].numpy().tobytes()] > 0, Config.lam, 1.0)
                 seen.append(torch.equal(got[mask], want))
         return real(pair, x, y, loss_mask, lam)
 
@@ -893,7 +893,8 @@ OTHERS = ("d0", "label-smoothing", "weights-only", "joint", "frozen", "permuted"
 @pytest.fixture(scope="module")
 def arms(tmp_path_factory, trained):
     """Folder of one run of every arm from the tiny run's M1, at one rate, and scored."""
-    return whole_run(tmp_path_factory, *m1(trained)[:4], "--stages", "entropy,wmss,score", "--arm", "wmss", "sft", "sft-flops", *OTHERS, *RATES)
+    return whole_run(tmp_path_factory, *m1(trained)[:4], "--stages", "entropy,wmss,score", "--gap", "both", "--arm", "wmss", "sft", "sft-flops", *OTHERS,
+                     *RATES)
 
 
 def test_every_arm_leaves_its_checkpoint_its_curve_and_its_row(arms):
@@ -1069,7 +1070,7 @@ def test_help_shows_every_flag_with_its_comment_and_default(capsys):
     out = " ".join(capsys.readouterr().out.split())
     for f in dataclasses.fields(Config):
         assert f"--{f.name.replace('_', '-')}" in out
-    assert "weight of the strong logits in the mix [0.5]" in out and "--no-compile" in out
+    assert "weight of the strong logits in the mix; chosen on val (paper: 0.5) [0.9]" in out and "--no-compile" in out
     assert train_wmss.parse(["--no-compile"]).compile is False and train_wmss.parse([]).compile is None
 
 
@@ -1089,7 +1090,7 @@ def test_existing_run_is_neither_overwritten_nor_resumed_with_other_values(run):
     before = snapshot_of(out)
     assert "--resume goes on with it, --overwrite deletes it" in refuse(*TINY, "--name", "a")
     text = refuse(*TINY, "--name", "a", "--resume", "--lam", "0.3", "--base-lr", "1e-2")
-    assert "--lam 0.5 -> 0.3" in text and "--base-lr 0.003 -> 0.01" in text
+    assert "--lam 0.9 -> 0.3" in text and "--base-lr 0.003 -> 0.01" in text
     assert "would delete" in refuse(*TINY, "--name", "a", "--overwrite", "--base", str(out / "base.pt"))
     assert "not both" in refuse(*TINY, "--name", "a", "--overwrite", "--resume")
     assert snapshot_of(out) == before
