@@ -484,13 +484,13 @@ def blocks(toy, regimes, real=()):
 def fill(page, found):
     """Put each block between its marks <!-- NAME --> and <!-- end -->; one that has no marks is appended with them."""
     for name, body in found.items():
-        begin, end = f"<!-- {name} -->\n", "\n<!-- end -->"
+        begin, end = f"<!-- {name} -->\n", "<!-- end -->"
         if begin not in page:
             page += f"\n{begin}{end}\n"
         head, _, rest = page.partition(begin)
         if end not in rest:
             raise SystemExit(f"analyse: the block <!-- {name} --> of README.md has no <!-- end --> after it; put one in")
-        page = head + begin + body + end + rest.partition(end)[2]
+        page = head + begin + body + "\n" + end + rest.partition(end)[2]
     return page
 
 

@@ -99,6 +99,8 @@ def test_the_page_and_its_figures_come_from_the_rows_alone_and_keep_the_prose(ro
         values = [r["accuracy"] for r in lines if r["split"] == "test" and r["arm"] == arm]
         assert f"| {arm} |" in text and analyse.mean_std(values) in text
     assert f"{len(lines)} rows" in text
+    assert analyse.fill("<!-- a -->\n<!-- end -->\nprose\n<!-- b -->\nold\n<!-- end -->\n", {"a": "new"}) == (
+        "<!-- a -->\nnew\n<!-- end -->\nprose\n<!-- b -->\nold\n<!-- end -->\n"), "an empty block took the prose after it"
     for name in ("differences.svg", "rates.svg"):
         assert (tmp_path / name).read_text().startswith("<svg") and not subprocess.run(
             [sys.executable, "-c", "import sys, xml.dom.minidom as m; m.parse(sys.argv[1])", str(tmp_path / name)]).returncode
