@@ -445,7 +445,7 @@ class Run:
         self.device = torch.device(f"cuda:{local}" if torch.cuda.is_available() else "cpu")
         cuda = self.device.type == "cuda"
         if cuda:
-            torch.cuda.set_device(self.device)              # fp32 stays fp32: TF32 would move entropies by as much as --tau
+            torch.cuda.set_device(self.device)              # fp32 stays fp32: TF32 could move an entropy by as much as --tau
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if cuda else "gloo")
         bf16 = cfg.dtype == "bf16" or (cfg.dtype == "auto" and cuda)
