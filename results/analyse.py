@@ -305,22 +305,38 @@ def lam_table(rows):
     return table(["task", "arm", *(f"lam {lam:g}" for lam in lams), "no mixing"], lines)
 
 
-def controls_table(rows, lam=0.5):
+def controls_lines(rows, lam, regime="default"):
     """At one lambda, on validation, each arm at its best rate there: mixing less its controls, points, with t intervals over seeds."""
     found, lines = {}, []
     for r in rows:
-        if r["split"] == "val" and r["regime"] == "default" and (r["lam"] == lam or r["arm"] == "sft"):
+        if r["split"] == "val" and r["regime"] == regime and (r["lam"] == lam or r["arm"] in ("sft", "sft-flops")):
             found.setdefault((r["task"], r["arm"]), {}).setdefault(r["lr"], {})[r["seed"]] = 100 * r["accuracy"]
     best = {arm: max(by_rate.values(), key=lambda v: np.mean(list(v.values()))) for arm, by_rate in found.items()}
     for task, arm in best:
         cells = []
-        for ref in ("sft", "d0", "permuted-frozen" if arm == "frozen" else "permuted"):
+        frozen = arm == "frozen" and (task, "permuted-frozen") in best
+        for ref in ("sft", "sft-flops", "d0", "permuted-frozen" if frozen else "permuted"):
             d = [v - best[task, ref][s] for s, v in best[task, arm].items() if s in best.get((task, ref), ())]
             half = t_quantile(len(d) - 1) * np.std(d, ddof=1) / len(d) ** 0.5 if len(d) > 1 else math.inf
             cells.append(f"{np.mean(d):+.2f} [{np.mean(d) - half:+.2f}, {np.mean(d) + half:+.2f}]" if d else "-")
-        if arm in ("joint", "frozen", "wmss-token"):
+        if arm in ("joint", "frozen", "wmss-token", "wmss") and (regime != "default" or arm != "wmss"):
             lines.append([task, arm, *cells])
-    return table(["task", f"arm, lam {lam:g}", "less sft", "less d0", "less permuted (weak trained, or frozen, likewise)"], lines)
+    return lines
+
+
+CONTROLS = ["less sft", "less sft-flops", "less d0", "less permuted"]
+
+
+def controls_table(rows, lam=0.5):
+    """controls_lines() of the default regime; less permuted: weak trained, or for frozen frozen, likewise."""
+    return table(["task", f"arm, lam {lam:g}", *CONTROLS], controls_lines(rows, lam))
+
+
+def regime_controls(rows):
+    """controls_lines() of every regime and lambda; less permuted: always with the weak model trained."""
+    pairs = dict.fromkeys((r["regime"], r["lam"]) for r in rows if r["split"] == "val" and r["lam"] is not None)
+    return table(["regime", "lam", "task", "arm", *CONTROLS],
+                 [[regime, f"{lam:g}", *line] for regime, lam in pairs for line in controls_lines(rows, lam, regime)])
 
 
 def regime_table(rows):
@@ -471,7 +487,7 @@ def blocks(toy, regimes, real=()):
     if toy:
         out |= {"lambda": lam_table(toy), "controls": controls_table(toy)}
     if regimes:
-        out |= {"regimes": regime_table(regimes), "mass": mass_table(regimes)}
+        out |= {"regimes": regime_table(regimes), "regime controls": regime_controls(regimes), "mass": mass_table(regimes)}
     if real:
         out["real"] = rates_table(real)
     for name, rows in (("toy", toy), ("regimes", regimes), ("real", real)):
