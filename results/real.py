@@ -37,6 +37,7 @@ RATES = (1e-5, 3e-5, 1e-4)              # the first is the paper's
 # of both stages; stage 3 starts its own rate. Nothing here was tuned
 FLAGS = {"gsm8k": dict(sft_epochs=2.0, sft_lr=1e-4, wmss_epochs=0.5, max_new_tokens=256),
          "mbpp": dict(sft_epochs=4.0, sft_lr=1e-4, wmss_epochs=2.0, max_new_tokens=192)}
+FILES = {"gsm8k": ("gsm8k/train.jsonl", "gsm8k/test.jsonl", "svamp/SVAMP.json"), "mbpp": ("mbpp/mbpp.jsonl", "humaneval/HumanEval.jsonl.gz")}
 COMMON = dict(task="text", max_len=512, long="drop", batch_size=64, micro_batch=64, snapshots=0)
 QUICK = dict(max_len=512, max_new_tokens=4, batch_size=4, sft_epochs=1.0, wmss_epochs=1.0)
 
@@ -122,6 +123,9 @@ def main(argv=None):
     a = parser.parse_args(argv)
     if "mbpp" in a.tasks and not a.allow_code_execution:
         parser.error("--allow-code-execution: mbpp runs programs that models wrote (confined, see eval_code.py); allow it, or pass --tasks gsm8k")
+    needed = [os.path.join(a.base, "config.json"), *(os.path.join(a.data, *name.split("/")) for task in a.tasks for name in FILES[task])]
+    if missing := [path for path in needed if not os.path.exists(path)]:
+        parser.error(f"--base, --data: expected {', '.join(missing)}, found none; see above where they come from")
     a.work, a.base, a.data = (os.path.abspath(p) for p in (a.work, a.base, a.data))
     os.makedirs(a.work, exist_ok=True)
     for task in a.tasks:

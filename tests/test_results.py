@@ -362,11 +362,12 @@ def test_mass_is_told_against_the_share_of_the_data(work):
     assert analyse.mass_table(found).splitlines()[2:] == ["| default | toy-math | wmss | add 0.60, sub 1.40 |"]
 
 
-def test_programs_of_real_models_are_not_run_without_consent(capsys):
-    """Bug: a flag that is asked for only after an hour of training."""
+@pytest.mark.parametrize("flags, said", [([], "--allow-code-execution"), (["--allow-code-execution"], "mbpp.jsonl"), (["--tasks", "gsm8k"], "config.json")])
+def test_real_models_are_not_trained_without_consent_and_data(capsys, tmp_path, flags, said):
+    """Bug: a flag or a file that is missed only after an hour of training."""
     with pytest.raises(SystemExit):
-        real.main(["--base", "x", "--data", "y"])
-    assert "--allow-code-execution" in capsys.readouterr().err
+        real.main(["--base", str(tmp_path), "--data", str(tmp_path), "--out", str(tmp_path / "out.jsonl"), *flags])
+    assert said in capsys.readouterr().err and not (tmp_path / "out.jsonl").exists()
 
 
 DATA = os.path.join(os.path.dirname(ROOT), "shared", "data")
