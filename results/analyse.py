@@ -275,11 +275,17 @@ def closer_table(arms):
 
 
 def watch_table(arms):
-    """The diagnostics of the first and the last logged step, means over seeds."""
-    columns = ("margin", "p_target", "ent_strong", "ent_weak", "ent_mix", "affinity", "gnorm_strong", "gnorm_weak")
+    """The diagnostics of the first and the last logged step, means over seeds; codes: % of the loss tokens that are settled,
+    consolidating, regressing, hard between the two models as they are then."""
+    columns = ("margin", "p_target", "ent_strong", "ent_weak", "ent_mix", "affinity", "gnorm_strong", "gnorm_weak", "codes")
     def cell(seeds, k):
         ends = [[r["log"][i].get(k) for r in seeds.values() if r.get("log")] for i in (0, -1)]
-        return " → ".join(f"{np.mean(e):.3f}" for e in ends) if all(e and None not in e for e in ends) else "-"
+        if not all(e and None not in e for e in ends):
+            return "-"
+        if k == "codes":
+            shares = [np.mean([np.array(c) / sum(c) for c in e], 0) for e in ends]
+            return " → ".join(" / ".join(f"{100 * x:.0f}" for x in share) for share in shares)
+        return " → ".join(f"{np.mean(e):.3f}" for e in ends)
     return table(["arm", *columns], [[arm, *(cell(seeds, k) for k in columns)] for arm, seeds in arms.items()
                                      if any(r.get("log") for r in seeds.values())])
 

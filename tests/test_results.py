@@ -322,6 +322,14 @@ def test_pairs_are_of_the_same_seed_and_problem_and_corrected_for_their_number()
     assert pair["p"] < pair["holm"] < 0.05 and found["sft", "d0"]["holm"] == 1 and found["sft", "d0"]["better"] == 0
 
 
+def test_diagnostics_are_shares_of_the_first_and_last_step():
+    """Bug: counts of steps with more tokens that weigh more; the middle of the curve; a diagnostic that sft does not have."""
+    log = lambda *codes: dict(log=[dict(margin=float(i), codes=c) for i, c in enumerate(codes)])
+    seeds = {0: log([8, 2, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]), 1: log([0, 0, 10, 90], [1, 0, 0, 0], [4, 0, 0, 0])}
+    (line,) = analyse.watch_table({"joint": seeds, "m1": {0: {}}}).splitlines()[2:]
+    assert line == "| joint | 0.000 → 2.000 | - | - | - | - | - | - | - | 40 / 10 / 5 / 45 → 62 / 12 / 12 / 12 |"
+
+
 def test_holm_and_ece_by_hand():
     """Bug: Bonferroni or Benjamini-Hochberg under Holm's name, adjusted values out of order; bins that weigh the same."""
     assert analyse.holm([0.02, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06]) and analyse.holm([]) == []
