@@ -193,7 +193,8 @@ def llama(model):
         raise LookupError("pip install -r tests/requirements.txt (transformers)") from None
     c = model.cfg
     kind = "Qwen3" if c.qk_norm else "Llama"
-    cfg = getattr(transformers, kind + "Config")(vocab_size=c.vocab_size, hidden_size=c.dim, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
+    cfg = getattr(transformers, kind + "Config")(
+                      vocab_size=c.vocab_size, hidden_size=c.dim, num_hidden_layers=c.n_layers, num_attention_heads=c.n_heads,
                       num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim, intermediate_size=c.ffn_dim, rms_norm_eps=c.norm_eps,
                       max_position_embeddings=c.max_seq_len, tie_word_embeddings=c.tie_embeddings, attn_implementation="sdpa",
                       rope_parameters=dict(rope_type="default", rope_theta=c.rope_theta), bos_token_id=None, eos_token_id=None)
@@ -492,9 +493,9 @@ def p7(size, args):
             got[world, sync].append(sorted(apart(step_of_rank, size["shape"], 2 * size["batch"], size["steps"], sync, 1, world=world))[0])
     same("the losses of one rank and two", got[1, True][0][2], got[2, True][0][2], 1e-4)
     of = {k: [[g[1]] for g in rounds] for k, rounds in got.items()}
-    apiece = entry("P7", "", "", "", of[2, False], of[1, True], 1, 0)["P7"]["ratio"]
+    seconds = {k: median(g[1][0] for g in rounds) for k, rounds in got.items()}
     return entry("P7", "step on two gloo ranks, one thread each", "steps/s", "one rank, one thread (ideal: 2)", of[2, True], of[1, True], 1, 1.7,
-                 without_exchange=apiece)
+                 without_exchange=seconds[1, True] / seconds[2, False])
 
 
 def growth_point(shape, B, T, threads):
@@ -590,7 +591,7 @@ PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 def gpu_steps(shape, samples, batch, steps, tokens_per_batch, compiled, weak=None, how="wmss"):
     """Train through train() on the device of the run -> dict: seconds per step (those of the first steps left out, torch.compile's
-    with them), loss tokens and all tokens per second, FLOP/s, peak bytes, seconds until the first step's end, its loss."""
+    with them), tokens per second, FLOP/s, peak bytes, seconds until the first step's end, its loss."""
     gpu = torch.cuda.is_available()
     run = Bench(0, batch_size=batch, micro_batch=batch, tokens_per_batch=tokens_per_batch, compile=compiled, log_every=max(1, steps // 4))
     batches = list((torch.arange(steps * batch) % len(samples)).view(steps, batch))
@@ -683,7 +684,8 @@ def gpu(size, args):
 
 
 def gpu_generate(size, args):
-    """On one GPU, bf16: generation with and without CUDA graphs beside transformers; what TF32 would do to the entropies."""
+    """On one GPU, bf16: generation with and without CUDA graphs beside transformers; what TF32 would do to the entropies.
+    That graphs change no token is a test (tests/test_cuda.py)."""
     cuda, record = torch.cuda.is_available(), {}
     if not cuda and not args.quick:
         raise LookupError("no GPU here")
@@ -710,8 +712,8 @@ def gpu_generate(size, args):
     for what, act in (("CUDA graphs", lambda: ours(True)), ("no graphs", lambda: ours(False)), ("transformers generate", theirs)):
         act()
         seconds = [timed(act)[0] for _ in range(3)]
-        record[what] = dict(seconds=min(seconds), tokens=len(prompts) * n / min(seconds), spread=seconds)
-        print(f"{what:>34s}{min(seconds):9.2f} s{len(prompts) * n / min(seconds):10,.0f} tok/s", flush=True)
+        record[what] = dict(seconds=median(seconds), tokens=len(prompts) * n / median(seconds), spread=[min(seconds), max(seconds)])
+        print(f"{what:>34s}{median(seconds):9.2f} s{record[what]['tokens']:10,.0f} tok/s", flush=True)
     Decoder.graphs = True
     print("entropies of two models, fp32")
     other, found, few = fresh(shape, 1).to(device), {}, gsm8k_like(shape["vocab_size"])
@@ -730,7 +732,7 @@ def gpu_generate(size, args):
 
 
 PARTS = dict(P1=p1, P1b=p1b, P2=p2, P3=p3, P4=p4, P5=p5, P6=p6, P7=p7)
-VIEWS = dict(scaling=scaling, profile=profile, **{"gpu": gpu, "gpu-generate": gpu_generate})          # no comparison of two sides: only where they are named
+VIEWS = dict(scaling=scaling, profile=profile, gpu=gpu) | {"gpu-generate": gpu_generate}       # only where they are named
 
 
 # ----------------------------------------------------------------------------------------------------------------------

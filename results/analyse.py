@@ -325,7 +325,7 @@ def controls_lines(rows, lam, regime="default"):
             d = [v - best[task, ref][s] for s, v in best[task, arm].items() if s in best.get((task, ref), ())]
             half = t_quantile(len(d) - 1) * np.std(d, ddof=1) / len(d) ** 0.5 if len(d) > 1 else math.inf
             cells.append(f"{np.mean(d):+.2f} [{np.mean(d) - half:+.2f}, {np.mean(d) + half:+.2f}]" if d else "-")
-        if arm in ("joint", "frozen", "wmss-token", "wmss") and (regime != "default" or arm != "wmss"):
+        if arm in ("joint", "frozen", "wmss-token" if regime == "default" else "wmss"):
             lines.append([task, arm, *cells])
     return lines
 

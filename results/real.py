@@ -88,7 +88,7 @@ def do(job):
             except SystemExit as e:
                 if "has diverged" not in str(e):
                     raise
-                return failed(problems, e, job["split"], started)
+                return failed(problems, e, "test", started)          # with its verdicts on validation too
         model, meta = load_checkpoint(path, run.device, run.tokenizer)
         cost = meta["spent"] if "spent" in meta else cost
     with run.autocast():
@@ -112,17 +112,21 @@ def main(argv=None):
     parser.add_argument("--tasks", nargs="+", choices=tuple(FLAGS), default=list(FLAGS), help="(both)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the order of data; rates are chosen on the first (%(default)s)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="(all)")
-    parser.add_argument("--out", default=os.path.join(HERE, "real.jsonl"), help="file of rows (%(default)s)")
-    parser.add_argument("--work", default=os.path.join(os.path.dirname(HERE), "out", "real"), help="folder of the M1s (%(default)s)")
+    parser.add_argument("--out", help="file of rows (results/real.jsonl)")
+    parser.add_argument("--work", help="folder of the M1s (out/real beside train_wmss.py)")
     parser.add_argument("--workers", type=int, default=1, help="processes that share the device (%(default)s)")
     parser.add_argument("--tokens-per-batch", type=int, default=8192, help="of a forward pass (%(default)s)")
     parser.add_argument("--eval-batch", type=int, default=512, help="prompts decoded together (%(default)s)")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile in training (%(default)s)")
     parser.add_argument("--allow-code-execution", action="store_true", help="mbpp: run the programs that models write, confined")
-    parser.add_argument("--quick", action="store_true", help="eight problems, four tokens, to see it run")
+    parser.add_argument("--quick", action="store_true", help="eight problems, four tokens, to see it run; needs --out")
     a = parser.parse_args(argv)
     if "mbpp" in a.tasks and not a.allow_code_execution:
         parser.error("--allow-code-execution: mbpp runs programs that models wrote (confined, see eval_code.py); allow it, or pass --tasks gsm8k")
+    if a.quick and not a.out:
+        parser.error("--quick: name its --out, so that its rows do not mix with those of the experiment")
+    a.out = a.out or os.path.join(HERE, "real.jsonl")
+    a.work = a.work or os.path.join(os.path.dirname(HERE), "out", "real-quick" if a.quick else "real")
     needed = [os.path.join(a.base, "config.json"), *(os.path.join(a.data, *name.split("/")) for task in a.tasks for name in FILES[task])]
     if missing := [path for path in needed if not os.path.exists(path)]:
         parser.error(f"--base, --data: expected {', '.join(missing)}, found none; see above where they come from")

@@ -376,6 +376,9 @@ def test_real_models_are_not_trained_without_consent_and_data(capsys, tmp_path, 
     with pytest.raises(SystemExit):
         real.main(["--base", str(tmp_path), "--data", str(tmp_path), "--out", str(tmp_path / "out.jsonl"), *flags])
     assert said in capsys.readouterr().err and not (tmp_path / "out.jsonl").exists()
+    with pytest.raises(SystemExit):
+        real.main(["--base", str(tmp_path), "--data", str(tmp_path), "--tasks", "gsm8k", "--quick"])
+    assert "name its --out" in capsys.readouterr().err
 
 
 DATA = os.path.join(os.path.dirname(ROOT), "shared", "data")
