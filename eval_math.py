@@ -863,8 +863,12 @@ def complete(model, enc, problems, *, max_new_tokens=64, batch_size=700, n=1, te
     prompts = [enc.encode(t, allowed_special="all" if wrap else set(), disallowed_special=()) for t in texts]
     rows = [dict(id=p.id, family=p.family, prompt=p.prompt, sample=s, seed=sample_seed(seed, p.id, s), gold=p.answer)
             for p in problems for s in range(n)]
-    order = sorted(range(len(rows)), key=lambda i: len(prompts[i // n]))
-    for batch in (order[k:k + batch_size] for k in range(0, len(order), batch_size)):
+    batches, slots = [], lambda i: len(prompts[i // n]) + max_new_tokens
+    for i in sorted(range(len(rows)), key=slots):           # the longest of a batch sets the cache of all: one outlier, all the memory
+        if not batches or len(batches[-1]) == batch_size or slots(i) > 2 * slots(batches[-1][0]):
+            batches.append([])
+        batches[-1].append(i)
+    for batch in batches:
         new = model.generate([prompts[i // n] for i in batch], max_new_tokens, temperature=temperature, stop_ids=enc.stop_ids,
                              seed=[rows[i]["seed"] for i in batch], weak=weak, lam=lam)
         for i, tokens in zip(batch, new):
