@@ -96,13 +96,13 @@ def choices(rows):
 
 def tested(rows, regime="default"):
     """Test rows at the chosen settings -> {task: {arm: {seed: row}}}; a row's `edge`: which of its settings are the least or the
-    largest that were tried, so that a better one may lie beyond."""
+    largest that were tried, so that a better one may lie beyond. Where nothing was tried on validation, all test rows are."""
     chosen, tried, out = choices(rows), {}, {}
     for r in rows:
         for k in SETTING:
             tried.setdefault((r["regime"], r["task"], r["arm"], k), set()).add(r[k])
     for r in rows:
-        if r["split"] == "test" and r["regime"] == regime and {k: r[k] for k in SETTING} == chosen.get((regime, r["task"], r["arm"])):
+        if r["split"] == "test" and r["regime"] == regime and (own := {k: r[k] for k in SETTING}) == chosen.get((regime, r["task"], r["arm"]), own):
             all_of = {k: tried[regime, r["task"], r["arm"], k] for k in SETTING}
             edge = [k for k, v in all_of.items() if len(v) > 1 and r[k] in (min(v), max(v))]
             out.setdefault(r["task"], {}).setdefault(r["arm"], {})[r["seed"]] = dict(r, edge=edge)
@@ -496,10 +496,16 @@ def blocks(toy, regimes, real=()):
         out |= {"regimes": regime_table(regimes), "regime controls": regime_controls(regimes), "mass": mass_table(regimes)}
     if real:
         out["real"] = rates_table(real)
+    for regime in ("real", "reduced"):
+        by_task = {task: arms for task, arms in tested(real, regime).items() if "sft" in arms}
+        for task, pairs in compare(by_task).items():
+            out[f"{regime} {task}"] = "\n\n".join((main_table(by_task[task], pairs), family_table(by_task[task]), watch_table(by_task[task])))
     for name, rows in (("toy", toy), ("regimes", regimes), ("real", real)):
         if rows:
-            where = "; ".join(sorted({f"{r['hardware']}, {r['versions']}, commit {r['commit']}" for r in rows}))
-            out[f"rows {name}"] = f"{len(rows):,} rows, {sum(r['total'] for r in rows) / 3600:.1f} h of one {'GPU process' if name == 'real' else 'core'} ({where})."
+            by_place = {}
+            for r in rows:
+                by_place.setdefault(f"{r['hardware']}, {r['versions']}, commit {r['commit']}", []).append(r["total"])
+            out[f"rows {name}"] = ";\n".join(f"{len(t):,} rows, {sum(t) / 3600:.1f} h of one process ({place})" for place, t in by_place.items()) + "."
     return out
 
 

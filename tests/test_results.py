@@ -3,6 +3,7 @@ statistics against hand values, tables and simulations."""
 
 import contextlib
 import doctest
+import gzip
 import io
 import json
 import math
@@ -359,6 +360,20 @@ def test_rates_are_averaged_per_problem_before_they_are_compared():
         "| toy-math | sft | 25.00 | 25.00 | 25.00 |  |  |  |  |"]
 
 
+def test_a_run_without_a_validation_phase_reports_every_test_row():
+    """Bug: the rows of --reduced dropped for want of a choice; rows of two machines said to come from either."""
+    bits = {"weak": [0, 0, 0, 0], "sft": [1, 0, 0, 0], "joint": [1, 1, 0, 0]}
+    found = [fake(sum(b) / 4, b, seed, arm=arm, lr=None if arm == "weak" else 3e-5, regime="reduced", task="mbpp", split="test", families={"mbpp": sum(b) / 4},
+                  hardware="two cores", versions="v", commit="c", total=3600) for arm, b in bits.items() for seed in (0, 1)[:1 if arm == "weak" else 2]]
+    other = fake(0.9, [1] * 4, 0, regime="real", task="mbpp", split="val", hardware="a card", versions="v", commit="c", total=1800)
+    blocks = analyse.blocks([], [], [*found, other])
+    main, families = blocks["reduced mbpp"].split("\n\n")[:2]
+    assert [line.split(" | ")[4] for line in main.splitlines()[2:]] == ["0.00", "25.00 ± 0.00", "50.00 ± 0.00"]
+    assert "+25.00" in main.splitlines()[-1] and families.splitlines()[2:] == ["| weak | 0.0 |", "| sft | 25.0 |", "| joint | 50.0 |"]
+    assert blocks["rows real"] == "5 rows, 5.0 h of one process (two cores, v, commit c);\n1 rows, 0.5 h of one process (a card, v, commit c)."
+    assert "real mbpp" not in blocks, "no test rows of sft there"
+
+
 def test_mass_is_told_against_the_share_of_the_data(work):
     """Bug: a family that looks favoured because it is large; mass of an arm that does not draw by it."""
     model, how, cost, _ = sweep.train_cell(job(work, "wmss", lr=1e-3, lam=0.5), str(work / "mass"))
@@ -379,6 +394,34 @@ def test_real_models_are_not_trained_without_consent_and_data(capsys, tmp_path, 
     with pytest.raises(SystemExit):
         real.main(["--base", str(tmp_path), "--data", str(tmp_path), "--tasks", "gsm8k", "--quick"])
     assert "name its --out" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        real.main(["--base", str(tmp_path), "--data", str(tmp_path), "--reduced", "--tasks", "gsm8k"])
+    assert "--reduced: expected --tasks mbpp" in capsys.readouterr().err
+
+
+def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(hf_folder, tmp_path):
+    """Bug: flags that no stage takes, a rate that no arm gets, a job that crashes after an hour; a second start that trains again."""
+    for folder in ("mbpp", "humaneval"):
+        (tmp_path / folder).mkdir()
+    one = dict(text="One.", code="def f():\n    return 1", test_list=["assert f() == 1"], test_setup_code="")
+    (tmp_path / "mbpp" / "mbpp.jsonl").write_text("".join(json.dumps(one | dict(task_id=i + 1)) + "\n" for i in range(974)))
+    human = dict(prompt="def f():\n", test="def check(f):\n    assert f() == 1", entry_point="f", canonical_solution="    return 1")
+    with gzip.open(tmp_path / "humaneval" / "HumanEval.jsonl.gz", "wt") as f:
+        f.writelines(json.dumps(human | dict(task_id=f"HumanEval/{i}")) + "\n" for i in range(164))
+    out = tmp_path / "rows.jsonl"
+    flags = ["--base", str(hf_folder), "--data", str(tmp_path), "--reduced", "--quick", "--allow-code-execution", "--out", str(out), "--work", str(tmp_path / "work")]
+    for seeds in (["0"], ["0", "1"]):
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            real.main([*flags, "--arms", "sft", "wmss", "--seeds", *seeds])
+    assert "m1: 0 to do" in said.getvalue() and "test: 0 to do" in said.getvalue()
+    found = analyse.read_rows(out)
+    assert sorted((r["arm"], r["seed"], r["lr"], r["lam"]) for r in found if r["seed"] or r["arm"] != "weak") == [
+        ("m1", 0, None, None), ("m1", 1, None, None), ("sft", 0, 3e-5, None), ("sft", 1, 3e-5, None), ("wmss", 0, 3e-5, 0.5), ("wmss", 1, 3e-5, 0.5)]
+    assert len(found) == 7 and {r["n"] for r in found} == {8} and all(set(r["families"]) == {"mbpp", "humaneval"} for r in found)
+    assert {r["arm"]: r["steps"] for r in found} == {"weak": 0, "m1": 0, "sft": 2, "wmss": 2} and all(r["regime"] == "reduced" for r in found)
+    for stage in ("sft", "wmss"):
+        steps = lambda flags: flags[f"{stage}_epochs"] * 374 / flags["batch_size"]
+        assert steps(real.REDUCED) == steps(real.COMMON | real.FLAGS["mbpp"]), "as many steps as on a GPU"
 
 
 DATA = os.path.join(os.path.dirname(ROOT), "shared", "data")
