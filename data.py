@@ -1,7 +1,7 @@
 """Text -> tokens -> batches: the tiktoken encoding, the built-in tasks, the order of samples, the one Batch type.
 
 The built-in tasks, math and code, imitate what post-training meets (paper, section 1): a large *noisy* corpus in which half of
-the solutions follow a mistake that people are known for, and a small clean set. Everything is procedural, nothing downloaded.
+the solutions follow a mistake that people are known for (where the problem lets it show), and a small clean set. Everything is procedural, nothing downloaded.
 
     python data.py                      # one math problem per family: the clean solution beside the flawed one
     python data.py --task toy-code --split test -n 3       # three per family of the code task, of another split
@@ -814,7 +814,7 @@ def epoch_order(n, seed, epoch, weights=None, dedup=False):
     """Indices of one epoch over n samples, a function of (seed, epoch) and the weights alone -> (n,) long.
 
     Without weights a permutation; with weights (n,) n draws with replacement (section 1.2 of the method: curriculum
-    resampling); dedup keeps the first of equal draws, so an epoch is shorter.
+    resampling); dedup keeps the first of equal draws, so an epoch is shorter (schedule() fills the last step from another epoch's).
     """
     g = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     if weights is None:

@@ -643,12 +643,15 @@ def extract_code(text, prompt="", entry_point=""):
     return "\n" + (textwrap.indent(code, "    ") if defines.search(prompt) and not defines.search(code) else code)
 
 
-def read_samples(path, problems):
-    """A file of {task_id, completion} -> rows like eval_math.complete()'s. Each problem needs as many samples, at least one."""
+def read_samples(path, problems, skip=()):
+    """A file of {task_id, completion} -> rows like eval_math.complete()'s. Each problem needs as many samples, at least one; rows
+    whose task_id is in `skip` are left out."""
     from eval_math import read_rows
     known, rows = {p.id: p for p in problems}, []
     count = dict.fromkeys(known, 0)
     for where, row in read_rows(path):
+        if row.get("task_id") in skip:
+            continue
         if row.get("task_id") not in known or not isinstance(row.get("completion"), str):
             raise SystemExit(f"{where}: expected a task_id of the data and a completion in text, found {str(row)[:80]}")
         p = known[row["task_id"]]
@@ -716,27 +719,29 @@ def judge(rows, problems, allow_code_execution=False, timeout=3.0, workers=None,
 def main(argv=None):
     import argparse
     import hashlib
-    from eval_math import (chat, commit, complete, load_model, sampling_flags, scores_folder, show, summary, write_rows, write_text,
+    from eval_math import (chat, commit, complete, load_model, sampling_flags, show, stem_of, summary, write_rows, write_text,
                            wrong_flags)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("source", help="checkpoint (.pt file, Hugging Face folder or hub name), or samples: .jsonl or .jsonl.gz of {task_id, completion}")
+    parser.add_argument("checkpoint", metavar="source", help="checkpoint (.pt file, Hugging Face folder or hub name), or samples: .jsonl or .jsonl.gz of {task_id, completion}")
     parser.add_argument("--data", default="toy-code", help="toy-code (default); humaneval, mbpp, mbpp-test, with or without =FILE")
     parser.add_argument("--allow-code-execution", action="store_true", help="run the code; nothing happens without it")
     parser.add_argument("--workers", type=int, help="programs at a time, default: cores / 2")
-    parser.add_argument("--device", default="cpu", help="of the model: cpu, cuda, mps")
     parser.add_argument("--timeout", type=float, default=3.0, help="seconds of processor time and sleep for each program (3)")
     sampling_flags(parser, "toy-code")
     args = parser.parse_args(argv)
     if not args.allow_code_execution:
         score([])                                # refuses, before any costly work
-    start, trained = time.time(), not args.source.endswith((".jsonl", ".jsonl.gz"))
-    if trained and (wrong := wrong_flags(args)):
+    start, trained = time.time(), not args.checkpoint.endswith((".jsonl", ".jsonl.gz"))
+    wrong = wrong_flags(args) if trained else ["--limit: expected 1 or more"] * (args.limit is not None and args.limit < 1)
+    wrong += ["--timeout and --workers: expected more than 0"] * (args.timeout <= 0 or args.workers is not None and args.workers < 1)
+    if wrong:
         parser.error("\n  ".join(wrong))
-    problems, (name, _, path) = load_problems(args.data, args.limit, args.split), args.data.partition("=")
+    every, (name, _, path) = load_problems(args.data, args.limit if trained else None, args.split), args.data.partition("=")
+    problems = every[:args.limit]
     if trained:
-        model, enc, task = load_model(args.source, args.device)
+        model, enc, task = load_model(args.checkpoint, args.device)
         if name == "toy-code" != task:
-            raise SystemExit(f"eval_code: {args.source} was trained on {task}; score it with python eval_math.py {args.source}")
+            raise SystemExit(f"eval_code: {args.checkpoint} was trained on {task}; score it with python eval_math.py {args.checkpoint}")
         try:
             toy = name == "toy-code"
             rows = complete(model, enc, problems, max_new_tokens=args.max_new_tokens or (64 if toy else 512), n=args.n,
@@ -745,20 +750,20 @@ def main(argv=None):
         except ValueError as e:                  # too long for the model
             raise SystemExit(f"eval_code: {name}: {e}") from None
     else:
-        rows = read_samples(args.source, problems)
+        rows = read_samples(args.checkpoint, problems, {p.id for p in every[len(problems):]})
     n = len(rows) // len(problems)
     if not all(1 <= k <= n for k in args.k):
         raise SystemExit(f"--k {args.k}: expected 1 to {n}, the samples per problem")
     judge(rows, problems, args.allow_code_execution, args.timeout, args.workers, STOPS if trained else ())
     sha = {}
-    for file in filter(os.path.isfile, (args.source, path)):                 # not a model's folder or name, not a name on the hub
+    for file in filter(os.path.isfile, (args.checkpoint, path)):                 # not a model's folder or name, not a name on the hub
         with open(file, "rb") as f:
             sha[file] = hashlib.file_digest(f, "sha256").hexdigest()
     scores, count = summary(rows, args.k), {s: sum(r["status"] == s for r in rows) for s in ("pass", "fail", "timeout", "error")}
     record = {**vars(args), "sha256": sha, "commit": commit(), "python": sys.version.split()[0], "isolation": rows[0]["isolation"],
               "samples": n, "counts": count, "seconds": round(time.time() - start, 1), "scores": scores}
-    folder = args.out or (scores_folder(args.source) if trained else args.source.removesuffix(".gz").removesuffix(".jsonl"))
-    stem = os.path.join(folder, name + "-val" * (args.split == "val"))
+    args.out = args.out or (None if trained else args.checkpoint.removesuffix(".gz").removesuffix(".jsonl"))
+    stem = stem_of(args, name, record)
     write_rows(stem + ".jsonl", rows)
     write_text(stem + ".json", json.dumps(record, indent=1))
     print(f"{name}: {stem}.jsonl | {count}\n{show(scores)}")

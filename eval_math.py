@@ -990,14 +990,39 @@ def sampling_flags(cli, task):
     cli.add_argument("--max-new-tokens", type=int, help=f"default 64 for {task}, else 512, or the protocol's")
     cli.add_argument("--batch", type=int, help=f"prompts decoded together, default 700 for {task}, else 32")
     cli.add_argument("--seed", type=int, default=0, help="of the samples")
+    cli.add_argument("--device", default="cpu", help="of the model: cpu, cuda, mps")
     cli.add_argument("--out", help="folder for NAME.jsonl (rows), NAME.json (settings, scores); default: beside a .pt file, without .pt; out/NAME for a folder")
+
+
+def stem_of(a, name, record):
+    """Where the rows and the record of a set go, without .jsonl or .json: into NAME, or, where that has scores of other settings, into
+    NAME-SETTINGS, so that none are overwritten but by their like."""
+    stem = os.path.join(a.out or scores_folder(a.checkpoint), name + "-val" * (name.startswith("toy-") and a.split == "val"))
+    keys = ("n", "temperature", "seed", "limit", "max_new_tokens", "protocol")
+    try:
+        with open(stem + ".json", encoding="utf-8") as f:
+            there = json.load(f)
+    except (OSError, ValueError):
+        return stem
+    if all(there.get(k) == record.get(k) for k in keys):
+        return stem
+    tags = (f"-n{a.n}-t{a.temperature:g}-seed{a.seed}" * (a.temperature > 0), f"-first{a.limit}" * bool(a.limit),
+            f"-{a.max_new_tokens}tokens" * bool(a.max_new_tokens), "-paper" * (vars(a).get("protocol") == "paper"))
+    return stem + ("".join(tags) or "-greedy")
 
 
 def wrong_flags(a):
     """Messages on the values of sampling_flags, all at once."""
     counts = [x for x in (a.n, a.limit, a.batch, a.max_new_tokens) if x is not None]
+    try:
+        import torch
+        torch.empty(0, device=a.device)
+        device = ""
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        device = str(e).splitlines()[0]
     return [message for bad, message in (
         (min(counts) < 1, "--n, --limit, --batch and --max-new-tokens: expected 1 or more"),
+        (device, f"--device {a.device}: expected one that this machine has ({device})"),
         (any(not 1 <= k <= a.n for k in a.k), f"--k: expected 1 <= k <= n, found k {a.k} with n {a.n}; raise --n"),
         (a.n > 1 and a.temperature == 0 or not 0 <= a.temperature < math.inf,
          f"--temperature {a.temperature}: greedy samples are equal; --n 1, or --temperature 0.5")) if bad]
@@ -1013,7 +1038,6 @@ def main(argv=None):
                      help="paper: greedy, its system prompt, thinking on, 4,096 new tokens, 8,192 for aime25 and amc23")
     cli.add_argument("--grader", choices=("ours", "official"), default="ours", help="official: math-verify's verdict beside ours")
     sampling_flags(cli, "toy-math")
-    cli.add_argument("--device", default="cpu", help="cpu, cuda, mps")
     a = cli.parse_args(argv)
     if a.compare:
         print(json.dumps(compare(*a.compare), indent=1))
@@ -1021,13 +1045,16 @@ def main(argv=None):
     paper = a.protocol == "paper" and (a.temperature or a.max_new_tokens)
     wrong = ["checkpoint: expected a path, found none"] * (not a.checkpoint) + wrong_flags(a) + [
         "--protocol paper is greedy with its own lengths; leave those flags out"] * bool(paper)
+    names = [spec.partition("=")[0] for spec in a.data]
+    wrong += [f"--data: expected each set once, found {', '.join(names)}"] * (len(set(names)) < len(names))
     if wrong:
         cli.error("\n  ".join(wrong))
     official = official_grader() if a.grader == "official" else None
     sets = {spec.partition("=")[0]: load_problems(spec, a.limit, a.any_count, a.split) for spec in a.data}
     model, enc, task = load_model(a.checkpoint, a.device)
     if "toy-math" in sets and task != "toy-math":
-        raise SystemExit(f"eval_math: {a.checkpoint} was trained on {task}; score it with " + (
+        was = f"was trained on {task}" if task != "text" or a.checkpoint.endswith(".pt") else "does not say on what it was trained, so on text"
+        raise SystemExit(f"eval_math: {a.checkpoint} {was}; score it with " + (
             f"--data {', '.join(SOURCES)}" if task == "text" else f"python eval_code.py {a.checkpoint} --allow-code-execution"))
     system = PAPER_SYSTEM if a.protocol == "paper" else None
     for name, items in sets.items():
@@ -1044,7 +1071,7 @@ def main(argv=None):
                   "data_sha256": hashlib.sha256(data.encode()).hexdigest(), "commit": commit(),
                   "dtype": str(next(model.parameters()).dtype), "python": sys.version.split()[0], "scores": scores,
                   "official_scores": summary(rows, a.k, "official") if official else None}
-        stem = os.path.join(a.out or scores_folder(a.checkpoint), name + "-val" * (toy and a.split == "val"))
+        stem = stem_of(a, name, record)
         write_rows(stem + ".jsonl", rows)
         write_text(stem + ".json", json.dumps(record, indent=1))
         print(f"{name}: {stem}.jsonl\n{show(scores)}")

@@ -130,7 +130,7 @@ class Config:
     alpha: float = 0.1                # weight term: base difficulty
     beta: float = 0.8                 # weight term: consolidation (v2: current difficulty)
     gamma: float = 0.1                # weight term: regression repair
-    dedup: bool = False               # keep the first of equal draws only (v2)
+    dedup: bool = False               # keep the first of equal draws only (v2); what the last step lacks comes from another draw
     gap: Literal["none", "sample", "token", "both"] = "token"  # use gaps as sampling weights (paper), token masks (chosen on val), both, not at all
     tau: float = 0.01                 # gap mask: nats of entropy change; tau = h = 0 masks every token in, as in the paper
     h: float = 0.05                   # gap mask: nats of weak entropy that make an unchanged token hard
@@ -142,6 +142,7 @@ class Config:
     score_n: int = 2100               # problems to score
     score_split: Literal["test", "val"] = "test"  # built-in tasks: choose settings on val, read test once
     score_data: list[str] = field(default_factory=list)  # text: what to score on: gsm8k, mbpp=FILE, ... (see --data of eval_*.py)
+    system: str = ""                  # text: system prompt of the questions that are scored; paper = the paper's (--data brings its own)
     eval_batch: int = 700             # prompts decoded together
     allow_code_execution: bool = False  # code: run the programs that the models write, confined, to score them
     max_new_tokens: int = 64          # per answer; the longest solution has 61 tokens
@@ -155,20 +156,20 @@ PRESETS = {
     "toy": {}, "smoke": dict(corpus=600, clean=128, base_steps=60, dim=48, batch_size=32, score_n=140, log_every=10),
     "smollm2-gsm8k": dict(_GSM8K, base="HuggingFaceTB/SmolLM2-135M", sft_lr=1e-4),
     "qwen3-0.6b-gsm8k": dict(_GSM8K, base="Qwen/Qwen3-0.6B-Base", sft_lr=2e-5, checkpointing=True),
-    "qwen3-4b-am": dict(base="Qwen/Qwen3-4B-Base", data=["train.jsonl"],            # written by: python data.py am
+    "qwen3-4b-am": dict(base="Qwen/Qwen3-4B-Base", data=["train.jsonl"],            # written by: python data.py am --system
                         score_data=["aime25", "math500", "amc23", "aqua", "gsm8k", "mawps", "svamp"], max_len=4096,
                         long="truncate", batch_size=512, micro_batch=64, tokens_per_batch=16384, checkpointing=True,
                         sft_epochs=1.0, wmss_epochs=1.0, sft_lr=1e-5, wmss_lr=1e-5, sft_steps_lr=1e-5, sft_flops_lr=1e-5,
-                        warmup=0.0, lam=0.5, gap="sample", max_new_tokens=4096, eval_batch=64)}
+                        warmup=0.0, lam=0.5, gap="sample", system="paper", max_new_tokens=4096, eval_batch=64)}
 DEVIATIONS = {      # of the preset from the paper's section 4.1 and released scripts; printed with it
     "qwen3-4b-am":
-        "bf16 is autocast, weights and optimizer state are fp32 (paper: bf16 on 8 x H800), so joint training of 4B keeps 64 GB of "
-        "state per branch on each GPU; warm-up 0 as in the released scripts (text: 10 %); AdamW betas 0.9, 0.95; the loss is summed "
+        "bf16 is autocast, weights and optimizer state are fp32, all on every GPU (paper: bf16 on 8 x H800): SFT needs 64 GB, "
+        "joint training 128 GB (--weak frozen: 80), activations not counted; nothing is sharded; warm-up 0 as in the released scripts (text: 10 %); AdamW betas 0.9, 0.95; the loss is summed "
         "over the tokens of a step; AIME25 and AMC23 get 4,096 new tokens (paper: 8,192); data: your own run of "
         "`python data.py am --system`, math only (paper: 19,457 code and 14,882 logic samples too); Qwen3's chat template sets the "
         "line breaks around </think> (authors: the response as it stands)"}
 FREE_ON_RESUME = {"stages", "arm", "resume", "overwrite", "threads", "save_every", "log_every", "preset", "score_n", "score_split",
-                  "eval_batch", "max_new_tokens", "allow_code_execution"}
+                  "system", "eval_batch", "max_new_tokens", "allow_code_execution"}
 
 
 def parse(argv=None):
@@ -232,6 +233,8 @@ def parse(argv=None):
     check(text == bool(cfg.data), "data", "text for --task text, and for no other task")
     check(cfg.base or not text, "base", "the model that text is to train, a Hugging Face folder or a checkpoint")
     check(cfg.score_data or not text or "score" not in stages, "score-data", "gsm8k, svamp=FILE, mbpp, ... (or no stage score)")
+    names = [spec.partition("=")[0].replace("mbpp-test", "mbpp") for spec in cfg.score_data]
+    check(len(names) == len(set(names)), "score-data", "each set once (mbpp-test is a part of mbpp)")
     runs_code = cfg.task == "toy-code" or any(is_code(spec) for spec in cfg.score_data)
     check(not runs_code or "score" not in stages or cfg.allow_code_execution, "allow-code-execution",
           "consent: the stage score runs code that a model wrote (confined, see eval_code.py)")
@@ -601,7 +604,7 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
 
     batches: one index tensor per optimizer step, from data.schedule(). weak: mix its logits in (WMSS); gaps: put its
     token mask to use. how: the Arm, for its loss. snapshots: steps after which snapshots/<arm>-<step>.pt is saved.
-    The state is saved every save_every steps in resume.pt, and taken up from there if it is this arm's.
+    The state is saved every save_every steps in resume-<arm>.pt, and taken up from there.
     """
     cfg, steps = run.cfg, len(batches)
     joint = weak is not None and (how.weak or cfg.weak) == "joint"
@@ -618,7 +621,7 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
     if wide if cfg.compile is None else cfg.compile:
         for layer in [*strong.layers, *(weak.layers if weak is not None else ())]:      # one graph for all layers of both
             layer.compile(dynamic=True)
-    ddp = DistributedDataParallel(pair, forward_sync_buffers=False) if run.world > 1 else pair
+    ddp = DistributedDataParallel(pair, forward_sync_buffers=False, gradient_as_bucket_view=True) if run.world > 1 else pair
     log_every = max(1, min(cfg.log_every, steps // 8))                          # a short stage shows its curve too
     started = mark = time.time()
     tokens = 0
@@ -662,16 +665,17 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
         opt.zero_grad(set_to_none=True)
 
         tokens += sum(len(s.tokens) - 1 for s in rows)
-        if logs:
+        saves = step + 1 in snapshots or (step + 1) % cfg.save_every == 0 or last
+        whole = not saves or all(p.isfinite().all() for p in params)
+        if logs or not whole:
             if run.world > 1:
                 dist.all_reduce(total)
             value, speed = total.item() / max(1, step_tokens), tokens / max(1e-9, time.time() - mark)
             eta = (time.time() - started) / (step + 1 - first) * (steps - step - 1)
             mark, tokens = time.time(), 0
-            good = math.isfinite(value) and math.isfinite(gnorm) and all(p.isfinite().all() for p in params if last)
-            if not good:
+            if not (whole and math.isfinite(value) and math.isfinite(gnorm)):
                 raise SystemExit(f"train_wmss: {arm} has diverged at step {step + 1} (loss {value:g}, gradient norm {gnorm:g}): "
-                                 f"nothing of it was saved; start it again with a lower learning rate than {lr:g}")
+                                 f"it has no checkpoint; start it again with a lower learning rate than {lr:g}")
             run.say(f"{arm:9s} step {step + 1:4d}/{steps} | loss {value:.4f} | lr {now:.1e} | gnorm {gnorm:.2f} | "
                     f"tok/s {speed:,.0f} | eta {int(eta) // 60}:{int(eta) % 60:02d}")
             run.log(arm=arm, step=step + 1, loss=value, lr=now, gnorm=float(gnorm), loss_tokens=step_tokens, tok_s=round(speed),
@@ -679,14 +683,14 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
         if run.rank == 0 and step + 1 in snapshots:
             save_checkpoint(run.path("snapshots", f"{arm}-{step + 1:06d}.pt"), strong, **state(step + 1))
         if run.rank == 0 and (step + 1) % cfg.save_every == 0 and not last:
-            save_checkpoint(run.path("resume.pt"), strong, **state(
+            save_checkpoint(run.path(f"resume-{arm}.pt"), strong, **state(
                 step + 1, optimizer=opt.state_dict(), weak=weak.state_dict() if weak is not None else None))
     return state(steps)
 
 
 def take_up(run, arm, strong, weak, opt):
-    """Load resume.pt into models and optimizer if it was left by this arm -> (first step to do, seconds already spent)."""
-    path, meta = run.path("resume.pt"), {}
+    """Load resume-<arm>.pt into models and optimizer if there is one -> (first step to do, seconds already spent)."""
+    path, meta = run.path(f"resume-{arm}.pt"), {}
     if run.cfg.resume and os.path.exists(path):
         saved, meta = load_checkpoint(path, run.device, run.tokenizer)
         if not {"arm", "step", "optimizer", "weak", "seconds", "rng"} <= meta.keys():
@@ -713,8 +717,8 @@ def finish(run, arm, model, state):
     """The end of an arm: its checkpoint, then the interim state goes. Saved before anything is scored."""
     if run.rank == 0:
         save_checkpoint(run.path(f"{arm}.pt"), model, **state)
-        if os.path.exists(run.path("resume.pt")):
-            os.remove(run.path("resume.pt"))
+        if os.path.exists(run.path(f"resume-{arm}.pt")):
+            os.remove(run.path(f"resume-{arm}.pt"))
     if run.world > 1:
         dist.barrier()
 
@@ -729,6 +733,11 @@ def checkpoint_of(run, t):
     return run.path("wmss.pt" if t == cfg.rounds + 1 else f"wmss-round{t - 1}.pt")
 
 
+def is_there(run, t):
+    """Is M_t there: made by this run, or named by a flag, a name on the hub included?"""
+    return bool((run.cfg.base, run.cfg.sft, "")[min(t, 2)]) or os.path.exists(checkpoint_of(run, t))
+
+
 def gaps_path(run, t):
     return run.path("gaps.pt" if t == 1 else f"gaps-round{t}.pt")
 
@@ -739,7 +748,7 @@ def weak_path(run, t):
 
 def stage_base(run):
     cfg = run.cfg
-    if os.path.exists(checkpoint_of(run, 0)):
+    if is_there(run, 0):
         return
     samples = corpus_set(run.enc, cfg.corpus, cfg.seed, cfg.noise, cfg.task)
     torch.manual_seed(cfg.seed)
@@ -751,7 +760,7 @@ def stage_base(run):
 
 def stage_sft(run, samples):
     cfg = run.cfg
-    if os.path.exists(checkpoint_of(run, 1)):
+    if is_there(run, 1):
         return
     model, _ = load_checkpoint(checkpoint_of(run, 0), "cpu", run.tokenizer)
     batches = schedule(len(samples), cfg.batch_size, cfg.seed, epochs=cfg.sft_epochs)
@@ -866,7 +875,9 @@ def stage_arm(run, samples, name, t=1):
     loss = (f"mixed logits, lam {cfg.lam:g}, weak {arm.weak}" + ", permuted" * bool(arm.permuted) if arm.weak else
             f"CE(lam z), lam {cfg.lam:g}" if arm.d0 else "plain cross-entropy" + f", smoothing {arm.smoothing:g}" * bool(arm.smoothing))
     run.say(f"\n{file}: {loss}, gap {arm.gap}, {len(batches)} steps | {len(drawn):,} samples drawn, "
-            f"{len(drawn.unique()) / len(samples):.1%} of the data set seen, {tokens:,} loss tokens")
+            f"{(unique := len(drawn.unique())) / len(samples):.1%} of the data set seen, {tokens:,} loss tokens")
+    run.keep_log(lambda record: record.get("draw") != file)
+    run.log(draw=file, drawn=len(drawn), unique=unique, data=len(samples), loss_tokens=tokens)
     state = train(run, file, strong, samples, batches, lr, weak=weak, gaps=gaps if arm.gap in ("token", "both") else None, how=arm)
     # what this round and those before it cost, the entropy pass included: sft-flops is given the same
     spent = meta["spent"] if t > 1 else dict(steps=0, flops=0.0, seconds=0.0)
@@ -894,7 +905,8 @@ def sets_to_score(run):
         name, module = spec.partition("=")[0], eval_code if is_code(spec) else eval_math
         problems = module.load_problems(spec, cfg.score_n)
         judge = code(problems) if is_code(spec) else lambda rows, name=name: eval_math.judge(rows, name)
-        sets.append((problems, eval_math.chat(run.enc, raw=is_code(spec)), judge))
+        system = eval_math.PAPER_SYSTEM if cfg.system == "paper" else cfg.system
+        sets.append((problems, eval_math.chat(run.enc, system, raw=is_code(spec)), judge))
     return sets
 
 
@@ -903,7 +915,7 @@ def stage_score(run, samples):
     cfg = run.cfg
     paths = {"base": checkpoint_of(run, 0), "sft": checkpoint_of(run, 1), "fused": run.path("weak.pt")}
     paths = {name: paths.get(name) or run.path(f"{name}.pt") for name in ROWS}
-    paths = {name: path for name, path in paths.items() if os.path.exists(path)}
+    paths = {name: path for name, path in paths.items() if path in (cfg.base, cfg.sft) or os.path.exists(path)}
     if not paths:
         raise SystemExit(f"train_wmss: no checkpoint in {run.out} to score; run the stages before it")
     sets = sets_to_score(run)

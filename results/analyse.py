@@ -254,9 +254,23 @@ def difference(pair):
 def main_table(arms, pairs):
     head = ["arm", "chosen on val", "steps", "TFLOPs", "test accuracy", *(f"against {r}" for r in REFERENCES)]
     one = lambda arm: next(iter(arms[arm].values()))
-    return table(head, [[arm, setting(one(arm)), one(arm).get("steps") or "-", f"{(one(arm).get('flops') or 0) / 1e12:.3f}",
+    def steps(arm):
+        found = sorted(r["steps"] for r in arms[arm].values() if r.get("steps"))
+        return "-".join(map(str, dict.fromkeys(found[:1] + found[-1:]))) or "-"             # of all seeds: 8-9; "-": no training
+    return table(head, [[arm, setting(one(arm)), steps(arm), f"{np.mean([r.get('flops') or 0 for r in arms[arm].values()]) / 1e12:.3f}",
                          mean_std([r["accuracy"] for r in seeds.values()]), *(difference(pairs.get((arm, r))) for r in REFERENCES)]
                         for arm, seeds in arms.items()])
+
+
+def flops_table(by_task):
+    """What mixes against plain SFT for the same FLOPs, the entropy pass counted where the arm needs one; intervals as in crossed()."""
+    lines, spent = [], lambda seeds: np.mean([r.get("flops") or 0 for r in seeds.values()]) / 1e12
+    for task, arms in by_task.items():
+        for arm, ref in (("joint", "sft-flops"), ("wmss-token", "sft-flops-wmss"), ("wmss-sample", "sft-flops-wmss"), ("wmss", "sft-flops-wmss")):
+            if (arm, ref) in (pairs := pairs_of({k: arms[k] for k in (arm, ref) if k in arms}, (ref,))):
+                m, half = 100 * pairs[arm, ref]["mean"], 100 * pairs[arm, ref]["half"]
+                lines.append([task, arm, f"{spent(arms[arm]):.3f}", ref, f"{spent(arms[ref]):.3f}", f"{m:+.2f} [{m - half:+.2f}, {m + half:+.2f}]"])
+    return table(["task", "arm", "TFLOPs", "plain SFT", "TFLOPs", "difference"], lines)
 
 
 def family_table(arms):
@@ -491,7 +505,7 @@ def blocks(toy, regimes, real=()):
         out |= {f"main {task}": main_table(arms, found[task]), f"families {task}": family_table(arms),
                 f"closer {task}": closer_table(arms), f"watch {task}": watch_table(arms)}
     if toy:
-        out |= {"lambda": lam_table(toy), "controls": controls_table(toy)}
+        out |= {"equal FLOPs": flops_table(by_task), "lambda": lam_table(toy), "controls": controls_table(toy)}
     if regimes:
         out |= {"regimes": regime_table(regimes), "regime controls": regime_controls(regimes), "mass": mass_table(regimes)}
     if real:
@@ -524,14 +538,17 @@ def fill(page, found):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--rows", default=os.path.join(HERE, "toy.jsonl"), help="rows of sweep.py toy (%(default)s)")
-    parser.add_argument("--regimes", default=os.path.join(HERE, "regimes.jsonl"), help="rows of sweep.py regimes, where there are any (%(default)s)")
-    parser.add_argument("--real", default=os.path.join(HERE, "real.jsonl"), help="rows of real.py, where there are any (%(default)s)")
+    parser.add_argument("--rows", help="rows of sweep.py toy (results/toy.jsonl, regimes.jsonl and real.jsonl, where none of the three is given)")
+    parser.add_argument("--regimes", help="rows of sweep.py regimes")
+    parser.add_argument("--real", help="rows of real.py")
     parser.add_argument("--into", default=HERE, help="folder of README.md and the figures (%(default)s)")
     a = parser.parse_args(argv)
-    if not os.path.exists(a.rows):
-        raise SystemExit(f"analyse: {a.rows} is not there; python results/sweep.py toy writes it")
-    toy, regimes, real = (read_rows(path) if os.path.exists(path) else [] for path in (a.rows, a.regimes, a.real))
+    paths = a.rows, a.regimes, a.real
+    if not any(paths):
+        paths = [os.path.join(HERE, f"{name}.jsonl") for name in ("toy", "regimes", "real")]
+    if missing := [path for path in paths if path and not os.path.exists(path)]:
+        raise SystemExit(f"analyse: {', '.join(missing)} is not there; sweep.py and real.py write such files")
+    toy, regimes, real = (read_rows(path) if path else [] for path in paths)
     page = os.path.join(a.into, "README.md")
     old = open(page, encoding="utf-8").read() if os.path.exists(page) else ""
     write_text(page, fill(old, blocks(toy, regimes, real)))

@@ -439,6 +439,11 @@ def test_the_command_line_writes_rows_and_a_summary(tmp_path, monkeypatch, capsy
     assert [r["status"] for r in rows] == ["pass", "fail"] * 2 and rows[0]["isolation"] == list(ISOLATION)
     with pytest.raises(SystemExit, match="expected 1 to 2"):
         run(2, "--k", "3")
+    assert run(2, "--limit", "1") == 0 and "of 1 (" in capsys.readouterr().out, "a whole file, of which a part is wanted"
+    for wrong, said in ((("--limit", "0"), "--limit: expected 1"), (("--timeout", "0"), "--timeout and --workers"), (("--workers", "0"), "--timeout and --workers")):
+        with pytest.raises(SystemExit):
+            run(2, *wrong)
+        assert said in capsys.readouterr().err
 
 
 def test_checkpoints_are_scored_on_the_task_they_were_trained_on(trained, trained_code, tmp_path, capsys):

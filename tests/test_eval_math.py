@@ -436,6 +436,25 @@ def test_the_command_line_scores_writes_and_compares(tmp_path, fake, capsys):
             em.main(["--compare", str(a), str(other)])
 
 
+def test_scores_of_other_settings_are_not_overwritten(tmp_path, fake, capsys):
+    """Bug: the greedy rows that --compare wants gone after eight samples per problem."""
+    flags = ([], ["--limit", "10"], ["--limit", "10", "--n", "2", "--temperature", "0.5"], ["--limit", "10"])
+    for more in (["--limit", "5"], *flags[1:]):
+        em.main([str(tmp_path / "m.pt"), *more])
+    assert sorted(os.listdir(tmp_path / "m")) == [f"toy-math{tag}.json{end}" for tag in ("-first10", "-n2-t0.5-seed0-first10", "") for end in ("", "l")]
+    rows = {name: (tmp_path / "m" / name).read_text().count("\n") for name in os.listdir(tmp_path / "m") if name.endswith("l")}
+    assert rows == {"toy-math.jsonl": 5, "toy-math-first10.jsonl": 10, "toy-math-n2-t0.5-seed0-first10.jsonl": 20}
+
+
+@pytest.mark.parametrize("flags, said", [(["--device", "foo"], "--device foo: expected one that this machine has"),
+                                         (["--data", "gsm8k=a", "gsm8k=b"], "--data: expected each set once, found gsm8k, gsm8k")])
+def test_wrong_values_are_told_in_a_line(capsys, flags, said):
+    """Bug: torch's traceback; of two files of one set the first dropped without a word."""
+    with pytest.raises(SystemExit):
+        em.main(["m.pt", *flags])
+    assert said in capsys.readouterr().err
+
+
 def test_samples_of_a_trained_model_do_not_depend_on_the_batch(trained, tmp_path, capsys):
     """Bug: a generator shared over a batch, an order that changes the draw; and two runs that cannot be compared."""
     for batch in ("7", "100"):

@@ -91,7 +91,7 @@ def test_the_page_and_its_figures_come_from_the_rows_alone_and_keep_the_prose(ro
     """Bug: numbers typed by hand, prose lost, tables that grow with each run."""
     page = tmp_path / "README.md"
     page.write_text("# Before\n<!-- main toy-math -->\nold\n<!-- end -->\nafter\n")
-    command = ["--rows", str(rows), "--regimes", str(tmp_path / "none"), "--into", str(tmp_path)]
+    command = ["--rows", str(rows), "--into", str(tmp_path)]
     analyse.main(command)
     text = page.read_text()
     assert text.startswith("# Before\n<!-- main toy-math -->\n| arm |") and "\n<!-- end -->\nafter\n" in text and "old" not in text
@@ -107,6 +107,9 @@ def test_the_page_and_its_figures_come_from_the_rows_alone_and_keep_the_prose(ro
             [sys.executable, "-c", "import sys, xml.dom.minidom as m; m.parse(sys.argv[1])", str(tmp_path / name)]).returncode
     analyse.main(command)
     assert page.read_text() == text
+    assert "<!-- regimes -->" not in text and "<!-- real -->" not in text, "our published tables in a page of somebody's own rows"
+    with pytest.raises(SystemExit, match="none.jsonl is not there"):
+        analyse.main(["--regimes", str(tmp_path / "none.jsonl"), "--into", str(tmp_path)])
 
 
 def test_a_cell_is_what_the_command_line_trains(run, work):
@@ -372,6 +375,16 @@ def test_a_run_without_a_validation_phase_reports_every_test_row():
     assert "+25.00" in main.splitlines()[-1] and families.splitlines()[2:] == ["| weak | 0.0 |", "| sft | 25.0 |", "| joint | 50.0 |"]
     assert blocks["rows real"] == "5 rows, 5.0 h of one process (two cores, v, commit c);\n1 rows, 0.5 h of one process (a card, v, commit c)."
     assert "real mbpp" not in blocks, "no test rows of sft there"
+
+
+def test_equal_flops_are_those_of_the_arm_its_entropy_pass_included():
+    """Bug: wmss held against what joint alone spends; steps or FLOPs of one seed printed for all."""
+    spend = {"joint": 2e12, "sft-flops": 2.1e12, "wmss": 3e12, "sft-flops-wmss": 3.2e12}
+    arms = {arm: {s: fake(0.5, [1, 0, arm == "joint", 0], s, arm=arm, flops=f + s * 1e12, steps=16 + s, edge=[]) for s in (0, 1)} for arm, f in spend.items()}
+    lines = analyse.flops_table({"toy-math": arms}).splitlines()[2:]
+    assert [line.split(" | ")[:5] for line in lines] == [["| toy-math", "joint", "2.500", "sft-flops", "2.600"], ["| toy-math", "wmss", "3.500", "sft-flops-wmss", "3.700"]]
+    assert "+25.00 [" in lines[0] and lines[1].endswith("| +0.00 [+0.00, +0.00] |")
+    assert "| 16-17 | 2.500 |" in analyse.main_table(arms, {})
 
 
 def test_mass_is_told_against_the_share_of_the_data(work):

@@ -513,7 +513,7 @@ def m1(trained):
 def test_a_run_leaves_all_its_files_and_a_table(trained):
     """Bug: a row, an interval or a file that the README promises and the run forgets."""
     assert {"config.json", "log.jsonl", "base.pt", "sft.pt", "snapshots", "gaps.pt", "weak.pt", "wmss.pt", "sft-steps.pt",
-            "sft-flops.pt", "scores.json", "answers", "report.html"} <= set(os.listdir(trained)) and not (trained / "resume.pt").exists()
+            "sft-flops.pt", "scores.json", "answers", "report.html"} <= set(os.listdir(trained)) and not list(trained.glob("resume*"))
     scores = json.loads((trained / "scores.json").read_text())
     assert [r["model"] for r in scores["rows"]] == ["base", "sft", "sft-steps", "sft-flops", "wmss", "weak", "fused"]
     for r in scores["rows"]:
@@ -614,7 +614,10 @@ def test_dedup_trains_on_fewer_samples_for_fewer_steps(run, trained):
     def steps(folder):
         return len(trace(folder, "wmss")), len(trace(folder, "sft-steps"))
     assert steps(run("--name", "a", *m1(trained), "--clean", "24")) == (3, 3)
-    assert steps(run("--name", "b", *m1(trained), "--clean", "24", "--gap", "both", "--dedup")) == (2, 2)
+    out = run("--name", "b", *m1(trained), "--clean", "24", "--gap", "both", "--dedup")
+    assert steps(out) == (2, 2)
+    draws = {r["draw"]: r for r in map(json.loads, open(out / "log.jsonl")) if "draw" in r}
+    assert draws["wmss"]["drawn"] == 16 and 8 < draws["wmss"]["unique"] <= 16 and draws["sft-steps"]["unique"] == 16, "section 1.2: to be logged"
 
 
 def test_sft_flops_spends_what_wmss_spent_and_less_than_one_step_more(run, trained):
@@ -749,7 +752,26 @@ def test_resume_after_a_crash_gives_the_same_bits(run, trained, monkeypatch, arm
         assert same(out / f"{name}.pt", trained / f"{name}.pt"), name
     for name in ("base", "sft", "wmss", "sft-steps", "sft-flops"):
         assert trace(out, name) == trace(trained, name)
-    assert not (out / "resume.pt").exists()
+    assert not list(out.glob("resume*"))
+
+
+def test_an_interrupted_arm_keeps_its_state_while_another_is_trained(run, trained, monkeypatch):
+    """Bug: --resume --arm sft deleted what --resume was to go on from: days of the joint arm."""
+    real, flags = train_wmss.lr_at, ("--name", "a", *m1(trained), "--arm", "wmss", "--save-every", "1")
+    def lr_at(step, *args):
+        if step == 2:
+            raise Crash
+        return real(step, *args)
+    with monkeypatch.context() as m:
+        m.setattr(train_wmss, "lr_at", lr_at)
+        with pytest.raises(Crash):
+            run(*flags)
+    out = run(*flags, "--resume", "--arm", "sft", "--stages", "wmss")
+    assert (out / "sft-steps.pt").exists() and not (out / "wmss.pt").exists()
+    seen = []
+    monkeypatch.setattr(train_wmss, "lr_at", lambda step, *args: seen.append(step) or real(step, *args))
+    run(*flags, "--resume")
+    assert seen == [2] and same(out / "wmss.pt", trained / "wmss.pt")
 
 
 def test_crash_in_the_entropy_stage_or_while_scoring_loses_nothing(run, trained, monkeypatch):
@@ -778,6 +800,30 @@ def text(tmp_path_factory):
     (folder / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "amc.jsonl").write_text("".join(json.dumps({"question": f"{a} and {a}?", "answer": str(2 * a)}) + "\n" for a in range(40)))
     return str(folder / "train.jsonl"), f"amc23={folder / 'amc.jsonl'}"
+
+
+def test_a_model_of_the_hub_goes_through_all_stages_by_its_name(run, hf_folder, text, monkeypatch):
+    """Bug: a name that is no path, for which a toy base was trained, or an SFT that was thrown away: every preset of real models ended there."""
+    import huggingface_hub
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: {"acme/tiny": str(hf_folder)}[name])
+    out = run(*text_flags("acme/tiny", text, "hub"))
+    scores = json.loads((out / "scores.json").read_text())["rows"]
+    assert [r["model"] for r in scores][:2] == ["base", "sft"] and scores[0]["checkpoint"] == "acme/tiny" and not (out / "base.pt").exists()
+    local = run(*text_flags(hf_folder, text, "local"))
+    for name in ("sft", "wmss", "weak"):
+        assert same(out / f"{name}.pt", local / f"{name}.pt")
+    named = run(*text_flags("acme/tiny", text, "named"), "--sft", "acme/tiny", "--arm", "wmss")
+    assert not (named / "sft.pt").exists() and (named / "wmss.pt").exists()
+
+
+def test_what_is_scored_is_asked_with_the_system_prompt(run, hf_folder, text, monkeypatch):
+    """Bug: a model that was trained under the paper's system prompt and is scored without."""
+    asked, real = [], eval_math.chat
+    monkeypatch.setattr(eval_math, "PAPER_SYSTEM", "Think.")                # the paper's own has 333 characters, too many for 256 positions
+    monkeypatch.setattr(eval_math, "chat", lambda enc, system=None, raw=False: asked.append(system) or real(enc, system, raw))
+    for system in ("paper", "Be brief.", ""):
+        run(*text_flags(hf_folder, text, "s"), "--stages", "score", "--overwrite", "--system", system)
+    assert set(asked) == {eval_math.PAPER_SYSTEM, "Be brief.", ""} and train_wmss.PRESETS["qwen3-4b-am"]["system"] == "paper"
 
 
 def text_flags(hf_folder, text, name):
@@ -1053,6 +1099,7 @@ def refuse(*flags):
 def test_bad_flags_are_reported_together_before_anything_is_written(tmp_path, monkeypatch):
     """Bug: typos ignored (the official code), one error per run, a bad value noticed after an hour."""
     monkeypatch.chdir(tmp_path)
+    assert "--score-data: expected each set once" in refuse("--score-data", "mbpp", "mbpp-test=a", "--allow-code-execution")
     text = refuse("--lamda", "0.3", "--lam", "2", "--weak", "melted", "--clean", "many", "--stages", "sft,base", "--clip", "nan",
                   "--base", "nowhere.pt", "stray")
     for words in ("unknown argument --lamda; did you mean --lam?", "unknown argument stray", "--lam: expected a share", "one of joint, frozen, found 'melted'",
@@ -1157,10 +1204,21 @@ def test_divergence_stops_the_run_and_saves_no_wreck(run, steps):
     assert not os.path.exists("out/a/base.pt")
 
 
+def test_divergence_leaves_no_wreck_among_the_snapshots(run, trained):
+    """Bug: a snapshot of NaN, the weak model of a later run, from a step between two lines of the log."""
+    with pytest.raises(SystemExit, match="sft has diverged at step .*it has no checkpoint"):
+        run("--name", "a", "--stages", "sft", "--base", str(trained / "base.pt"), "--sft-lr", "1e30", "--sft-epochs", "20",
+            "--snapshots", "50", "--log-every", "100")
+    for name in (found := os.listdir("out/a/snapshots")):
+        model, _ = load_checkpoint(os.path.join("out/a/snapshots", name))
+        assert all(p.isfinite().all() for p in model.parameters()), name
+    assert found
+
+
 def test_interim_state_that_is_none_is_refused(run, trained):
-    """Bug: a KeyError from a resume.pt that is another checkpoint."""
+    """Bug: a KeyError from a resume-sft.pt that is another checkpoint."""
     out = run("--name", "a", "--stages", "base")
-    (out / "resume.pt").write_bytes((trained / "sft.pt").read_bytes())
+    (out / "resume-sft.pt").write_bytes((trained / "sft.pt").read_bytes())
     assert "no interim state" in refuse(*TINY, "--name", "a", "--stages", "sft", "--resume")
 
 
