@@ -325,8 +325,11 @@ def lam_table(rows):
     return table(["task", "arm", *(f"lam {lam:g}" for lam in lams), "no mixing"], lines)
 
 
-def controls_lines(rows, lam, regime="default"):
-    """At one lambda, on validation, each arm at its best rate there: mixing less its controls, points, with t intervals over seeds."""
+def controls_lines(rows, lam, regime):
+    """At one lambda, on validation, each arm at its best rate there: mixing less its controls, points, with t intervals over seeds.
+
+    Less permuted: with the weak model trained; where there is permuted-frozen, frozen is held against that.
+    """
     found, lines = {}, []
     for r in rows:
         if r["split"] == "val" and r["regime"] == regime and (r["lam"] == lam or r["arm"] in ("sft", "sft-flops")):
@@ -344,18 +347,10 @@ def controls_lines(rows, lam, regime="default"):
     return lines
 
 
-CONTROLS = ["less sft", "less sft-flops", "less d0", "less permuted"]
-
-
-def controls_table(rows, lam=0.5):
-    """controls_lines() of the default regime; less permuted: weak trained, or for frozen frozen, likewise."""
-    return table(["task", f"arm, lam {lam:g}", *CONTROLS], controls_lines(rows, lam))
-
-
-def regime_controls(rows):
-    """controls_lines() of every regime and lambda; less permuted: always with the weak model trained."""
+def controls_table(rows):
+    """controls_lines() of every regime and lambda that the rows have."""
     pairs = dict.fromkeys((r["regime"], r["lam"]) for r in rows if r["split"] == "val" and r["lam"] is not None)
-    return table(["regime", "lam", "task", "arm", *CONTROLS],
+    return table(["regime", "lam", "task", "arm", *(f"less {r}" for r in REFERENCES)],
                  [[regime, f"{lam:g}", *line] for regime, lam in pairs for line in controls_lines(rows, lam, regime)])
 
 
@@ -507,7 +502,7 @@ def blocks(toy, regimes, real=()):
     if toy:
         out |= {"equal FLOPs": flops_table(by_task), "lambda": lam_table(toy), "controls": controls_table(toy)}
     if regimes:
-        out |= {"regimes": regime_table(regimes), "regime controls": regime_controls(regimes), "mass": mass_table(regimes)}
+        out |= {"regimes": regime_table(regimes), "regime controls": controls_table(regimes), "mass": mass_table(regimes)}
     if real:
         out["real"] = rates_table(real)
     for regime in ("real", "reduced"):

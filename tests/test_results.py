@@ -302,10 +302,10 @@ def test_differences_at_one_lambda_are_paired_over_seeds_at_the_best_rate_of_eac
         ("joint", 0.5, 1e-4, (0.8, 0.9, 0.7)), ("joint", 0.5, 1e-3, (0.95, 0.1, 0.1)), ("joint", 0.9, 1e-4, (1, 1, 1)),
         ("d0", 0.5, 1e-4, (0.7, 0.7, 0.7)), ("sft", None, 1e-3, (0.8, 0.9, 0.7))) for s, a in enumerate(values)]
     half = 4.302653 * 10 / 3 ** 0.5
-    assert analyse.controls_table(found).splitlines()[2:] == [
-        f"| toy-math | joint | +0.00 [+0.00, +0.00] | - | +10.00 [{10 - half:+.2f}, {10 + half:+.2f}] | - |"]
+    assert analyse.controls_table(found).splitlines()[2:3] == [
+        f"| default | 0.5 | toy-math | joint | +0.00 [+0.00, +0.00] | - | +10.00 [{10 - half:+.2f}, {10 + half:+.2f}] | - |"]
     few = [dict(r, regime="few") for r in found]
-    assert analyse.regime_controls(found[:0] + few).splitlines()[2:4] == [
+    assert analyse.controls_table(few).splitlines()[2:4] == [
         f"| few | 0.5 | toy-math | joint | +0.00 [+0.00, +0.00] | - | +10.00 [{10 - half:+.2f}, {10 + half:+.2f}] | - |",
         "| few | 0.9 | toy-math | joint | +20.00 [-4.84, +44.84] | - | - | - |"]
 
