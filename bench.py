@@ -5,7 +5,7 @@
     python bench.py P1b --nanogpt ../nanoGPT/model.py        # after git clone https://github.com/karpathy/nanoGPT
     python bench.py scaling                          # step time and memory against T, V, layers, batch; the loss's against V x tokens
     python bench.py profile                          # where the seconds of a step, an entropy pass, generation go, ours and the peers'
-    python bench.py gpu gpu-generate                 # on a GPU: MFU, torch.compile, CUDA graphs, entropies, beside transformers
+    python bench.py gpu gpu-generate gpu-profile     # on a GPU: MFU, torch.compile, CUDA graphs, entropies, beside transformers; where a step goes
     python bench.py --quick                          # every part at toy size, to see it run; its numbers mean nothing
 
 A ratio above 1 means that ours is better; P2 is seconds per step over those of SFT, lower is better. Before anything is
@@ -535,21 +535,26 @@ def scaling(size, args):
 
 
 # ATen operators -> what they are for; what is in none of these is "other"
-GROUPS = {"matrix products": ("mm", "addmm", "bmm", "baddbmm"), "attention": ("scaled_dot_product",),
+GROUPS = {"matrix products": ("mm", "addmm", "bmm", "baddbmm"), "attention": ("scaled_dot_product", "flash_attention", "efficient_attention"),
+          "compiled": ("triton",),
           "optimizer": ("fused_adamw", "linalg_vector_norm", "foreach"),
           "softmax, loss": ("softmax", "log_softmax", "nll_loss", "logsumexp", "exp", "log", "amax", "maximum", "scatter", "gather"),
           "copies": ("copy", "cat", "zero", "fill", "index", "clone", "embedding")}
 
 
 def shares_of(act):
-    """act() under PyTorch's profiler -> {group: share of the operators' own CPU time}, and the seconds of all of it."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+    """act() under PyTorch's profiler -> {group: share of the operators' own time}, and the seconds of all of it: of the kernels that
+    they launch where there is a GPU, else of the CPU."""
+    kinds, gpu = torch.profiler.ProfilerActivity, torch.cuda.is_available()
+    with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA][:1 + gpu]) as seen:
         act()
     shares = dict.fromkeys([*GROUPS, "other"], 0.0)
     for e in seen.key_averages():
         name = e.key.removeprefix("aten::").strip("_")
-        group = next((g for g, ops in GROUPS.items() if any(name == op or name.startswith(op + "_") for op in ops)), "other")
-        shares[group] += e.self_cpu_time_total / 1e6
+        group = next((g for g, ops in GROUPS.items() if any(name == op or name.startswith(op + "_") for op in ops)),
+                     "compiled" if "Compiled" in name else "other")             # "Torch-Compiled Region", "CompiledFunction", ...
+        if not gpu or e.device_type == torch.autograd.DeviceType.CPU:           # a kernel is its operator's, and an event of its own too
+            shares[group] += (e.self_device_time_total if gpu else e.self_cpu_time_total) / 1e6
     total = sum(shares.values())
     return {g: s / max(1e-9, total) for g, s in shares.items()}, total
 
@@ -731,8 +736,26 @@ def gpu_generate(size, args):
     return {"gpu-generate": record}
 
 
+def gpu_profile(size, args):
+    """On one GPU, bf16: what the kernels of a step are for, and the share of it in which none runs."""
+    cuda, record, steps = torch.cuda.is_available(), {}, 6
+    if not cuda and not args.quick:
+        raise LookupError("no GPU here")
+    print(f"kernels of a step, share of its time\n{'':>24s}{'s/step':>9s}" + "".join(f"{g:>17s}" for g in [*GROUPS, 'other', 'idle']))
+    for name, shape in {"toy": TINY}.items() if args.quick else {"SmolLM2-135M": {**SHAPE, "n_layers": 30}, "Qwen3-0.6B": QWEN}.items():
+        samples = gsm8k_like(shape["vocab_size"])
+        for weak, how in ((None, "sft"), ("joint", "joint")):
+            act = lambda: gpu_steps(shape, samples, 4 if args.quick else 64, steps, 64 if args.quick else 16384, None, weak, how)
+            seconds = act()["seconds"]
+            shares, kernels = shares_of(act)
+            busy = kernels / steps / seconds if cuda else 1.0
+            record[f"{name} {how}"] = found = {g: s * busy for g, s in shares.items()} | dict(idle=1 - busy)
+            print(f"{name + ' ' + how:>24s}{seconds:9.4f}" + "".join(f"{s:17.1%}" for s in found.values()), flush=True)
+    return {"gpu-profile": record}
+
+
 PARTS = dict(P1=p1, P1b=p1b, P2=p2, P3=p3, P4=p4, P5=p5, P6=p6, P7=p7)
-VIEWS = dict(scaling=scaling, profile=profile, gpu=gpu) | {"gpu-generate": gpu_generate}       # only where they are named
+VIEWS = dict(scaling=scaling, profile=profile, gpu=gpu) | {"gpu-generate": gpu_generate, "gpu-profile": gpu_profile}       # only where they are named
 
 
 # ----------------------------------------------------------------------------------------------------------------------

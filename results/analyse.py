@@ -503,7 +503,7 @@ def blocks(toy, regimes, real=()):
         out |= {"equal FLOPs": flops_table(by_task), "lambda": lam_table(toy), "controls": controls_table(toy)}
     if regimes:
         out |= {"regimes": regime_table(regimes), "regime controls": controls_table(regimes), "mass": mass_table(regimes)}
-    if real:
+    if any(r["split"] == "val" for r in real):
         out["real"] = rates_table(real)
     for regime in ("real", "reduced"):
         by_task = {task: arms for task, arms in tested(real, regime).items() if "sft" in arms}

@@ -63,9 +63,10 @@ def test_an_unknown_part_is_refused_before_anything_runs():
 def test_what_is_for_a_gpu_runs_at_toy_size_and_is_not_measured_without_one(capsys):
     """Bug: a view that breaks on the rare day when there is a GPU; CPU figures under a GPU's name."""
     pytest.importorskip("transformers")
-    found = bench.main(["--quick", "--threads", "1", "gpu", "gpu-generate"])
+    found = bench.main(["--quick", "--threads", "1", "gpu", "gpu-generate", "gpu-profile"])
     assert {"toy sft", "toy joint", "toy frozen", "toy permuted", "toy sft, transformers"} < found["gpu"].keys()
     assert found["gpu"]["toy joint"]["flops"] > 0 and found["gpu-generate"]["CUDA graphs"]["tokens"] > 0
+    assert sum(found["gpu-profile"]["toy joint"].values()) == pytest.approx(1) and found["gpu-profile"]["toy joint"]["matrix products"] > 0.05
     if not torch.cuda.is_available():
         assert bench.main(["gpu", "gpu-generate"])["gpu-generate"] == {"not_measured": "no GPU here"}
         assert capsys.readouterr().out.count("not measured: no GPU here") == 2
