@@ -252,7 +252,7 @@ def difference(pair):
 
 
 def main_table(arms, pairs):
-    head = ["arm", "chosen on val", "steps", "TFLOPs", "test accuracy", *(f"against {r}" for r in REFERENCES)]
+    head = ["arm", "setting", "steps", "TFLOPs", "test accuracy", *(f"against {r}" for r in REFERENCES)]
     one = lambda arm: next(iter(arms[arm].values()))
     def steps(arm):
         found = sorted(r["steps"] for r in arms[arm].values() if r.get("steps"))
@@ -368,7 +368,7 @@ def regime_table(rows):
                                   *(difference(pairs[task].get((arm, ref))) for ref in REFERENCES)])
             lines.append([regime, task, "best control", "", *(f"{c} {100 * mean[c]:.2f}" for c in sorted(set(controls) & set(mean), key=mean.get)[-1:]),
                           "", "", "", ""])
-    return table(["regime", "task", "arm", "chosen on val", "test accuracy", *(f"against {r}" for r in REFERENCES)], lines)
+    return table(["regime", "task", "arm", "setting", "test accuracy", *(f"against {r}" for r in REFERENCES)], lines)
 
 
 def rates_table(rows):
@@ -506,7 +506,8 @@ def blocks(toy, regimes, real=()):
     if any(r["split"] == "val" for r in real):
         out["real"] = rates_table(real)
     for regime in ("real", "reduced"):
-        by_task = {task: arms for task, arms in tested(real, regime).items() if "sft" in arms}
+        order = ("weak", "m1", "sft", "sft-flops", "d0", "frozen", "permuted", "joint", "wmss").index
+        by_task = {task: {arm: arms[arm] for arm in sorted(arms, key=order)} for task, arms in tested(real, regime).items() if "sft" in arms}
         for task, pairs in compare(by_task).items():
             out[f"{regime} {task}"] = "\n\n".join((main_table(by_task[task], pairs), family_table(by_task[task]), watch_table(by_task[task])))
     for name, rows in (("toy", toy), ("regimes", regimes), ("real", real)):
