@@ -274,9 +274,12 @@ def flops_table(by_task):
 
 
 def family_table(arms):
-    families = list(next(iter(next(iter(arms.values())).values()))["families"])
-    share = lambda seeds, f: 100 * np.mean([r["families"][f] for r in seeds.values()])
-    return table(["arm", *families], [[arm, *(f"{share(seeds, f):.1f}" for f in families)] for arm, seeds in arms.items()])
+    """Accuracy of each family and, where they are 1 % or more, the answers that the limit of new tokens cut off, %."""
+    columns = {f: lambda r, f=f: r["families"][f] for f in next(iter(next(iter(arms.values())).values()))["families"]}
+    if max(r["truncated"] for seeds in arms.values() for r in seeds.values()) >= 0.01:
+        columns["cut off"] = lambda r: r["truncated"]
+    return table(["arm", *columns], [[arm, *(f"{100 * np.mean([of(r) for r in seeds.values()]):.1f}" for of in columns.values())]
+                                     for arm, seeds in arms.items()])
 
 
 def closer_table(arms):

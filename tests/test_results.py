@@ -366,13 +366,13 @@ def test_rates_are_averaged_per_problem_before_they_are_compared():
 def test_a_run_without_a_validation_phase_reports_every_test_row():
     """Bug: the rows of --reduced dropped for want of a choice; rows of two machines said to come from either."""
     bits = {"weak": [0, 0, 0, 0], "sft": [1, 0, 0, 0], "joint": [1, 1, 0, 0]}
-    found = [fake(sum(b) / 4, b, seed, arm=arm, lr=None if arm == "weak" else 3e-5, regime="reduced", task="mbpp", split="test", families={"mbpp": sum(b) / 4},
+    found = [fake(sum(b) / 4, b, seed, arm=arm, lr=None if arm == "weak" else 3e-5, regime="reduced", task="mbpp", split="test", families={"mbpp": sum(b) / 4}, truncated=b[1] / 2,
                   hardware="two cores", versions="v", commit="c", total=3600) for arm, b in bits.items() for seed in (0, 1)[:1 if arm == "weak" else 2]]
     other = fake(0.9, [1] * 4, 0, regime="real", task="mbpp", split="val", hardware="a card", versions="v", commit="c", total=1800)
     blocks = analyse.blocks([], [], [*found, other])
     main, families = blocks["reduced mbpp"].split("\n\n")[:2]
     assert [line.split(" | ")[4] for line in main.splitlines()[2:]] == ["0.00", "25.00 ± 0.00", "50.00 ± 0.00"]
-    assert "+25.00" in main.splitlines()[-1] and families.splitlines()[2:] == ["| weak | 0.0 |", "| sft | 25.0 |", "| joint | 50.0 |"]
+    assert "+25.00" in main.splitlines()[-1] and families.splitlines()[2:] == ["| weak | 0.0 | 0.0 |", "| sft | 25.0 | 0.0 |", "| joint | 50.0 | 50.0 |"]
     assert blocks["rows real"] == "5 rows, 5.0 h of one process (two cores, v, commit c);\n1 rows, 0.5 h of one process (a card, v, commit c)."
     assert "real mbpp" not in blocks, "no test rows of sft there"
 
