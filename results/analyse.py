@@ -329,7 +329,7 @@ def lam_table(rows):
 
 
 def controls_lines(rows, lam, regime):
-    """At one lambda, on validation, each arm at its best rate there: mixing less its controls, points, with t intervals over seeds.
+    """At one lambda, on validation, each arm at its best rate there: mixing less its controls and less joint, points, t intervals over seeds.
 
     Less permuted: with the weak model trained; where there is permuted-frozen, frozen is held against that.
     """
@@ -341,19 +341,19 @@ def controls_lines(rows, lam, regime):
     for task, arm in best:
         cells = []
         frozen = arm == "frozen" and (task, "permuted-frozen") in best
-        for ref in ("sft", "sft-flops", "d0", "permuted-frozen" if frozen else "permuted"):
+        for ref in ("sft", "sft-flops", "d0", "permuted-frozen" if frozen else "permuted", "joint"):
             d = [v - best[task, ref][s] for s, v in best[task, arm].items() if s in best.get((task, ref), ())]
             half = t_quantile(len(d) - 1) * np.std(d, ddof=1) / len(d) ** 0.5 if len(d) > 1 else math.inf
             cells.append(f"{np.mean(d):+.2f} [{np.mean(d) - half:+.2f}, {np.mean(d) + half:+.2f}]" if d else "-")
-        if arm in ("joint", "frozen", "wmss-token" if regime == "default" else "wmss"):
-            lines.append([task, arm, *cells])
+        if arm in ("joint", "frozen", "wmss", "wmss-token"):
+            lines.append([task, arm, *cells[:-1], "" if arm == "joint" else cells[-1]])
     return lines
 
 
 def controls_table(rows):
     """controls_lines() of every regime and lambda that the rows have."""
     pairs = dict.fromkeys((r["regime"], r["lam"]) for r in rows if r["split"] == "val" and r["lam"] is not None)
-    return table(["regime", "lam", "task", "arm", *(f"less {r}" for r in REFERENCES)],
+    return table(["regime", "lam", "task", "arm", *(f"less {r}" for r in (*REFERENCES, "joint"))],
                  [[regime, f"{lam:g}", *line] for regime, lam in pairs for line in controls_lines(rows, lam, regime)])
 
 

@@ -299,15 +299,14 @@ def test_the_lambda_table_takes_the_best_rate_of_each_lambda_and_the_nearest_mu(
 def test_differences_at_one_lambda_are_paired_over_seeds_at_the_best_rate_of_each():
     """Bug: another lambda's cells, seeds that are not the same, a rate that only one seed likes."""
     found = [fake(a, [], s, arm=arm, lr=lr, lam=lam) for arm, lam, lr, values in (
-        ("joint", 0.5, 1e-4, (0.8, 0.9, 0.7)), ("joint", 0.5, 1e-3, (0.95, 0.1, 0.1)), ("joint", 0.9, 1e-4, (1, 1, 1)),
+        ("joint", 0.5, 1e-4, (0.8, 0.9, 0.7)), ("joint", 0.5, 1e-3, (0.95, 0.1, 0.1)), ("joint", 0.9, 1e-4, (1, 1, 1)), ("frozen", 0.5, 1e-4, (0.7, 0.8, 0.6)),
         ("d0", 0.5, 1e-4, (0.7, 0.7, 0.7)), ("sft", None, 1e-3, (0.8, 0.9, 0.7))) for s, a in enumerate(values)]
     half = 4.302653 * 10 / 3 ** 0.5
-    assert analyse.controls_table(found).splitlines()[2:3] == [
-        f"| default | 0.5 | toy-math | joint | +0.00 [+0.00, +0.00] | - | +10.00 [{10 - half:+.2f}, {10 + half:+.2f}] | - |"]
     few = [dict(r, regime="few") for r in found]
-    assert analyse.controls_table(few).splitlines()[2:4] == [
-        f"| few | 0.5 | toy-math | joint | +0.00 [+0.00, +0.00] | - | +10.00 [{10 - half:+.2f}, {10 + half:+.2f}] | - |",
-        "| few | 0.9 | toy-math | joint | +20.00 [-4.84, +44.84] | - | - | - |"]
+    assert analyse.controls_table([*found, *few]).splitlines()[2:] == [line for regime in ("default", "few") for line in (
+        f"| {regime} | 0.5 | toy-math | joint | +0.00 [+0.00, +0.00] | - | +10.00 [{10 - half:+.2f}, {10 + half:+.2f}] | - |  |",
+        f"| {regime} | 0.5 | toy-math | frozen | -10.00 [-10.00, -10.00] | - | +0.00 [{-half:+.2f}, {half:+.2f}] | - | -10.00 [-10.00, -10.00] |",
+        f"| {regime} | 0.9 | toy-math | joint | +20.00 [-4.84, +44.84] | - | - | - |  |")]
 
 
 def test_pairs_are_of_the_same_seed_and_problem_and_corrected_for_their_number():
