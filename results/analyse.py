@@ -275,10 +275,11 @@ def flops_table(by_task):
 
 def family_table(arms):
     """Accuracy of each family and, where they are 1 % or more, the answers that the limit of new tokens cut off, %."""
-    columns = {f: lambda r, f=f: r["families"][f] for f in next(iter(next(iter(arms.values())).values()))["families"]}
-    if max(r["truncated"] for seeds in arms.values() for r in seeds.values()) >= 0.01:
-        columns["cut off"] = lambda r: r["truncated"]
-    return table(["arm", *columns], [[arm, *(f"{100 * np.mean([of(r) for r in seeds.values()]):.1f}" for of in columns.values())]
+    shares = {(arm, seed): r["families"] | {"cut off": r["truncated"]} for arm, seeds in arms.items() for seed, r in seeds.items()}
+    columns = list(next(iter(shares.values())))
+    if max(s["cut off"] for s in shares.values()) < 0.01:
+        columns.remove("cut off")
+    return table(["arm", *columns], [[arm, *(f"{100 * np.mean([shares[arm, seed][c] for seed in seeds]):.1f}" for c in columns)]
                                      for arm, seeds in arms.items()])
 
 
@@ -339,14 +340,18 @@ def controls_lines(rows, lam, regime):
             found.setdefault((r["task"], r["arm"]), {}).setdefault(r["lr"], {})[r["seed"]] = 100 * r["accuracy"]
     best = {arm: max(by_rate.values(), key=lambda v: np.mean(list(v.values()))) for arm, by_rate in found.items()}
     for task, arm in best:
+        if arm not in ("joint", "frozen", "wmss", "wmss-token"):
+            continue
         cells = []
         frozen = arm == "frozen" and (task, "permuted-frozen") in best
         for ref in ("sft", "sft-flops", "d0", "permuted-frozen" if frozen else "permuted", "joint"):
+            if ref == arm:
+                cells.append("")
+                continue
             d = [v - best[task, ref][s] for s, v in best[task, arm].items() if s in best.get((task, ref), ())]
             half = t_quantile(len(d) - 1) * np.std(d, ddof=1) / len(d) ** 0.5 if len(d) > 1 else math.inf
             cells.append(f"{np.mean(d):+.2f} [{np.mean(d) - half:+.2f}, {np.mean(d) + half:+.2f}]" if d else "-")
-        if arm in ("joint", "frozen", "wmss", "wmss-token"):
-            lines.append([task, arm, *cells[:-1], "" if arm == "joint" else cells[-1]])
+        lines.append([task, arm, *cells])
     return lines
 
 
