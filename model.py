@@ -107,8 +107,7 @@ class Rows:
             starts = torch.tensor([0] + [T for B, T in shapes for _ in range(B)], dtype=torch.int32).cumsum(0, dtype=torch.int32)
             self.starts, self.longest = starts.pin_memory().to(device, non_blocking=True), max(T for _, T in shapes)
 
-    @torch.compiler.disable        # compiled layers see P alone: another number of buckets is no reason to compile again
-    def attend(self, q, k, v, cache=None):
+    def _attend(self, q, k, v, cache=None):
         """Causal attention within each row; q (P, H, D), k and v (P, K, D), which fill the cache -> (P, H, D)."""
         gqa, sizes, out, b = q.size(1) != k.size(1), [B * T for B, T in self.shapes], [], 0
         if self.starts is not None and cache is None and q.dtype in (torch.bfloat16, torch.float16):
@@ -121,6 +120,8 @@ class Rows:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
             out.append(y.transpose(1, 2).flatten(0, 1))
         return torch.cat(out)
+
+    attend = _attend               # GPT.compile_layers() puts one in its place that the compiler leaves alone
 
 
 class Attention(nn.Module):
@@ -264,6 +265,16 @@ class GPT(nn.Module):
         h = self.norm(h)
         return h if isinstance(x, list) else h.unflatten(0, rows.shapes[0])   # (B, T, C)
 
+    def compile_layers(self):
+        """torch.compile each layer in place: one graph for the layers of all models of a shape.
+
+        It sees P alone, attention stays outside: another number of buckets is no reason to compile again. Said here, not by a
+        decorator, which would import the compiler: two of six seconds, for which a wrong flag or a score would wait.
+        """
+        Rows.attend = torch.compiler.disable(Rows._attend)
+        for layer in self.layers:
+            layer.compile(dynamic=True)
+
     def logits(self, x):
         return self.lm_head(self(x))                                          # (B, T, V): small use only
 
@@ -271,10 +282,11 @@ class GPT(nn.Module):
         """FLOPs of one forward pass; backward costs twice that again, so training costs 3x.
 
         n_tokens: tokens through the trunk; n_pairs: (query, key) pairs that attention scores, T(T+1)/2 a row; n_loss:
-        rows through the head. Counts matrix products only, 2 FLOPs a multiply-add (Kaplan et al. 2020, appendix B).
+        rows through the head; numbers, or tensors with an entry per sample. Counts matrix products only, 2 FLOPs a
+        multiply-add (Kaplan et al. 2020, appendix B).
         """
         c = self.cfg
-        trunk = sum(p.numel() for n, p in self.layers.named_parameters() if p.dim() == 2)
+        trunk = sum(p.numel() for p in self.layers.parameters() if p.dim() == 2)
         return 2 * trunk * n_tokens + 4 * c.n_layers * c.n_heads * c.head_dim * n_pairs + 2 * c.vocab_size * c.dim * n_loss
 
     # ------------------------------------------------------------------------------------------------------------------

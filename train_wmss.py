@@ -322,16 +322,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 rows = slice(i, i + chunk_rows)
                 y = targets[rows, None]
                 z = logits[:len(y)]                                             # (chunk, V), one buffer for all chunks
-                for b, (h, w) in enumerate(zip(scaled, heads)):
-                    if b and permute:
-                        moved, source = permute_logits(h[rows] @ w.T, targets[rows], permute[0][rows], permute[1])
-                        z.add_(moved)
-                        continue
-                    for part, w in zip(tiles(z, 1), tiles(w)):
-                        if dtype == exact:
-                            part.addmm_(h[rows], w.T, beta=int(b > 0))          # beta = 0: what z held before is not even read
-                        else:
-                            part.copy_(h[rows] @ w.T) if b == 0 else part.add_(h[rows] @ w.T)
+                for part, *ws in zip(tiles(z, 1), *map(tiles, heads[:-1] if permute else heads)):
+                    of_branch = [(h[rows], w.T) for h, w in zip(scaled, ws)]
+                    if dtype == exact:                                          # summed where it is in the cache, then stored
+                        tile = torch.mm(*of_branch[0])
+                        for h, w in of_branch[1:]:
+                            tile.addmm_(h, w)
+                        part.copy_(tile)
+                    else:                                                       # products in bf16, their sum in fp32
+                        part.copy_(torch.mm(*of_branch[0]))
+                        for h, w in of_branch[1:]:
+                            part.add_(h @ w)
+                if permute:
+                    moved, source = permute_logits(scaled[-1][rows] @ heads[-1].T, targets[rows], permute[0][rows], permute[1])
+                    z.add_(moved)
                 top, of_y = z.amax(-1, keepdim=True), z.gather(-1, y)
                 if smoothing:                                                   # CE with (1 - eps) onehot(y) + eps / V
                     of_y = (1 - smoothing) * of_y + smoothing * z.mean(-1, keepdim=True)
@@ -570,12 +574,9 @@ def lr_at(step, steps, peak, warmup):
 
 
 def sample_flops(model, samples):
-    """Forward FLOPs of each sample -> list of N ints."""
-    out = []
-    for s in samples:
-        n = len(s.tokens) - 1
-        out.append(model.forward_flops(n, n * (n + 1) // 2, int(s.loss[1:].sum())))
-    return out
+    """Forward FLOPs of each sample -> (N,) float64."""
+    n, n_loss = torch.tensor([(len(s.tokens) - 1, int(s.loss[1:].sum())) for s in samples], dtype=torch.float64).T
+    return model.forward_flops(n, n * (n + 1) / 2, n_loss)
 
 
 PASSES = {"": 3, "frozen": 4, "joint": 6}       # through one model, per step, in units of a forward pass; backward is two of them
@@ -614,13 +615,12 @@ def train(run, arm, strong, samples, batches, lr, weak=None, gaps=None, snapshot
     params = [p for p in pair.parameters() if p.requires_grad]
     opt = torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.95), weight_decay=cfg.weight_decay, fused=True)
     n_loss = torch.tensor([int(s.loss[1:].sum()) for s in samples])             # loss tokens per sample
-    cost = torch.tensor(sample_flops(strong, samples), dtype=torch.float64)     # forward FLOPs per sample
-    cost *= PASSES["" if weak is None else "joint" if joint else "frozen"]
+    cost = sample_flops(strong, samples) * PASSES["" if weak is None else "joint" if joint else "frozen"]
     first, seconds = take_up(run, arm, strong, weak, opt)
     wide = run.device.type == "cuda" and strong.cfg.dim >= 1024                 # narrower: launches bound it, and compiled ones cost more
     if wide if cfg.compile is None else cfg.compile:
-        for layer in [*strong.layers, *(weak.layers if weak is not None else ())]:      # one graph for all layers of both
-            layer.compile(dynamic=True)
+        for model in filter(None, (strong, weak)):
+            model.compile_layers()
     ddp = DistributedDataParallel(pair, forward_sync_buffers=False, gradient_as_bucket_view=True) if run.world > 1 else pair
     log_every = max(1, min(cfg.log_every, steps // 8))                          # a short stage shows its curve too
     started = mark = time.time()
@@ -790,7 +790,7 @@ def stage_entropy(run, samples, t):
     for s, w in zip(samples, gaps["weights"].tolist()):
         mass[s.family] = mass.get(s.family, 0.0) + w
     run.log(gaps=path, mass=mass)
-    gaps.update(flops=2.0 * sum(sample_flops(live, samples)), seconds=time.time() - started, commit=run.commit,
+    gaps.update(flops=2 * float(sample_flops(live, samples).sum()), seconds=time.time() - started, commit=run.commit,
                 weak=weak_path(run, t), live=checkpoint_of(run, t), tokenizer=run.tokenizer)
     run.say(f"\nentropy: {gaps['weak']} -> {gaps['live']}\n{report(gaps, samples)}")
     if run.rank == 0:
@@ -867,7 +867,7 @@ def stage_arm(run, samples, name, t=1):
     else:
         weak, (strong, meta) = None, load_checkpoint(checkpoint_of(run, t), "cpu", run.tokenizer)
     length = dict(epochs=cfg.wmss_epochs) if wmss else dict(
-        steps=steps_of(run, samples, name, torch.tensor(sample_flops(strong, samples), dtype=torch.float64)))
+        steps=steps_of(run, samples, name, sample_flops(strong, samples)))
     gaps, batches = draw(run, samples, t, arm.gap, **length)
     drawn = torch.cat(batches)
     tokens = sum(int(samples[i].loss[1:].sum()) for i in drawn.tolist())

@@ -30,8 +30,8 @@ def samples(n=40, seed=0):
 def loss_and_grads(device, bf16, weak=True, compiled=False, arm="joint", lam=0.5):
     strong, other = model(0).to(device), model(1).to(device) if weak else None
     if compiled:
-        for layer in [*strong.layers, *(other.layers if weak else ())]:
-            layer.compile(dynamic=True)
+        for m in filter(None, (strong, other)):
+            m.compile_layers()
     pair = train_wmss.Pair(strong, other, arm == "joint", None, train_wmss.ARMS[arm]).to(device)
     total = 0
     for batch in micro_batches(samples(), 64, tokens_per_batch=2000):

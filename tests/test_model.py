@@ -780,3 +780,19 @@ def test_rows_end_to_end_give_what_each_row_alone_gives(name):
     torch.testing.assert_close(*outs, rtol=1e-5, atol=1e-5)
     for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * b.abs().max().item())
+
+
+def test_one_compiled_graph_serves_all_layers_models_and_buckets(monkeypatch):
+    """Bug: compiled layers that compute something else, or are compiled again for each layer, model or number of buckets."""
+    from torch._dynamo.utils import counters
+    plain, compile_ = [tiny(seed) for seed in (0, 1)], torch.nn.Module.compile
+    batches = [[torch.randint(23, shape) for shape in shapes] for shapes in ([(2, 5), (1, 9)], [(3, 7)], [(1, 4), (2, 6), (1, 8)])]
+    want = [m(x) for m in plain for x in batches]
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile_(self, backend="eager", **how))   # inductor takes 40 s
+    monkeypatch.setattr(model_file.Rows, "attend", model_file.Rows.attend)
+    torch.compiler.reset()
+    counters.clear()
+    for m in plain:
+        m.compile_layers()
+    torch.testing.assert_close([m(x) for m in plain for x in batches], want)
+    assert 0 < counters["stats"]["unique_graphs"] <= 4             # before and after attention, for static and for changing P

@@ -1229,8 +1229,9 @@ def test_no_git_is_no_reason_not_to_run(monkeypatch):
 
 
 def test_import_needs_none_of_the_heavy_and_optional_packages():
-    """Bug: `datasets` imported (and slow) for a task that does not use it."""
-    code = "import sys, train_wmss; print([m for m in ('datasets', 'transformers', 'safetensors', 'wandb') if m in sys.modules])"
+    """Bug: `datasets` imported (and slow) for a task that does not use it; a wrong flag that waits two seconds for the compiler."""
+    code = ("import sys, train_wmss; "
+            "print([m for m in ('datasets', 'transformers', 'safetensors', 'wandb', 'torch._dynamo') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 
