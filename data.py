@@ -62,25 +62,27 @@ def split_of(prompt):
 def _problems(split, n, rng, noise, families, draw):
     """n Problems of a split, the families in turn, a share `noise` of them with the mistake as completion.
 
-    draw(family, rng) gives a Problem, or None where it drew numbers that do not suit the family. Problems of val and test
-    are distinct; train may repeat some, as corpora do. Raises ValueError on an unknown split, or one with too few problems.
+    draw(family, rng) gives a prompt and solve() -> its Problem, or None where it drew numbers that do not suit the family.
+    Problems of val and test are distinct; train may repeat some, as corpora do. Raises ValueError on an unknown split, or one with too few problems.
     """
     if split not in SPLITS:
         raise ValueError(f"data: unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     seen, problems, misses = set(), [], 0
     while len(problems) < n:
         family = families[len(problems) % len(families)]
-        p = draw(family, rng)
-        if p is None:
+        drawn = draw(family, rng)
+        if drawn is None:
             continue
+        prompt, solve = drawn
         flawed = rng.random() < noise
-        if split_of(p.prompt) != split or (p.prompt in seen and split != "train"):
+        if split_of(prompt) != split or (prompt in seen and split != "train"):
             misses += 1
             if misses > 20_000:                                # in a row: what is left is too little to be found
                 raise ValueError(f"data: split {split!r} has too few {family!r} problems for n = {n}; ask for fewer")
             continue
         misses = 0
-        seen.add(p.prompt)
+        seen.add(prompt)
+        p = solve()
         problems.append(replace(p, completion=p.mistake if flawed else p.completion, id=f"{split}/{len(problems)}"))
     return problems
 
@@ -139,31 +141,19 @@ def mul_columns(a, d, bug=False):
     return steps, result
 
 
-def _times(a, d, bug):
-    return f"{a}*{d}:", *mul_columns(a, d, bug)
-
-
 def _order(a, b, c, bug):                                      # the bug: left to right, blind to precedence
     if bug:
         first, total = add_columns(a, b)
         then, total = mul_columns(total, c)
     else:
         first, (then, total) = [f"{b}*{c}={b * c}"], add_columns(a, b * c)
-    return f"{a}+{b}*{c}:", first + then, total
+    return first + then, total
 
 
 def _chain(a, b, c, bug):
     first, total = add_columns(a, b, bug)
     then, result = sub_columns(total, c, bug)
-    return f"{a}+{b}-{c}:", first + [str(total)] + then, result
-
-
-def _add(a, b, bug):
-    return f"{a}+{b}:", *add_columns(a, b, bug)
-
-
-def _sub(a, b, bug):
-    return f"{a}-{b}:", *sub_columns(a, b, bug)
+    return first + [str(total)] + then, result
 
 
 def _carries(a, b):
@@ -174,27 +164,32 @@ def _borrows(a, b):
     return sub_columns(a, b)[1] != sub_columns(a, b, bug=True)[1]
 
 
-# family: (procedure, the operands' ranges, which operands it takes), in graded difficulty
+# family: (prompt, procedure, the operands' ranges, which operands it takes), in graded difficulty
 _TWO, _THREE, _DIGIT = (10, 99), (100, 999), (2, 9)
 FAMILIES = {
-    "add": (_add, (_THREE, _THREE), lambda a, b: not _carries(a, b)),
-    "sub": (_sub, (_THREE, _THREE), lambda a, b: a > b and not _borrows(a, b)),
-    "carry": (_add, (_THREE, _THREE), _carries),
-    "order": (_order, (_TWO, _DIGIT, _DIGIT), lambda a, b, c: True),
-    "chain": (_chain, (_THREE, _THREE, _THREE), lambda a, b, c: add_columns(a, b, bug=True)[1] > c),
-    "borrow": (_sub, (_THREE, _THREE), lambda a, b: a > b and _borrows(a, b)),
-    "times": (_times, (_THREE, _DIGIT), lambda a, d: True),
+    "add": ("{}+{}:", add_columns, (_THREE, _THREE), lambda a, b: not _carries(a, b)),
+    "sub": ("{}-{}:", sub_columns, (_THREE, _THREE), lambda a, b: a > b and not _borrows(a, b)),
+    "carry": ("{}+{}:", add_columns, (_THREE, _THREE), _carries),
+    "order": ("{}+{}*{}:", _order, (_TWO, _DIGIT, _DIGIT), lambda a, b, c: True),
+    "chain": ("{}+{}-{}:", _chain, (_THREE, _THREE, _THREE), lambda a, b, c: add_columns(a, b, bug=True)[1] > c),
+    "borrow": ("{}-{}:", sub_columns, (_THREE, _THREE), lambda a, b: a > b and _borrows(a, b)),
+    "times": ("{}*{}:", mul_columns, (_THREE, _DIGIT), lambda a, d: True),
 }
 
 
 def _draw_math(family, rng):
-    procedure, ranges, takes = FAMILIES[family]
+    words, procedure, ranges, takes = FAMILIES[family]
     operands = [rng.randint(*r) for r in ranges]
     if not takes(*operands):
         return None
-    (prompt, *right), (_, *wrong) = (procedure(*operands, bug) for bug in (False, True))
-    written = [",".join(steps) + f";{result}" for steps, result in (right, wrong)]
-    return Problem(family, prompt, written[0], str(right[1]), written[1])
+    prompt = words.format(*operands)
+
+    def solve():
+        right, wrong = (procedure(*operands, bug) for bug in (False, True))
+        written = [",".join(steps) + f";{result}" for steps, result in (right, wrong)]
+        return Problem(family, prompt, written[0], str(right[1]), written[1])
+
+    return prompt, solve
 
 
 def toy_math(split, n, seed=0, noise=0.0):
@@ -275,7 +270,7 @@ CODE_FAMILIES = {"affine": _affine, "clamp": _clamp, "branch": _branch, "count":
 def _draw_code(family, rng):
     words, right, wrong, inputs = CODE_FAMILIES[family](rng)
     test = f"def check(candidate):\n    for x in {inputs}:\n        assert candidate(x) == ({right})\n"
-    return Problem(family, words + ": ", right, right, wrong, "def f(x): return ", test, "f")
+    return words + ": ", lambda: Problem(family, words + ": ", right, right, wrong, "def f(x): return ", test, "f")
 
 
 def toy_code(split, n, seed=0, noise=0.0):
