@@ -1,6 +1,6 @@
 """Speed and memory of each part beside its naive form and its public peers, in one run: both sides take turns (A B A B ...).
 
-    python bench.py                                  # every part, about ten minutes on two cores
+    python bench.py                                  # every part, ten to thirty minutes on two cores
     python bench.py P3 P4 --json bench.json          # some of them; the numbers go to a file too
     python bench.py P1b --nanogpt ../nanoGPT/model.py        # after git clone https://github.com/karpathy/nanoGPT
     python bench.py scaling                          # step time and memory against T, V, layers, batch; the loss's against V x tokens
