@@ -160,16 +160,17 @@ class Bench(train_wmss.Run):
     def keep_log(self, wanted):
         pass
 
+    def train(self, *what, **how):
+        """train_wmss.train(), which logs often here, for the clocks; what a logged step tells of its tokens, which no peer tells and
+        training at one step in 50 (or eight times a stage), is left out."""
+        with patch.object(train_wmss, "diagnose", lambda pair, cfg: pair.seen.clear() or {}):
+            return train_wmss.train(self, "bench", *what, **how)
+
 
 def our_steps(threads, model, samples, batches, weak_model=None, **config):
-    """Train in place through train() -> the (wall, CPU) seconds of all steps but the first, which pays for AdamW's state; losses.
-
-    Every step is a logged one here, so that the clocks are read; what a logged step tells of its tokens (diagnose), one in 50 or an
-    eighth of a stage, is left out.
-    """
+    """Train in place through train() -> the (wall, CPU) seconds of all steps but the first, which pays for AdamW's state; losses."""
     run = Bench(threads, batch_size=len(batches[0]), **config)
-    with patch.object(train_wmss, "diagnose", lambda pair, cfg: pair.seen.clear() or {}):
-        train_wmss.train(run, "bench", model, samples, batches, 1e-4, weak=weak_model)
+    run.train(model, samples, batches, 1e-4, weak=weak_model)
     return [tuple(b - a for a, b in zip(*pair)) for pair in zip(run.marks, run.marks[1:])], run.losses
 
 
@@ -612,8 +613,8 @@ def gpu_steps(shape, samples, batch, steps, tokens_per_batch, compiled, weak=Non
     if gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    state = train_wmss.train(run, "bench", strong, samples, batches, 1e-5, weak=other,
-                             how=train_wmss.ARMS[how]._replace(weak=weak) if weak else train_wmss.ARMS["sft"])
+    state = run.train(strong, samples, batches, 1e-5, weak=other,
+                      how=train_wmss.ARMS[how]._replace(weak=weak) if weak else train_wmss.ARMS["sft"])
     span, n = run.marks[-1][0] - run.marks[1][0], run.steps[-1] - run.steps[1]
     tokens = sum(len(samples[i].tokens) - 1 for i in batches[0].tolist())
     return dict(seconds=span / n, tokens=tokens * n / span, flops=state["flops"] / steps * n / span, first=run.marks[0][0] - start,

@@ -63,7 +63,8 @@ def _problems(split, n, rng, noise, families, draw):
     """n Problems of a split, the families in turn, a share `noise` of them with the mistake as completion.
 
     draw(family, rng) gives a prompt and solve() -> its Problem, or None where it drew numbers that do not suit the family.
-    Problems of val and test are distinct; train may repeat some, as corpora do. Raises ValueError on an unknown split, or one with too few problems.
+    Problems of val and test are distinct; train may repeat some, as corpora do. Raises ValueError on an unknown split, or
+    one with too few problems.
     """
     if split not in SPLITS:
         raise ValueError(f"data: unknown split {split!r}; expected one of {', '.join(SPLITS)}")
@@ -270,7 +271,8 @@ CODE_FAMILIES = {"affine": _affine, "clamp": _clamp, "branch": _branch, "count":
 def _draw_code(family, rng):
     words, right, wrong, inputs = CODE_FAMILIES[family](rng)
     test = f"def check(candidate):\n    for x in {inputs}:\n        assert candidate(x) == ({right})\n"
-    return words + ": ", lambda: Problem(family, words + ": ", right, right, wrong, "def f(x): return ", test, "f")
+    prompt = words + ": "
+    return prompt, lambda: Problem(family, prompt, right, right, wrong, "def f(x): return ", test, "f")
 
 
 def toy_code(split, n, seed=0, noise=0.0):

@@ -323,15 +323,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 y = targets[rows, None]
                 z = logits[:len(y)]                                             # (chunk, V), one buffer for all chunks
                 for part, *ws in zip(tiles(z, 1), *map(tiles, heads[:-1] if permute else heads)):
-                    of_branch = [(h[rows], w.T) for h, w in zip(scaled, ws)]
-                    if dtype == exact:                                          # summed where it is in the cache, then stored
-                        tile = torch.mm(*of_branch[0])
-                        for h, w in of_branch[1:]:
+                    (h, w), *others = [(h[rows], w.T) for h, w in zip(scaled, ws)]
+                    tile = h @ w
+                    if dtype == exact:                                          # the branches are summed in the cache, then stored
+                        for h, w in others:
                             tile.addmm_(h, w)
                         part.copy_(tile)
                     else:                                                       # products in bf16, their sum in fp32
-                        part.copy_(torch.mm(*of_branch[0]))
-                        for h, w in of_branch[1:]:
+                        part.copy_(tile)
+                        for h, w in others:
                             part.add_(h @ w)
                 if permute:
                     moved, source = permute_logits(scaled[-1][rows] @ heads[-1].T, targets[rows], permute[0][rows], permute[1])

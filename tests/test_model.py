@@ -789,7 +789,7 @@ def test_one_compiled_graph_serves_all_layers_models_and_buckets(monkeypatch):
     batches = [[torch.randint(23, (B, 10 - B)) for B in range(1, n)] for n in range(2, 8)]
     want = [m(x) for m in plain for x in batches]
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **how: compile_(self, backend="eager", **how))   # inductor takes 40 s
-    monkeypatch.setattr(model_file.Rows, "attend", model_file.Rows.attend)
+    monkeypatch.setattr(model_file.Rows, "attend", model_file.Rows.attend)       # which compile_layers() replaces: put back afterwards
     torch.compiler.reset()
     counters.clear()
     for m in plain:
