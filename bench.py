@@ -745,14 +745,14 @@ def gpu_generate(size, args):
 
 def gpu_profile(size, args):
     """On one GPU, bf16: what the kernels of a step are for, and the share of it in which none runs."""
-    cuda, record, steps = torch.cuda.is_available(), {}, 6
+    cuda, record, steps = torch.cuda.is_available(), {}, 3 if args.quick else 6
     if not cuda and not args.quick:
         raise LookupError("no GPU here")
     print(f"kernels of a step, share of its time\n{'':>24s}{'s/step':>9s}" + "".join(f"{g:>17s}" for g in [*GROUPS, 'other', 'idle']))
     for name, shape in {"toy": TINY}.items() if args.quick else {"SmolLM2-135M": {**SHAPE, "n_layers": 30}, "Qwen3-0.6B": QWEN}.items():
         samples = gsm8k_like(shape["vocab_size"])
         for weak, how in ((None, "sft"), ("joint", "joint")):
-            act = lambda: gpu_steps(shape, samples, 4 if args.quick else 64, steps, 64 if args.quick else 16384, None, weak, how)
+            act = lambda: gpu_steps(shape, samples, 4 if args.quick else 64, steps, 16384, None, weak, how)
             seconds = act()["seconds"]
             shares, kernels = shares_of(act)
             busy = kernels / steps / seconds if cuda else 1.0

@@ -670,18 +670,25 @@ def read_samples(path, problems, skip=()):
 
 
 def score(jobs, timeout=3.0, workers=None, allow_code_execution=False):
-    """[(problem, code)] -> verdicts in that order. A timeout is believed where the program, run alone, times out again.
+    """[(problem, code)] -> verdicts in that order. A timeout is believed where the program, run alone, times out again, with twice
+    the time that the problem's own solution takes here if that is more: a slow machine is no reason to fail.
 
     workers: programs at a time, default cores / 2. Raises SystemExit without allow_code_execution, and where a right program
     does not pass, or a wrong one not fail: then no verdict of this machine would mean anything.
     """
     from concurrent.futures import ThreadPoolExecutor
+    from functools import cache
     if not allow_code_execution:
         raise SystemExit("eval_code: this runs code that a model wrote; pass --allow-code-execution if that is what you want")
 
-    def run(part):
+    def run(part, limit=timeout):
         with Runner() as runner:
-            return [runner.check(p.code, code, p.test, p.entry_point, timeout) for p, code in part]
+            return [runner.check(p.code, code, p.test, p.entry_point, limit) for p, code in part]
+
+    @cache
+    def allowed(p):
+        own = run([(p, p.answer)] if p.answer else [], 10 * timeout)
+        return max([timeout] + [2 * v.seconds for v in own if v.status == "pass"])
 
     for body, expected in (("x + 1", "pass"), ("x - 1", "fail")):
         if (v := check("", f"def f(x): return {body}", "assert f(2) == 3", "f", 10)).status != expected:
@@ -695,7 +702,7 @@ def score(jobs, timeout=3.0, workers=None, allow_code_execution=False):
         finally:                                 # after Ctrl-C an emptied list ends its worker's loop
             for part in parts:
                 part.clear()
-    return [run([job])[0] if v.status == "timeout" else v for job, v in zip(jobs, verdicts)]
+    return [run([(p, code)], allowed(p))[0] if v.status == "timeout" else v for (p, code), v in zip(jobs, verdicts)]
 
 
 def judge(rows, problems, allow_code_execution=False, timeout=3.0, workers=None, stops=STOPS):
@@ -726,7 +733,8 @@ def main(argv=None):
     parser.add_argument("--data", default="toy-code", help="toy-code (default); humaneval, mbpp, mbpp-test, with or without =FILE")
     parser.add_argument("--allow-code-execution", action="store_true", help="run the code; nothing happens without it")
     parser.add_argument("--workers", type=int, help="programs at a time, default: cores / 2")
-    parser.add_argument("--timeout", type=float, default=3.0, help="seconds of processor time and sleep for each program (3)")
+    parser.add_argument("--timeout", type=float, default=3.0, help="seconds of processor time and sleep for each program (3), "
+                        "or twice what the problem's own solution takes here where that is more")
     sampling_flags(parser, "toy-code")
     args = parser.parse_args(argv)
     if not args.allow_code_execution:

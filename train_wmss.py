@@ -21,7 +21,6 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")       # tensors in pages of 2
 
 import argparse
 import difflib
-import inspect
 import json
 import math
 import platform
@@ -174,7 +173,9 @@ FREE_ON_RESUME = {"stages", "arm", "resume", "overwrite", "threads", "save_every
 
 def parse(argv=None):
     """argv -> Config; every bad flag is reported, all in one SystemExit."""
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(Config), re.M))
+    with open(__file__, encoding="utf-8") as f:
+        config = f.read().partition("\nclass Config:")[2].partition("\n\n\n")[0]
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", config, re.M))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     known = {f.name: f for f in fields(Config)}
     for f in known.values():

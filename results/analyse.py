@@ -134,7 +134,7 @@ def t_quantile(df, p=0.05):
     2.7764
     """
     low, high = 0.0, 1e4
-    for _ in range(80):
+    for _ in range(50):                          # to 1e-11
         middle = (low + high) / 2
         low, high = (middle, high) if t_tail(middle, df) > p else (low, middle)
     return high

@@ -241,6 +241,15 @@ def test_a_timeout_is_tried_again_alone(monkeypatch):
     assert len(tries) == 4                                  # two of the self-test, one, one again
 
 
+def test_a_slow_machine_fails_no_program_that_is_as_quick_as_the_problems_own():
+    """A limit in seconds alone: MBPP's 123 takes 6 s on one machine and 2 s on another, and 3 s is the usual limit."""
+    busy = "import time\ndef f(x):\n  while time.process_time() < {}: pass\n  return x + 1".format
+    quick, slow, wrong = (Item(f"t/{i}", "t", "", answer, "", "assert f(2) == 3", "f")
+                          for i, answer in enumerate((busy(0), busy(0.5), busy(0.5) + " + 1")))
+    jobs = [(quick, busy(0.5)), (slow, busy(0.7)), (slow, busy(60)), (wrong, busy(0.5))]
+    assert [v.status for v in score(jobs, 0.25, allow_code_execution=True)] == ["timeout", "pass", "timeout", "timeout"]
+
+
 def test_overhead_is_less_than_two_interpreter_starts(runner):
     """Bug: an interpreter started, and its imports done, anew for each program; measured side by side, so load cancels."""
     def least(action):
@@ -327,10 +336,10 @@ def test_canonical_solutions_pass_and_none_passes_nothing(name, path):
     """The reference of every problem passes; `return None` passes none: no test is vacuous, no proxy lies."""
     problems = load_problems(f"{name}={path}") if path else SAMPLE
     print(f"{name}: {len(problems)} problems" + ("" if path else f" (no files below {DATA}; set EVAL_CODE_DATA for the full sets)"))
-    right = score([(p, p.answer) for p in problems], 5, allow_code_execution=True)
+    right = score([(p, p.answer) for p in problems], 5, os.cpu_count(), allow_code_execution=True)
     assert [(p.id, v) for p, v in zip(problems, right) if v.status != "pass"] == []
     nothing = [(p, "    return None\n" if p.code else f"def {p.entry_point}(*a, **k):\n    return None\n") for p in problems]
-    assert [p.id for (p, _), v in zip(nothing, score(nothing, 5, allow_code_execution=True)) if v.status != "fail"] == []
+    assert [p.id for (p, _), v in zip(nothing, score(nothing, 5, os.cpu_count(), allow_code_execution=True)) if v.status != "fail"] == []
 
 
 def test_bad_data_is_refused_with_file_and_line(tmp_path):
