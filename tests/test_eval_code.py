@@ -336,7 +336,7 @@ def test_canonical_solutions_pass_and_none_passes_nothing(name, path):
     """The reference of every problem passes; `return None` passes none: no test is vacuous, no proxy lies."""
     problems = load_problems(f"{name}={path}") if path else SAMPLE
     print(f"{name}: {len(problems)} problems" + ("" if path else f" (no files below {DATA}; set EVAL_CODE_DATA for the full sets)"))
-    right = score([(p, p.answer) for p in problems], 5, os.cpu_count(), allow_code_execution=True)
+    right = score([(p, p.answer) for p in problems], 10, os.cpu_count(), allow_code_execution=True)
     assert [(p.id, v) for p, v in zip(problems, right) if v.status != "pass"] == []
     nothing = [(p, "    return None\n" if p.code else f"def {p.entry_point}(*a, **k):\n    return None\n") for p in problems]
     assert [p.id for (p, _), v in zip(nothing, score(nothing, 5, os.cpu_count(), allow_code_execution=True)) if v.status != "fail"] == []
