@@ -168,7 +168,7 @@ class Bench(train_wmss.Run):
 
 
 def our_steps(threads, model, samples, batches, weak_model=None, **config):
-    """Train in place through train() -> the (wall, CPU) seconds of all steps but the first, which pays for AdamW's state; losses."""
+    """Train in place through train() -> the (wall, CPU) seconds of all steps but the first, which pays for what stays; losses."""
     run = Bench(threads, batch_size=len(batches[0]), **config)
     run.train(model, samples, batches, 1e-4, weak=weak_model)
     return [tuple(b - a for a, b in zip(*pair)) for pair in zip(run.marks, run.marks[1:])], run.losses

@@ -670,8 +670,8 @@ def read_samples(path, problems, skip=()):
 
 
 def score(jobs, timeout=3.0, workers=None, allow_code_execution=False):
-    """[(problem, code)] -> verdicts in that order. A timeout is believed where the program, run alone, times out again, with twice
-    the time that the problem's own solution takes here if that is more: a slow machine is no reason to fail.
+    """[(problem, code)] -> verdicts in that order. A timeout is believed where the program, run alone, times out again; its limit
+    then is twice the time that the problem's own solution takes here, if that is more: a slow machine is no reason to fail.
 
     workers: programs at a time, default cores / 2. Raises SystemExit without allow_code_execution, and where a right program
     does not pass, or a wrong one not fail: then no verdict of this machine would mean anything.
@@ -686,9 +686,9 @@ def score(jobs, timeout=3.0, workers=None, allow_code_execution=False):
             return [runner.check(p.code, code, p.test, p.entry_point, limit) for p, code in part]
 
     @cache
-    def allowed(p):
-        own = run([(p, p.answer)] if p.answer else [], 10 * timeout)
-        return max([timeout] + [2 * v.seconds for v in own if v.status == "pass"])
+    def limit_of(p):                             # its own solution may take ten limits: what is slower is broken, not slow
+        own = run([(p, p.answer)], 10 * timeout)[0] if p.answer else None
+        return max(timeout, 2 * own.seconds) if own and own.status == "pass" else timeout
 
     for body, expected in (("x + 1", "pass"), ("x - 1", "fail")):
         if (v := check("", f"def f(x): return {body}", "assert f(2) == 3", "f", 10)).status != expected:
@@ -702,7 +702,7 @@ def score(jobs, timeout=3.0, workers=None, allow_code_execution=False):
         finally:                                 # after Ctrl-C an emptied list ends its worker's loop
             for part in parts:
                 part.clear()
-    return [run([(p, code)], allowed(p))[0] if v.status == "timeout" else v for (p, code), v in zip(jobs, verdicts)]
+    return [run([(p, code)], limit_of(p))[0] if v.status == "timeout" else v for (p, code), v in zip(jobs, verdicts)]
 
 
 def judge(rows, problems, allow_code_execution=False, timeout=3.0, workers=None, stops=STOPS):

@@ -174,7 +174,7 @@ FREE_ON_RESUME = {"stages", "arm", "resume", "overwrite", "threads", "save_every
 
 def parse(argv=None):
     """argv -> Config; every bad flag is reported, all in one SystemExit."""
-    with open(__file__, encoding="utf-8") as f:
+    with open(__file__, encoding="utf-8") as f:                                 # inspect.getsource() would parse the file: 0.1 s
         config = f.read().partition("\nclass Config:")[2].partition("\n\n\n")[0]
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", config, re.M))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
@@ -576,8 +576,8 @@ def lr_at(step, steps, peak, warmup):
 
 
 class AdamW:
-    """AdamW (Loshchilov & Hutter 2019) by PyTorch's own fused step. torch.optim.AdamW is the same to the bit, but to make one imports
-    PyTorch's compiler: a third of the time to a run's first step.
+    """AdamW (Loshchilov & Hutter 2019) by PyTorch's own fused step. torch.optim.AdamW is the same to the bit, but making one imports
+    PyTorch's compiler, which took a third of the time to a run's first step.
 
     state: for each parameter its exp_avg, exp_avg_sq (both of its shape) and step (a scalar), under torch.optim's names.
     """
@@ -585,7 +585,7 @@ class AdamW:
     def __init__(self, params, weight_decay):
         self.params, self.weight_decay = params, weight_decay
         self.state = [dict(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p), step=torch.zeros((), device=p.device))
-                      for p in map(torch.Tensor.detach, params)]
+                      for p in params]
 
     @torch.no_grad()
     def step(self, lr):
@@ -598,6 +598,7 @@ class AdamW:
             p.grad = None
 
     def load(self, state):
+        """Go on from the .state of another; ValueError unless it has as many parameters."""
         for own, saved in zip(self.state, state, strict=True):
             for name, value in own.items():
                 value.copy_(saved[name])
