@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tokenizer import fingerprint, load_tokenizer, tokenizer_files, toy_encoding
+from plumbing.tokenizer import fingerprint, load_tokenizer, tokenizer_files, toy_encoding
 
 # ----------------------------------------------------------------------------------------------------------------------
 # problems of the built-in tasks
@@ -573,7 +573,7 @@ def load_text(specs, enc, *, template="auto", prompt_column="", completion_colum
         raise SystemExit(str(e) if isinstance(e, ValueError) else f"--template {template}: no Jinja template: {e}") from None
     raw = template_source("none", enc) if template == "auto" and not enc.chat_template else source      # for prompt, completion
     sources = [_source(spec) for spec in specs]
-    code = [*(_digest(sys.modules[m].__file__) for m in (__name__, "tokenizer", "eval_math")), sys.version]      # they, too, make them
+    code = [*(_digest(sys.modules[m].__file__) for m in (__name__, "plumbing.tokenizer", "eval_math")), sys.version]      # they, too, make them
     stamps = [stamp for _, stamp, _ in sources]
     key = [code, specs, stamps, fingerprint(enc), enc.end_id, enc.stop_ids, enc.bos_id, _bos_token(enc),
            source, raw, prompt_column, completion_column, max_len, long]

@@ -590,7 +590,7 @@ def _open_folder(path):
                 raise ValueError(f"{key} is there twice, the second time in {name}")
             if not ours.endswith("rotary_emb.inv_freq"):                      # old exports: we compute these ourselves
                 stored[ours] = entry
-    from tokenizer import TOKENIZER_FILES                                     # here, as weights alone need none of it
+    from plumbing.tokenizer import TOKENIZER_FILES                                     # here, as weights alone need none of it
     files = {}
     for name in TOKENIZER_FILES:
         if os.path.isfile(os.path.join(path, name)):
@@ -664,7 +664,7 @@ def _fingerprint(path, cfg, meta, tokenizer=None):
     if "tokenizer" not in meta:
         meta["tokenizer"] = None
         if "tokenizer.json" in meta["tokenizer_files"]:
-            from tokenizer import fingerprint, load_tokenizer
+            from plumbing.tokenizer import fingerprint, load_tokenizer
             try:
                 enc = load_tokenizer(meta["tokenizer_files"])
                 if enc.n_vocab > cfg.vocab_size:                              # fewer is usual: heads are padded to round numbers
@@ -710,7 +710,7 @@ def export(source, folder, dtype=None, shard_bytes=5_000_000_000):
     if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
         raise SystemExit(f"export: {folder} exists and is not an empty folder; name another")
     path, model, stored, meta = _open(source)
-    from tokenizer import fingerprint, load_tokenizer, tokenizer_files, toy_encoding
+    from plumbing.tokenizer import fingerprint, load_tokenizer, tokenizer_files, toy_encoding
     trained_with = _fingerprint(path, model.cfg, meta)["tokenizer"]
     if meta.get("tokenizer_files") and trained_with:
         enc = load_tokenizer(meta["tokenizer_files"])

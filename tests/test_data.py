@@ -8,7 +8,7 @@ import torch
 
 from data import (CODE_FAMILIES, FAMILIES, TASKS, Problem, clean_set, collate, corpus_set, encode, epoch_order, fingerprint,
                   micro_batches, schedule, split_of, toy_code, toy_encoding, toy_math)
-from tokenizer import END
+from plumbing.tokenizer import END
 
 
 def true_answer(prompt):

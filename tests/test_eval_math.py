@@ -21,7 +21,7 @@ from conftest import ROOT
 from data import toy_math
 from eval_math import extract_answer, grade, is_equal, mcnemar, pass_at_k, wilson
 from model import GPT, GPTConfig, save_checkpoint
-from tokenizer import Tokenizer, fingerprint, tokenizer_files, toy_encoding
+from plumbing.tokenizer import Tokenizer, fingerprint, tokenizer_files, toy_encoding
 
 HERE = Path(__file__).resolve().parent
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 
 import model as model_file
-import tokenizer
+from plumbing import tokenizer
 from conftest import ROOT
 from model import (GPT, GPTConfig, config_from_hf, config_to_hf, export, load_checkpoint, main, read_config, read_header,
                    save_checkpoint, write_atomically, write_safetensors)
-from tokenizer import fingerprint, toy_encoding
+from plumbing.tokenizer import fingerprint, toy_encoding
 
 CONFIGS = {
     "plain": dict(),

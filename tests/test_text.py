@@ -12,7 +12,7 @@ import torch
 import data
 from conftest import ROOT
 from data import collate, load_text, main, marked, render
-from tokenizer import QWEN2 as SPLIT, Tokenizer, toy_encoding
+from plumbing.tokenizer import QWEN2 as SPLIT, Tokenizer, toy_encoding
 
 CHATML = data.TEMPLATES["chatml"]
 QWEN2 = """{%- if messages[0].role == 'system' -%}

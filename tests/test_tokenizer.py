@@ -19,8 +19,8 @@ import pytest
 import regex
 import tiktoken
 
-import tokenizer
-from tokenizer import GPT2, LLAMA3, O200K, QWEN2, fingerprint, load_tokenizer, tokenizer_files, toy_encoding
+from plumbing import tokenizer
+from plumbing.tokenizer import GPT2, LLAMA3, O200K, QWEN2, fingerprint, load_tokenizer, tokenizer_files, toy_encoding
 
 HERE = Path(__file__).parent
 GOLDEN = (HERE / "data" / "tokenizer.json").read_text("utf-8")
