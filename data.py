@@ -791,7 +791,14 @@ class Batch:
 
 
 def send(t, device):
-    """t on device; to a GPU through pinned memory, without waiting for what is queued there."""
+    """t on device; to a GPU through pinned memory, without waiting for what is queued there.
+
+    t: a tensor, or a list or tuple of such things; what is neither stays as it is.
+    """
+    if isinstance(t, (list, tuple)):
+        return type(t)(send(part, device) for part in t)
+    if not isinstance(t, torch.Tensor):
+        return t
     return t.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else t.to(device)
 
 

@@ -47,6 +47,14 @@ class GPTConfig:
     qkv_bias: bool = False          # bias on q, k and v (Qwen2)
     tie_embeddings: bool = True     # the head shares the embedding's matrix
 
+    def forward_flops(self, n_tokens, n_pairs, n_loss):
+        """FLOPs of a forward pass: matrix products only, 2 a multiply-add (Kaplan et al. 2020)."""
+        heads = self.n_heads * self.head_dim
+        attention = self.dim * (2 * heads + 2 * self.n_kv_heads * self.head_dim)
+        trunk = self.n_layers * (attention + 3 * self.dim * self.ffn_dim)
+        scores = 4 * self.n_layers * heads * n_pairs
+        return 2 * trunk * n_tokens + scores + 2 * self.vocab_size * self.dim * n_loss
+
     def __post_init__(self):
         for f in fields(self):                # a config.json may hold anything
             value = getattr(self, f.name)

@@ -1,0 +1,145 @@
+"""What can be refused is refused here, before the run's folder is touched and any costly work."""
+
+import os
+import re
+
+from model import GPTConfig, read_config
+from plumbing.cli import flag_of
+from plumbing.tasks import task_of, tokenizer_of
+
+STAGES = ("base", "sft", "entropy", "wmss", "score")
+CODE_SETS = ("humaneval", "mbpp", "mbpp-test")          # their answers are programs that are run
+
+
+def check_flags(cfg, given):
+    """Sentences on flags that do not fit each other; `given` are the fields that a user has set."""
+    problems = []
+
+    def check(ok, sentence):
+        if not ok:
+            problems.append(sentence)
+
+    text, stages = cfg.task == "text" or bool(cfg.data), cfg.stages.split(",")
+    if text and "task" not in given:
+        cfg.task = "text"
+    check(stages == [s for s in STAGES if s in stages],
+          f"--stages: expected some of {','.join(STAGES)}, in this order, found {cfg.stages!r}")
+    check(re.fullmatch(r"[\w.-]*\w[\w.-]*", cfg.name),
+          f"--name: expected letters, digits, '.', '_' and '-', found {cfg.name!r}")
+    check(not (cfg.resume and cfg.overwrite),
+          "--overwrite deletes what --resume would go on with; pass one of the two, not both")
+    check(cfg.dim % (2 * cfg.n_heads) == 0,
+          f"--dim: expected an even multiple of --n-heads {cfg.n_heads}, found {cfg.dim}")
+    check(cfg.alpha + cfg.beta + cfg.gamma > 0,
+          "--alpha, --beta and --gamma are all 0, so no sample would be drawn; give one a share")
+    iterates = "wmss" in cfg.arm and not {"joint", "frozen", "permuted"} & set(cfg.arm)
+    check(cfg.rounds == 1 or iterates,
+          "--rounds: only the arm wmss has rounds; pass --arm wmss without joint, frozen and "
+          "permuted (--arm wmss --gap none iterates mixing alone)")
+    check(cfg.task == "text" or not cfg.data,
+          f"--task {cfg.task} makes its own data; leave --task away to train on --data")
+    check(cfg.task != "text" or cfg.data,
+          "--task text needs --data: the files, folders or hub names to train on")
+    check(cfg.base or cfg.task != "text",
+          "--data needs --base: the model that it is to train, a Hugging Face folder, a name on "
+          "the hub, or a checkpoint")
+    check(cfg.score_data or cfg.task != "text" or "score" not in stages,
+          "--score-data: say what to score on (gsm8k, svamp=FILE, mbpp, ...), or leave the stage "
+          "score out with --stages base,sft,entropy,wmss")
+    sets = [spec.partition("=")[0].replace("mbpp-test", "mbpp") for spec in cfg.score_data]
+    check(len(sets) == len(set(sets)),
+          "--score-data: expected each set once (mbpp-test is a part of mbpp), found "
+          f"{' '.join(cfg.score_data)}")
+    runs_code = cfg.task == "toy-code" or any(spec.partition("=")[0] in CODE_SETS
+                                              for spec in cfg.score_data)
+    check(not runs_code or "score" not in stages or cfg.allow_code_execution,
+          "scoring runs programs that a model wrote (confined, see eval_code.py); pass "
+          "--allow-code-execution if that is what you want, or leave the stage score out")
+    for name in ("base", "sft", "weak_snapshot"):
+        path = getattr(cfg, name)
+        on_the_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.endswith(".pt")
+        check(not path or os.path.exists(path) or on_the_hub,
+              f"{flag_of(name)}: there is no checkpoint or folder at {path}")
+    return problems
+
+
+def check_inputs(run, needs_gaps, sets_to_score):
+    """Read the data and look at every file that a flag names; ValueError on what cannot work."""
+    cfg, folder, stages = run.cfg, run.folder, run.cfg.stages.split(",")
+    paths = {name: getattr(cfg, name) for name in ("base", "sft", "weak_snapshot")}
+    paths = {name: path for name, path in paths.items() if path}
+    for path in paths.values():             # first: what it was trained on decides what else means
+        task = task_of(read_config(path)[1])
+        if task != cfg.task:
+            flag = "--data" if task == "text" else f"--task {task}"
+            raise ValueError(f"{path} was trained on {task}, this run is on {cfg.task}; "
+                             f"pass {flag}")
+    run.read_data()
+    vocabulary, model_cfg = None, GPTConfig()
+    for name, path in paths.items():
+        model_cfg = _check_checkpoint(run, name, path)
+        vocabulary = vocabulary or (path, model_cfg.vocab_size)
+        if model_cfg.vocab_size != vocabulary[1]:
+            raise ValueError(f"{vocabulary[0]} and {path} have vocabularies of {vocabulary[1]:,} "
+                             f"and {model_cfg.vocab_size:,} logits; mixing needs one and the same")
+    if cfg.resume and not os.path.isdir(folder.out):
+        raise ValueError(f"nothing to resume in {folder.out}; leave --resume away")
+
+    def kept(path):
+        return not cfg.overwrite and os.path.exists(path)
+
+    for t, name in ((0, "base"), (1, "sft")):
+        there = getattr(cfg, name) or kept(folder.checkpoint(t))
+        needed = any(s in stages for s in STAGES[t + 1:4])
+        if not there and name not in stages and needed:
+            raise ValueError(f"the stages {cfg.stages} need {folder.checkpoint(t)}, which is not "
+                             f"there; add the stage {name} or pass --{name} CHECKPOINT")
+    if cfg.sft and not cfg.base and not cfg.weak_snapshot and not kept(folder.path("base.pt")):
+        raise ValueError(f"--sft {cfg.sft} without --base: which base was it fine-tuned from? "
+                         "Pass it too")
+    if "wmss" in stages and "entropy" not in stages and needs_gaps:
+        if not kept(folder.gaps(cfg.rounds)):
+            raise ValueError(f"the stage wmss needs {folder.gaps(cfg.rounds)}, which is not there; "
+                             "add the stage entropy, or leave the gaps away (--gap none)")
+    if stages == ["score"] and not (paths or kept(folder.path("base.pt"))):
+        raise ValueError(f"no checkpoint in {folder.out} to score; run the stages before it")
+    if "score" in stages:
+        room = model_cfg.max_seq_len if cfg.task == "text" else GPTConfig.max_seq_len
+        _check_room(run, sets_to_score(run), room)
+
+
+def _check_checkpoint(run, name, path):
+    """One checkpoint that a flag names -> its GPTConfig."""
+    cfg = run.cfg
+    model_cfg, meta = read_config(path, run.tokenizer)
+    shape = [f"{flag_of(k)} {getattr(model_cfg, k)}" for k in ("dim", "n_layers", "n_heads")
+             if getattr(model_cfg, k) != getattr(cfg, k)]
+    if shape and cfg.task != "text" and name != "weak_snapshot":
+        raise ValueError(f"{path} is a model of another shape than this run's; "
+                         f"pass {' '.join(shape)}")
+    if cfg.task == "text" and cfg.max_len > model_cfg.max_seq_len:
+        raise ValueError(f"--max-len: expected at most {model_cfg.max_seq_len}, the positions of "
+                         f"{path}, found {cfg.max_len}")
+    if cfg.task == "text" and path != cfg.base and meta["config"]:
+        if tokenizer_of(meta).chat_template != run.enc.chat_template:
+            raise ValueError(f"{path} was trained in another chat format (--template "
+                             f"{meta['config']['template']}) than this run's (--template "
+                             f"{cfg.template}); pass the one that it was trained in")
+    folder = os.path.realpath(run.folder.out) + os.sep
+    if cfg.overwrite and os.path.realpath(path).startswith(folder):
+        raise ValueError(f"--overwrite would delete {path}, which this run is to start from; "
+                         "choose another --name")
+    return model_cfg
+
+
+def _check_room(run, sets, room):
+    """Do the longest prompt and the answer fit into the model's positions?"""
+    texts = []
+    for problems, wrap, _ in sets:
+        texts += [wrap(p.prompt) if wrap else p.prompt for p in problems]
+    encoded = run.enc.encode_batch(texts, allowed_special="all", num_threads=1)
+    longest = max(map(len, encoded))
+    if longest + run.cfg.max_new_tokens > room:
+        raise ValueError(f"--max-new-tokens: expected at most {room - longest}, found "
+                         f"{run.cfg.max_new_tokens}; prompts have up to {longest} tokens, the "
+                         f"models {room}")

@@ -1,0 +1,432 @@
+"""What a run stands on: the processes that train together (Ranks), the folder that holds all its
+files (Folder), and what a stage prints, logs, saves and takes up again (Progress)."""
+
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import asdict
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from data import digest
+from model import load_checkpoint, read_config, save_checkpoint
+from plumbing.cli import flag_of, preset_notes
+from plumbing.controls import Watch
+from plumbing.files import commit, write_text
+from plumbing.tasks import tokenizer_of, training_set, with_template
+from plumbing.tokenizer import fingerprint
+
+# may differ when a run is resumed: they change no weight, or only what is added to the run
+FREE_ON_RESUME = {"stages", "arm", "resume", "overwrite", "threads", "save_every", "log_every",
+                  "preset", "score_n", "score_split", "system", "eval_batch", "max_new_tokens",
+                  "allow_code_execution"}
+
+
+class Ranks:
+    """The processes of a run (torchrun starts them), and what this one computes on.
+
+    rank: number of this process, world: how many there are; alone it is 0 of 1. device: its GPU,
+    or the CPU. autocast(): the context in which models compute, bf16 on a GPU unless told.
+    """
+
+    def __init__(self, cfg):
+        def env(key, default):
+            return int(os.environ.get(key, default))
+
+        self.rank, self.world, local = env("RANK", 0), env("WORLD_SIZE", 1), env("LOCAL_RANK", 0)
+        cores = os.cpu_count()
+        if hasattr(os, "sched_getaffinity"):
+            cores = len(os.sched_getaffinity(0))
+        # torchrun sets OMP_NUM_THREADS=1, so the threads are counted here
+        torch.set_num_threads(cfg.threads or max(1, cores // env("LOCAL_WORLD_SIZE", 1)))
+        cuda = torch.cuda.is_available()
+        self.device = torch.device(f"cuda:{local}" if cuda else "cpu")
+        if cuda:
+            torch.cuda.set_device(self.device)      # fp32 stays fp32: TF32 could move an entropy
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if cuda else "gloo")
+        self.bf16 = cfg.dtype == "bf16" or (cfg.dtype == "auto" and cuda)
+        self.device_name = f"CPU, {torch.get_num_threads()} threads"
+        if cuda:
+            self.device_name = torch.cuda.get_device_name()
+        self.dtype_name = "bf16" if self.bf16 else "fp32"
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def data_parallel(self, module):
+        """The module whose gradients are averaged over all ranks at the end of each backward."""
+        if self.world == 1:
+            return module
+        return DistributedDataParallel(module, forward_sync_buffers=False,
+                                       gradient_as_bucket_view=True)
+
+    def first(self, act):
+        """Call act() on rank 0 only; what it refuses ends all ranks, and rank 0 alone says why."""
+        message = [None]
+        if self.rank == 0:
+            try:
+                act()
+            except (ValueError, OSError) as e:
+                if os.environ.get("WMSS_TRACEBACK"):
+                    raise
+                message = [str(e)]
+        if self.world > 1:
+            dist.broadcast_object_list(message)
+        if message[0]:
+            if self.rank > 0:
+                sys.exit(1)
+            raise ValueError(message[0])
+
+    def sum(self, tensor):
+        """The sum over ranks of a tensor, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, rows):
+        """The lists of all ranks, dealt out in turn: rank r brought items r, r + world, ..."""
+        if self.world == 1:
+            return rows
+        shares = [None] * self.world
+        dist.all_gather_object(shares, rows)
+        out = []
+        for i in range(len(shares[0])):
+            out += [share[i] for share in shares if i < len(share)]
+        return out
+
+    def barrier(self):
+        if self.world > 1:
+            dist.barrier()
+
+    def close(self):
+        """Leave at once: gloo's threads abort the interpreter's own shutdown now and then."""
+        if self.world > 1:
+            dist.barrier()
+            dist.destroy_process_group()
+            sys.stdout.flush()
+            os._exit(0)
+
+
+class Folder:
+    """out/NAME: where each file of a run lies, and its log. Only rank 0 writes."""
+
+    def __init__(self, cfg, rank=0, path=None):
+        self.cfg, self.rank = cfg, rank
+        self.out = path or os.path.join("out", cfg.name)
+        self.commit = commit()
+
+    def path(self, *names):
+        return os.path.join(self.out, *names)
+
+    def models(self, names):
+        """{name: path} of those models of the run that are there, in the order of names."""
+        paths = {"base": self.checkpoint(0), "sft": self.checkpoint(1),
+                 "fused": self.path("weak.pt")}
+        found = {}
+        for name in names:
+            path = paths.get(name) or self.path(f"{name}.pt")
+            if path in (self.cfg.base, self.cfg.sft) or os.path.exists(path):
+                found[name] = path
+        if not found:
+            raise ValueError(f"no checkpoint in {self.out} to score; run the stages before it")
+        return found
+
+    def checkpoint(self, t):
+        """Path of M_t: 0 is the base, 1 the SFT model, rounds + 1 the result."""
+        if t == 0:
+            return self.cfg.base or self.path("base.pt")
+        if t == 1:
+            return self.cfg.sft or self.path("sft.pt")
+        return self.path("wmss.pt" if t == self.cfg.rounds + 1 else f"wmss-round{t - 1}.pt")
+
+    def has(self, t):
+        """Whether M_t is there: made by this run, or named by a flag (perhaps on the hub)."""
+        named = (self.cfg.base, self.cfg.sft, "")[min(t, 2)]
+        return bool(named) or os.path.exists(self.checkpoint(t))
+
+    def gaps(self, t):
+        return self.path("gaps.pt" if t == 1 else f"gaps-round{t}.pt")
+
+    def weak(self, t):
+        """Path of the weak model of round t: M_{t-1}, or the snapshot that a flag names."""
+        if t == 1 and self.cfg.weak_snapshot:
+            return self.cfg.weak_snapshot
+        return self.checkpoint(t - 1)
+
+    def say(self, *words):
+        if self.rank == 0:
+            print(*words, flush=True)
+
+    def log(self, **record):
+        if self.rank == 0:
+            with open(self.path("log.jsonl"), "a") as f:
+                f.write(json.dumps(record) + "\n")
+
+    def read_log(self):
+        """The records of log.jsonl; a line that a crash left half-written is none."""
+        records = []
+        with open(self.path("log.jsonl")) as f:
+            for line in f:
+                try:
+                    records.append(json.loads(line))
+                except ValueError:
+                    continue
+        return records
+
+    def keep_log(self, wanted):
+        """Drop the records that are not wanted, and half lines with them."""
+        if self.rank == 0:
+            kept = [json.dumps(record) + "\n" for record in self.read_log() if wanted(record)]
+            write_text(self.path("log.jsonl"), "".join(kept))
+
+    def save(self, name, model, **meta):
+        if self.rank == 0:
+            save_checkpoint(self.path(name), model, **meta)
+
+    def open(self, data):
+        """Make the folder, or check that it may be gone on with; data: digest of the samples."""
+        cfg, saved = self.cfg, self.path("config.json")
+        if os.path.exists(self.out) and os.listdir(self.out):
+            if cfg.overwrite:
+                if not os.path.isfile(saved):
+                    raise ValueError(f"{self.out} has no config.json, so it is not a run of ours; "
+                                     "not deleted, choose another --name")
+                shutil.rmtree(self.out)
+            elif not cfg.resume:
+                raise ValueError(f"{self.out} exists; --resume goes on with it, --overwrite "
+                                 "deletes it, --name chooses another")
+            else:
+                self._check_same_run(saved, data)
+        if cfg.resume:
+            self.keep_log(lambda record: True)
+        else:
+            write_text(saved, json.dumps({**asdict(cfg), "digest": data}, indent=1))
+            write_text(self.path("log.jsonl"), "")
+
+    def _check_same_run(self, saved, data):
+        try:
+            with open(saved) as f:
+                old = json.load(f)
+        except (OSError, ValueError):
+            raise ValueError(f"cannot read {saved}, so there is nothing to resume; "
+                             "use --overwrite") from None
+        different = []
+        for name, value in asdict(self.cfg).items():
+            if name in old and old[name] != value and name not in FREE_ON_RESUME:
+                different.append(f"{flag_of(name)} {old[name]} -> {value}")
+        if different:
+            raise ValueError(f"{self.out} was started with other values ({', '.join(different)}); "
+                             "resume with the same ones or choose another --name")
+        if old.get("digest", data) != data:                 # flags name files, not what is in them
+            raise ValueError(f"{self.out} was started on other samples than --data (or this code) "
+                             "now gives; bring the old ones back or choose another --name")
+
+    def header(self, ranks, compile, data_report):
+        """Say and log what runs on what."""
+        versions = dict(python=platform.python_version(), torch=torch.__version__)
+        self.log(commit=self.commit, versions=versions, device=ranks.device_name,
+                 ranks=ranks.world, dtype=ranks.dtype_name, compile=compile, argv=sys.argv[1:],
+                 config=asdict(self.cfg))
+        self.say(f"WMSS | {ranks.device_name} x {ranks.world} | {ranks.dtype_name} | "
+                 f"compile {compile} | python {versions['python']}, torch {versions['torch']} | "
+                 f"commit {self.commit}")
+        line = ""
+        for name, value in asdict(self.cfg).items():
+            if value in ("", None, []):
+                continue
+            word = f"{name} {' '.join(value) if isinstance(value, list) else value}"
+            if len(line) + len(word) > 96:
+                self.say("  " + line)
+                line = ""
+            line += (", " if line else "") + word
+        self.say("  " + line)
+        if self.cfg.preset:
+            self.say(f"  preset {self.cfg.preset}: {preset_notes(self.cfg.preset)}")
+        for line in data_report:
+            self.say(line)
+
+
+def sample_flops(model_config, samples):
+    """Forward FLOPs of each sample in a model of that GPTConfig -> (N,) float64."""
+    counts = [(len(s.tokens) - 1, int(s.loss[1:].sum())) for s in samples]
+    n, n_loss = torch.tensor(counts, dtype=torch.float64).T
+    return model_config.forward_flops(n, n * (n + 1) / 2, n_loss)
+
+
+def step_flops(samples, strong, weak=None, joint=True):
+    """FLOPs of training on each sample -> (N,) float64; backward costs two forward passes.
+
+    strong, weak: the GPTConfigs of the models. A weak model that is trained, too, costs as much
+    as if it were alone, a frozen one its forward pass.
+    """
+    cost = 3 * sample_flops(strong, samples)
+    if weak is not None:
+        cost = cost + (3 if joint else 1) * sample_flops(weak, samples)
+    return cost
+
+
+class Run:
+    """What the stages share: the settings, the processes, the folder, the data set D."""
+
+    def __init__(self, cfg, ranks, folder):
+        self.cfg, self.ranks, self.folder = cfg, ranks, folder
+        self.compiles = {True: "on", False: "off", None: "auto"}[cfg.compile]
+
+    def read_data(self):
+        """The tokenizer (that of the base) and the samples of D."""
+        cfg, self.data_report = self.cfg, []
+        self.enc = tokenizer_of({})
+        if cfg.task == "text":
+            self.enc = with_template(tokenizer_of(read_config(cfg.base)[1]), cfg.template)
+        self.tokenizer = fingerprint(self.enc)
+        self.samples = training_set(asdict(cfg), self.enc, self.data_report.append)
+        self.digest = digest(self.samples)
+
+    def prepare(self, mixed_loss):
+        """Models that are to be trained go to the device and learn how to save memory there."""
+        for model in (mixed_loss.strong, mixed_loss.weak):
+            if model is not None:
+                model.checkpointing = self.cfg.checkpointing
+        if mixed_loss.weak is not None and not mixed_loss.joint:
+            mixed_loss.weak.checkpointing = False           # frozen: it has no backward
+        mixed_loss.to(self.ranks.device).train()
+
+    def compile(self, mixed_loss):
+        """torch.compile the layers; narrow models are bound by launches, and slower compiled."""
+        wanted = self.cfg.compile
+        if wanted is None:
+            wanted = self.ranks.device.type == "cuda" and mixed_loss.strong.cfg.dim >= 1024
+        for model in (mixed_loss.strong, mixed_loss.weak):
+            if wanted and model is not None:
+                model.compile_layers()
+
+    def report_draw(self, name, arm, batches):
+        """Say and log what an arm of stage 3 will be trained on."""
+        drawn = torch.cat(batches)
+        tokens = sum(int(self.samples[i].loss[1:].sum()) for i in drawn.tolist())
+        unique, n = len(drawn.unique()), len(self.samples)
+        loss = "plain cross-entropy"
+        if arm.weak:
+            loss = f"mixed logits, lam {self.cfg.lam:g}, weak {arm.weak}"
+        if arm.control is not None:
+            loss += f", {getattr(arm.control, '__name__', 'a control').lower()}"
+        self.folder.say(f"\n{name}: {loss}, gap {arm.gap}, {len(batches)} steps | "
+                        f"{len(drawn):,} samples drawn, {unique / n:.1%} of the data set seen, "
+                        f"{tokens:,} loss tokens")
+        self.folder.keep_log(lambda record: record.get("draw") != name)
+        self.folder.log(draw=name, drawn=len(drawn), unique=unique, data=n, loss_tokens=tokens)
+
+
+class Progress:
+    """One training stage from the outside: its log lines, its saves, its resumption, its cost."""
+
+    def __init__(self, run, arm, mixed_loss, opt, samples, batches, snapshots, gap_rule):
+        self.run, self.cfg, self.folder, self.ranks = run, run.cfg, run.folder, run.ranks
+        self.arm, self.opt, self.batches, self.snapshots = arm, opt, batches, snapshots
+        self.strong, self.weak, self.mixed_loss = mixed_loss.strong, mixed_loss.weak, mixed_loss
+        self.control = mixed_loss.control
+        self.params = opt.param_groups[0]["params"]
+        self.lr = opt.param_groups[0]["lr"]                 # the peak; the loop sets that of a step
+        self.watch = Watch(mixed_loss, self.cfg.lam, gap_rule)
+        weak = None if self.weak is None else self.weak.cfg
+        self.cost = step_flops(samples, self.strong.cfg, weak, mixed_loss.joint)
+        # a short stage shows its curve too
+        self.log_every = max(1, min(self.cfg.log_every, len(batches) // 8))
+        self.tokens, self.seconds, self.found = 0, 0.0, {}
+        self.first = 0
+
+    def take_up(self):
+        """Load resume-ARM.pt into models and optimizer if there is one -> the first step to do."""
+        path, meta = self.folder.path(f"resume-{self.arm}.pt"), {}
+        if self.cfg.resume and os.path.exists(path):
+            saved, meta = load_checkpoint(path, self.ranks.device, self.run.tokenizer)
+            needed = {"arm", "step", "optimizer", "weak", "seconds", "rng"}
+            if not needed <= meta.keys() or not isinstance(meta["optimizer"], list):
+                raise ValueError(f"{path} is no interim state of a run of this version; "
+                                 "delete it, and its stage starts again")
+        step = meta["step"] if meta.get("arm") == self.arm else 0
+        # the log may have records of steps that will be done again
+        self.folder.keep_log(lambda record: record.get("arm") != self.arm
+                             or record.get("step", 0) <= step)
+        if step:
+            self.strong.load_state_dict(saved.state_dict())
+            if self.weak is not None:
+                self.weak.load_state_dict(meta["weak"])
+            for p, state in zip(self.params, meta["optimizer"], strict=True):
+                if state is not None:
+                    self.opt.state[p] = state
+            torch.set_rng_state(meta["rng"])
+            self.seconds = meta["seconds"]
+            self.folder.say(f"{self.arm}: resumed after step {step}")
+        self.run.compile(self.mixed_loss)
+        self.first = step
+        self.started = self.mark = time.time()
+        return step
+
+    def begin(self, step, micros, n_tokens):
+        """Before the first micro-batch of a step."""
+        if hasattr(self.control, "begin"):
+            self.control.begin(step, micros)
+        self.logs = (step == 0 or (step + 1) % self.log_every == 0
+                     or (step + 1) % self.cfg.save_every == 0 or self.is_last(step))
+        self.n_tokens = n_tokens
+        self.watch.begin(n_tokens, self.logs and self.ranks.rank == 0)
+
+    def is_last(self, step):
+        return step == len(self.batches) - 1
+
+    def gradients(self, total):
+        """After the last backward of a step, before its gradients are clipped."""
+        self.found = {}
+        if self.watch.every and total.isfinite():
+            self.found = self.watch.read()
+
+    def end(self, step, total, gnorm, rows):
+        """After the update: the log line, the check that nothing has diverged, the saves."""
+        self.tokens += sum(len(s.tokens) - 1 for s in rows)
+        done = step + 1
+        saves = done in self.snapshots or done % self.cfg.save_every == 0 or self.is_last(step)
+        whole = not saves or all(p.isfinite().all() for p in self.params)
+        if self.logs or not whole:
+            self._report(done, total, gnorm, whole)
+        if done in self.snapshots:
+            name = os.path.join("snapshots", f"{self.arm}-{done:06d}.pt")
+            self.folder.save(name, self.strong, **self.state(done))
+        if done % self.cfg.save_every == 0 and not self.is_last(step):
+            weak = None if self.weak is None else self.weak.state_dict()
+            optimizer = [self.opt.state.get(p) for p in self.params]
+            self.folder.save(f"resume-{self.arm}.pt", self.strong,
+                             **self.state(done, optimizer=optimizer, weak=weak))
+
+    def _report(self, done, total, gnorm, whole):
+        steps, now = len(self.batches), time.time()
+        loss = self.ranks.sum(total).item() / max(1, self.n_tokens)
+        speed = self.tokens / max(1e-9, now - self.mark)
+        eta = int((now - self.started) / (done - self.first) * (steps - done))
+        lr = self.opt.param_groups[0]["lr"]
+        self.mark, self.tokens = now, 0
+        if not (whole and math.isfinite(loss) and math.isfinite(gnorm)):
+            raise ValueError(f"{self.arm} has diverged at step {done} (loss {loss:g}, gradient "
+                             f"norm {gnorm:g}): it has no checkpoint; start it again with a lower "
+                             f"learning rate than {self.lr:g}")
+        self.folder.say(f"{self.arm:9s} step {done:4d}/{steps} | loss {loss:.4f} | lr {lr:.1e} | "
+                        f"gnorm {gnorm:.2f} | tok/s {speed:,.0f} | eta {eta // 60}:{eta % 60:02d}")
+        self.folder.log(arm=self.arm, step=done, loss=loss, lr=lr, gnorm=float(gnorm),
+                        loss_tokens=self.n_tokens, tok_s=round(speed), **self.found)
+
+    def state(self, step, **more):
+        """What a checkpoint holds beside the model, after so many steps."""
+        flops = float(sum(self.cost[b].sum() for b in self.batches[:step]))
+        return dict(arm=self.arm, step=step, cursor=step * self.cfg.batch_size, flops=flops,
+                    seconds=self.seconds + time.time() - self.started, rng=torch.get_rng_state(),
+                    config=asdict(self.cfg), commit=self.folder.commit,
+                    tokenizer=self.run.tokenizer, tokenizer_files=self.run.enc.files, **more)
+
+
