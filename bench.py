@@ -36,7 +36,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from data import Sample, micro_batches, toy_encoding
+from data import Sample, micro_batches
+from plumbing.tokenizer import toy_encoding
 from entropy import measure
 from eval_math import commit
 from model import GPT, Decoder, GPTConfig, chunk_of

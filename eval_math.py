@@ -750,7 +750,7 @@ def load_problems(spec, limit=None, any_count=False, split="test"):
 
 def built_in(task, split, limit=None):
     """The first problems of a built-in task, 2,100 unless told."""
-    from data import TASKS
+    from plumbing.tasks import TASKS
     try:
         return TASKS[task](split, limit or 2100)
     except ValueError as e:
@@ -830,12 +830,12 @@ def _item(name, source, id, where, row):
 
 
 def chat(enc, system=None, raw=False):
-    """wrap(question) -> the prompt, rendered by the template that training used (data.render: the tokenizer's own, else plain).
+    """wrap(question) -> the prompt, rendered by the template that training used (plumbing.chat.render: the tokenizer's own, else plain).
 
     raw: where the tokenizer has no chat template the text stands as it is (a function to complete), as rows of prompt and
     completion did in training, the token that opens every text before it.
     """
-    from data import render
+    from plumbing.chat import render
     template = "none" if raw and not enc.chat_template else "auto"
     first = [{"role": "system", "content": system}] * bool(system)
     return lambda question: render([*first, {"role": "user", "content": question}], enc, template, add_generation_prompt=True)
@@ -965,7 +965,9 @@ def commit():
 
 def load_model(path, device="cpu"):
     """(model, tokenizer, the task it was trained on: a built-in one or text) of a checkpoint or a Hugging Face folder."""
-    from data import fingerprint, task_of, tokenizer_of, with_template
+    from plumbing.chat import with_template
+    from plumbing.tasks import task_of, tokenizer_of
+    from plumbing.tokenizer import fingerprint
     from model import load_checkpoint, read_config
     try:
         enc = with_template(tokenizer_of(read_config(path)[1]))             # stops where its turns end, as after training

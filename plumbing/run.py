@@ -16,10 +16,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data import digest
 from model import load_checkpoint, read_config, save_checkpoint
+from plumbing.chat import with_template
 from plumbing.cli import flag_of, preset_notes
 from plumbing.controls import Watch
 from plumbing.files import commit, write_text
-from plumbing.tasks import tokenizer_of, training_set, with_template
+from plumbing.tasks import tokenizer_of, training_set
 from plumbing.tokenizer import fingerprint
 
 # may differ when a run is resumed: they change no weight, or only what is added to the run

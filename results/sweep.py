@@ -36,7 +36,9 @@ import eval_code
 import eval_math
 import train_wmss
 from analyse import KEY, SETTING, choices, ece, key_of, pack, read_rows
-from data import TASKS, encode, micro_batches, toy_encoding
+from data import encode, micro_batches
+from plumbing.tasks import TASKS
+from plumbing.tokenizer import toy_encoding
 from model import load_checkpoint, read_config
 from train_wmss import Config
 

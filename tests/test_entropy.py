@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import entropy
-from data import clean_set, collate, toy_encoding
+from data import collate
+from plumbing.tasks import clean_set
+from plumbing.tokenizer import toy_encoding
 from entropy import codes_of, find_gaps, gap_mask, gap_weights, measure, token_entropy
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 

@@ -20,7 +20,7 @@ import pytest
 import conftest
 import eval_code
 import eval_math
-from data import toy_code
+from plumbing.toy_code import toy_code
 from eval_code import Runner, check, cut_at_stop, extract_code, judge, load_problems, pack, read_samples, score, unpack
 from eval_math import Item, summary
 

@@ -20,9 +20,12 @@ import entropy
 import eval_math
 import train_wmss
 from conftest import ROOT, TINY, whole_run
-from data import clean_set, collate, toy_encoding
+from data import collate
 from entropy import gap_mask, gap_weights, token_statistics
 from model import GPT, GPTConfig, export, load_checkpoint, save_checkpoint
+from plumbing import toy_code
+from plumbing.tasks import clean_set, tokenizer_of
+from plumbing.tokenizer import load_tokenizer, toy_encoding
 from train_wmss import (Config, Pair, cross_entropy, hash_ids, lr_at, mix_logits, mixed_cross_entropy,
                         permute_logits)
 
@@ -542,10 +545,10 @@ def test_the_code_task_runs_all_stages_and_executes_nothing_without_consent(trai
     """Bug: a stage that reads the math data whatever the task; model-written code run because a flag defaulted to it."""
     scores = json.loads((trained_code / "scores.json").read_text())
     assert [r["model"] for r in scores["rows"]] == ["base", "sft", "sft-steps", "sft-flops", "wmss", "weak", "fused"]
-    assert all(set(r["families"]) == set(data.CODE_FAMILIES) and r["errors"] == 0 for r in scores["rows"])
+    assert all(set(r["families"]) == set(toy_code.CODE_FAMILIES) and r["errors"] == 0 for r in scores["rows"])
     assert "affine" in train_wmss.table(scores["rows"])
     rows = [json.loads(line) for line in open(trained_code / "answers" / "wmss.jsonl")]
-    assert [r["prompt"] for r in rows] == [p.prompt for p in data.toy_code("test", 14)]
+    assert [r["prompt"] for r in rows] == [p.prompt for p in toy_code.toy_code("test", 14)]
     assert all(r["status"] in ("pass", "fail") and r["correct"] == (r["status"] == "pass") for r in rows)
     assert json.loads((trained_code / "config.json").read_text())["task"] == "toy-code"
     monkeypatch.chdir(tmp_path)
@@ -873,10 +876,10 @@ def test_a_template_given_for_training_is_kept_for_scoring_and_export(run, hf_fo
     (tmp_path / "my.jinja").write_text("{% for m in messages %}{% if m.role == 'user' %}Q {{ m.content }} A{% else %} {{ m.content }}"
                                        "{{ eos_token }}{% endif %}{% endfor %}")
     out = run(*text_flags(hf_folder, text, "j"), "--template", str(tmp_path / "my.jinja"))
-    enc = data.tokenizer_of(load_checkpoint(out / "wmss.pt")[1])
+    enc = tokenizer_of(load_checkpoint(out / "wmss.pt")[1])
     assert eval_math.chat(enc)("why?") == "Q why? A"
     export(out / "wmss.pt", tmp_path / "hf")
-    assert eval_math.chat(data.load_tokenizer(tmp_path / "hf"))("why?") == "Q why? A"
+    assert eval_math.chat(load_tokenizer(tmp_path / "hf"))("why?") == "Q why? A"
     assert json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
 
 
