@@ -40,7 +40,9 @@ from data import Sample, micro_batches
 from plumbing.tokenizer import toy_encoding
 from entropy import measure
 from eval_math import commit
-from model import GPT, Decoder, GPTConfig, chunk_of
+from model import GPT, GPTConfig
+from plumbing.decode import Decoder
+from plumbing.loss import chunk_of
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train_wmss
-from model import export
+from plumbing.export import export
 
 torch.set_num_threads(1)
 TINY = ("--corpus 64 --clean 24 --dim 16 --n-heads 2 --n-layers 1 --base-steps 4 --batch-size 8 --score-n 14 "

@@ -8,7 +8,8 @@ import torch
 import train_wmss
 from data import Sample, micro_batches
 from entropy import measure
-from model import GPT, Decoder, GPTConfig
+from model import GPT, GPTConfig
+from plumbing.decode import Decoder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SHAPE = dict(vocab_size=1000, dim=128, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=32, max_seq_len=512)

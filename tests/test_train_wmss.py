@@ -22,10 +22,11 @@ import train_wmss
 from conftest import ROOT, TINY, whole_run
 from data import collate
 from entropy import gap_mask, gap_weights, token_statistics
-from model import GPT, GPTConfig, export, load_checkpoint, save_checkpoint
+from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 from plumbing import toy_code
 from plumbing.tasks import clean_set, tokenizer_of
 from plumbing.tokenizer import load_tokenizer, toy_encoding
+from plumbing.export import export
 from train_wmss import (Config, Pair, cross_entropy, hash_ids, lr_at, mix_logits, mixed_cross_entropy,
                         permute_logits)
 
