@@ -106,8 +106,8 @@ def _without_memory(GPT, config):
     try:
         with torch.device("meta"), _NoInit():
             return GPT(GPT.config_class(**config))
-    except TypeError as e:                                 # a field that we do not have
-        raise ValueError(f"its config is not of our model: {e}") from None
+    except (TypeError, ValueError) as e:                   # a field that we do not have; a bad value
+        raise ValueError(f"its config does not fit our model: {e}") from None
 
 
 def _check_shapes(model, stored):
@@ -175,7 +175,7 @@ def describe(mark):
     """A tokenizer's fingerprint, with what it is in words where that is known."""
     from plumbing.tokenizer import fingerprint, toy_encoding
     if mark is None:
-        return "None (there is no tokenizer.json)"
+        return "None (no tokenizer.json lies there)"
     if mark == fingerprint(toy_encoding()):
-        return f"{mark} (the toy tasks' characters)"
-    return f"{mark} (another one than the toy tasks')"
+        return f"{mark} (the one of the built-in toy tasks)"
+    return mark

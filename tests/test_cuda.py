@@ -1,4 +1,7 @@
-"""What only a GPU can break: bf16, varlen attention, torch.compile, CUDA graphs, the whole job. Skipped where there is none."""
+"""What only a GPU can break: bf16, varlen attention, torch.compile, CUDA graphs, the whole job.
+
+Skipped where there is none.
+"""
 
 import json
 
@@ -12,20 +15,25 @@ from model import GPT, GPTConfig
 from plumbing.decode import Decoder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-SHAPE = dict(vocab_size=1000, dim=128, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=32, max_seq_len=512)
+SHAPE = dict(
+    vocab_size=1000, dim=128, n_layers=3, n_heads=4, n_kv_heads=2, head_dim=32, max_seq_len=512
+)
 
 
 def model(seed=0, **more):
     torch.manual_seed(seed)
     m = GPT(GPTConfig(**{**SHAPE, **more}))
-    m.norm.weight.data.mul_(8)                   # spread logits: no ties for rounding to break
+    m.norm.weight.data.mul_(8)  # spread logits: no ties for rounding to break
     return m
 
 
 def samples(n=40, seed=0):
     g = torch.Generator().manual_seed(seed)
     lens = torch.randint(5, 300, (n,), generator=g).tolist()
-    return [Sample(i, "", torch.randint(1000, (k,), generator=g), torch.arange(k) >= k // 3) for i, k in enumerate(lens)]
+    return [
+        Sample(i, "", torch.randint(1000, (k,), generator=g), torch.arange(k) >= k // 3)
+        for i, k in enumerate(lens)
+    ]
 
 
 def loss_and_grads(device, bf16, weak=True, compiled=False, arm="joint", lam=0.5):
@@ -44,52 +52,85 @@ def loss_and_grads(device, bf16, weak=True, compiled=False, arm="joint", lam=0.5
     return total, torch.cat([p.grad.float().cpu().flatten() for p in strong.parameters()])
 
 
-@pytest.mark.parametrize("how", [dict(bf16=False), dict(bf16=True), dict(bf16=True, compiled=True), dict(bf16=True, weak=False, arm="sft"),
-                                 dict(bf16=True, arm="frozen")])
+@pytest.mark.parametrize(
+    "how",
+    [
+        dict(bf16=False),
+        dict(bf16=True),
+        dict(bf16=True, compiled=True),
+        dict(bf16=True, weak=False, arm="sft"),
+        dict(bf16=True, arm="frozen"),
+    ],
+)
 def test_a_step_is_that_of_the_cpu(how):
-    """Bug: varlen attention that sees other rows or the future, a compiled layer that computes something else, positions that slip."""
-    want, want_grads = loss_and_grads("cpu", False, how.get("weak", True), arm=how.get("arm", "joint"))
+    """Bug: varlen attention that sees other rows or the future, a compiled layer that computes
+    something else, positions that slip."""
+    want, want_grads = loss_and_grads(
+        "cpu", False, how.get("weak", True), arm=how.get("arm", "joint")
+    )
     got, grads = loss_and_grads("cuda", **how)
     assert got == pytest.approx(want, rel=2e-2 if how["bf16"] else 2e-3)
     cosine = torch.nn.functional.cosine_similarity(grads, want_grads, 0)
-    assert cosine > (0.99 if how["bf16"] else 0.9999) and (grads.norm() / want_grads.norm() - 1).abs() < 0.05
+    assert (
+        cosine > (0.99 if how["bf16"] else 0.9999)
+        and (grads.norm() / want_grads.norm() - 1).abs() < 0.05
+    )
 
 
 def test_entropies_are_those_of_the_cpu():
-    """Bug: half precision that reaches the head, so that an entropy is off by more than a gap is wide."""
+    """Bug: half precision that reaches the head, so that an entropy is off by more than a gap is
+    wide."""
     want = measure(model(1), model(0), samples())
     with torch.autocast("cuda", torch.bfloat16, enabled=False):
         got = measure(model(1).cuda(), model(0).cuda(), samples())
-    assert (got["ent_live"] - want["ent_live"]).abs().max() < 5e-3 and (got["ent_weak"] - want["ent_weak"]).abs().max() < 5e-3
+    assert (got["ent_live"] - want["ent_live"]).abs().max() < 5e-3 and (
+        got["ent_weak"] - want["ent_weak"]
+    ).abs().max() < 5e-3
 
 
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("how", [{}, dict(temperature=1.0, seed=3), dict(weak=True, lam=0.5)])
 def test_a_replayed_step_gives_the_tokens_of_one_that_is_not(how, bf16, monkeypatch):
-    """Bug: a graph that goes on with the tokens, the positions or the cache of the step that it was captured in."""
+    """Bug: a graph that goes on with the tokens, the positions or the cache of the step that it
+    was captured in."""
     strong = model().cuda().eval()
     if how.pop("weak", False):
         how["weak"] = model(1).cuda().eval()
-    prompts = [s.tokens[:k].tolist() for s, k in zip(samples(20), [1, 2, 3, 40, 41, 100, 130, 5, 6, 7] * 2)]
+    lengths = [1, 2, 3, 40, 41, 100, 130, 5, 6, 7] * 2
+    prompts = [s.tokens[:k].tolist() for s, k in zip(samples(20), lengths, strict=True)]
     with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
         for stops in ((), range(0, 1000, 40)):
             monkeypatch.setattr(Decoder, "graphs", True)
             got = strong.generate(prompts, 150, stop_ids=stops, **how)
             monkeypatch.setattr(Decoder, "graphs", False)
             want = strong.generate(prompts, 150, stop_ids=stops, **how)
-            same = sum(a == b for a, b in zip(got, want))
-            assert same >= (len(prompts) if not bf16 else len(prompts) - 2)          # bf16: another width may round another way
+            same = sum(a == b for a, b in zip(got, want, strict=True))
+            # bf16: another width may round another way
+            assert same >= (len(prompts) - 2 if bf16 else len(prompts))
 
 
 def test_permutations_are_those_of_the_cpu():
     """Bug: a control that is another one on each device."""
-    z, y, keys = torch.randn(50, 4000), torch.randint(4000, (50,)), torch.randint(2 ** 60, (50,))
+    z, y, keys = torch.randn(50, 4000), torch.randint(4000, (50,)), torch.randint(2**60, (50,))
     want = train_wmss.permute_logits(z, y, keys)[1]
     assert torch.equal(train_wmss.permute_logits(z.cuda(), y.cuda(), keys.cuda())[1].cpu(), want)
 
 
 def test_the_whole_job_runs(run):
     """Bug: a tensor left on the wrong device in any stage; a score that differs from the CPU's."""
-    folder = run("--preset", "smoke", "--name", "gpu", "--arm", "wmss", "sft", "sft-flops", "permuted", "d0", "frozen", "--no-compile")
+    folder = run(
+        "--preset",
+        "smoke",
+        "--name",
+        "gpu",
+        "--arm",
+        "wmss",
+        "sft",
+        "sft-flops",
+        "permuted",
+        "d0",
+        "frozen",
+        "--no-compile",
+    )
     rows = json.loads((folder / "scores.json").read_text())["rows"]
     assert {"base", "sft", "wmss", "weak", "fused", "permuted"} <= {r["model"] for r in rows}
