@@ -36,9 +36,9 @@ class GPTConfig:
     ffn_dim: int | None = None      # width inside SwiGLU; None: 8/3 C, up to a multiple of 32
     max_seq_len: int = 256          # rows of the RoPE table; a longer input is refused
     rope_theta: float = 10_000.0    # base of RoPE's frequencies
-    rope_factor: float = 1.0        # Llama 3.1 slows low frequencies by this factor; 1: none
+    rope_factor: float = 1.0        # Llama 3.1 divides low frequencies by this; 1: as they are
     rope_low: float = 1.0           # low: fewer turns than this in rope_original_len positions
-    rope_high: float = 4.0          # left alone: more turns than this; linear in between
+    rope_high: float = 4.0          # high, left alone: more turns than this; linear in between
     rope_original_len: int = 8192   # positions that the model had seen before it was stretched
     norm_eps: float = 1e-6          # added to the mean square in RMSNorm
     qk_norm: bool = False           # RMSNorm on each head's q and k, before RoPE (Qwen3)
@@ -87,10 +87,7 @@ def rope_tables(cfg: GPTConfig) -> tuple[Tensor, Tensor]:
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + D/2) of x (P, H, D) by the angles of cos and sin (P, 1, D).
-
-    Hugging Face's weights pair the two halves of a head, Meta's own pair neighbours.
-    """
+    """Rotate the pairs (i, i + D/2) of x (P, H, D); Meta's own Llama weights pair neighbours."""
     a, b = x.chunk(2, dim=-1)
     return x * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
 
@@ -234,23 +231,24 @@ class GPT(nn.Module):
         """Logits (B, T, V) of token ids (B, T), stored whole: for small inputs."""
         return self.lm_head(self(x))
 
-    def forward_flops(self, n_tokens, n_pairs, n_loss):
+    def forward_flops(self, n_tokens: float | Tensor, n_pairs: float | Tensor,
+                      n_loss: float | Tensor) -> float | Tensor:
         """FLOPs of one forward pass; backward costs twice that again, so training costs 3x.
 
         n_tokens: tokens through the blocks; n_pairs: (query, key) pairs that attention scores,
-        T (T + 1) / 2 a row; n_loss: rows through the head. Numbers, or tensors of them. Counts only
-        matrix products, 2 FLOPs a multiply-add (Kaplan et al. 2020, appendix B).
+        T (T + 1) / 2 a row; n_loss: rows through the head; numbers, or (n,) with one per sample.
+        Only matrix products count, 2 FLOPs a multiply-add (Kaplan et al. 2020, appendix B).
         """
         c = self.cfg
         weights = sum(p.numel() for p in self.layers.parameters() if p.dim() == 2)
         attention = 4 * c.n_layers * c.n_heads * c.head_dim
         return 2 * weights * n_tokens + attention * n_pairs + 2 * c.vocab_size * c.dim * n_loss
 
-    def compile_layers(self):
+    def compile_layers(self) -> None:
         """torch.compile each layer in place: one graph for the layers of all models of a shape.
 
-        Attention stays outside, so the graph sees only P: another number of buckets needs no new
-        one. A call where it is wanted, no decorator: importing the compiler takes two seconds.
+        Attention stays outside: the graph sees only P, so other buckets need no new one. A method,
+        not a decorator, since importing the compiler takes two seconds.
         """
         Attention.call = staticmethod(torch.compiler.disable(Attention.call))
         for layer in self.layers:
@@ -289,7 +287,7 @@ class GPT(nn.Module):
         return checkpoints.load_model(cls, path, dtype, device)
 
 
-def save_checkpoint(path: str, model: GPT, **meta):
+def save_checkpoint(path: str, model: GPT, **meta) -> None:
     """Write a .pt, whole or not at all: weights, config and **meta. See plumbing/checkpoints.py."""
     checkpoints.save(path, model, **meta)
 

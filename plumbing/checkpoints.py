@@ -7,6 +7,7 @@ its config_class) as an argument: model.py imports this file, not the other way 
 
 import os
 from dataclasses import asdict
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ class Opened(NamedTuple):
     """What is known of a checkpoint before a weight is read."""
     path: str           # where it is on this machine
     model: object       # a GPT on the meta device: shapes without memory
-    stored: dict        # parameter -> (shape, function that reads it)
+    stored: dict        # parameter -> (shape, function (dtype, device) -> tensor that reads it)
     meta: dict          # everything else that the checkpoint says
 
 
@@ -82,12 +83,16 @@ def _open_pt(path):
             raise ValueError
         config, weights = meta.pop("model_config"), meta.pop("model")
         meta.setdefault("tokenizer", None)
-        stored = {name: (tuple(w.shape), lambda w=w: w) for name, w in weights.items()}
+        stored = {name: (tuple(w.shape), partial(_convert, w)) for name, w in weights.items()}
     except Exception as e:      # cut short, another program's, text: seven kinds of error
         raise ValueError(f"it is not a whole {FORMAT} file written by train_wmss.py "
                          f"({type(e).__name__}); pass one of the .pt files in an out/<name>/ "
                          "folder") from None
     return config, stored, meta
+
+
+def _convert(w, dtype, device):
+    return w.to(device=device, dtype=dtype)
 
 
 class _NoInit(torch.overrides.TorchFunctionMode):
@@ -106,7 +111,7 @@ def _without_memory(GPT, config):
     try:
         with torch.device("meta"), _NoInit():
             return GPT(GPT.config_class(**config))
-    except (TypeError, ValueError) as e:                   # a field that we do not have; a bad value
+    except (TypeError, ValueError) as e:                   # a field that we lack; a bad value
         raise ValueError(f"its config does not fit our model: {e}") from None
 
 
@@ -130,7 +135,7 @@ def read_weights(opened, dtype, device):
     model = opened.model
     weights = {}
     for name, (_, read) in opened.stored.items():
-        weights[name] = read().to(device=device, dtype=dtype)
+        weights[name] = read(dtype, device)
     if model.cfg.tie_embeddings:
         embed = weights["embed_tokens.weight"]
         if not torch.equal(weights.get("lm_head.weight", embed), embed):

@@ -10,6 +10,7 @@ from dataclasses import fields
 from functools import partial
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 # field of GPTConfig -> key in config.json
 KEYS = dict(vocab_size="vocab_size", dim="hidden_size", n_layers="num_hidden_layers",
@@ -156,8 +157,9 @@ def local(name):
 def open_folder(path):
     """A folder -> (fields of GPTConfig, {parameter: (shape, function that reads it)}, meta).
 
-    Reads no weight. meta: tokenizer_files (name -> text) and config (the run's flags: {}).
-    Raises ValueError on a config that is not ours, missing shards, files that are not whole.
+    Reads no weight; the functions do, they take (dtype, device). meta: tokenizer_files (name ->
+    text) and config (the flags of the run that made it: {}). Raises ValueError on a config.json
+    that asks for another model than ours, on missing shards and on files that are not whole.
     """
     try:
         config = config_from_hf(_read_json(path, "config.json"))
@@ -166,12 +168,13 @@ def open_folder(path):
                          f"({e})") from None
     stored = {}
     for name in _weight_files(path):
-        for key, entry in tensors_of(os.path.join(path, name)).items():
+        weights = Weights(os.path.join(path, name))
+        for key, shape in weights.shapes.items():
             ours = key.removeprefix("model.")
             if ours in stored:
                 raise ValueError(f"{key} is there twice, the second time in {name}")
             if not ours.endswith("rotary_emb.inv_freq"):   # in old exports; we compute it ourselves
-                stored[ours] = entry
+                stored[ours] = shape, partial(weights.read, key)
     from plumbing.tokenizer import TOKENIZER_FILES  # here: a .pt alone needs none of it
     files = {}
     for name in TOKENIZER_FILES:
@@ -213,37 +216,44 @@ def _weight_files(path):
 # ----------------------------------------------------------------------------------------------
 # safetensors
 
-def tensors_of(path):
-    """A safetensors file -> {name: (shape, function that reads the tensor)}; reads its header only.
+class Weights:
+    """The tensors of one safetensors file: their shapes from its header, then each by its name.
 
-    Raises ValueError if the file is not whole or holds another dtype than floating-point ones.
+    Raises ValueError if the file is not whole or holds other than floating-point tensors.
     """
-    from safetensors import SafetensorError, safe_open  # here: a .pt needs none of it
-    name = os.path.basename(path)
-    found = {}
-    try:
-        with safe_open(path, framework="pt") as f:
-            for key in f.keys():
-                header = f.get_slice(key)
-                if header.get_dtype() not in DTYPES:
-                    raise ValueError(f"{key} in {name} is of dtype {header.get_dtype()}; "
-                                     f"we read {', '.join(DTYPES)}")
-                found[key] = tuple(header.get_shape()), partial(read_tensor, path, key)
-    except SafetensorError as e:
-        raise ValueError(f"{name} is no whole safetensors file ({e}): it was cut short, or is "
-                         "another kind of file; copy it again") from None
-    return found
+    PAGES = 2 ** 24         # bytes
 
+    def __init__(self, path):
+        self.path = path
+        self.shapes = {}
+        name = os.path.basename(path)
+        try:
+            self._open()
+        except SafetensorError as e:
+            raise ValueError(f"{name} is no whole safetensors file ({e}): it was cut short, or is "
+                             "another kind of file; copy it again") from None
+        for key in self.file.keys():
+            header = self.file.get_slice(key)
+            if header.get_dtype() not in DTYPES:
+                raise ValueError(f"{key} in {name} is of dtype {header.get_dtype()}; "
+                                 f"we read {', '.join(DTYPES)}")
+            self.shapes[key] = tuple(header.get_shape())
 
-def read_tensor(path, key):
-    """One tensor of a safetensors file, in memory of its own.
+    def _open(self):
+        self.file = safe_open(self.path, framework="pt")
+        self.touched = 0
 
-    The library maps the file into memory. A copy keeps the model independent of it: the file may be
-    overwritten later. The file is opened for each tensor, so that only one tensor's pages stay.
-    """
-    from safetensors import SafetensorError, safe_open
-    try:
-        with safe_open(path, framework="pt") as f:
-            return f.get_tensor(key).clone()
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f"checkpoint: {path} changed while it was read ({e})") from None
+    def read(self, key, dtype=None, device="cpu"):
+        """One tensor, in memory of its own: the file may be overwritten while the model lives.
+
+        The library maps the file into memory, and what was read stays there until it is closed: so
+        it is opened again after every 16 MB, and loading needs little more than the weights.
+        """
+        try:
+            if self.touched > self.PAGES:
+                self._open()
+            w = self.file.get_tensor(key)
+        except (SafetensorError, OSError) as e:
+            raise ValueError(f"checkpoint: {self.path} changed while it was read ({e})") from None
+        self.touched += w.nbytes
+        return w.to(device=device, dtype=dtype, copy=True)

@@ -1,8 +1,18 @@
 """Batched, cached decoding against decoding one prompt, one token at a time, without a cache."""
 
+import doctest
+
 import pytest
 import torch
 from tiny_models import CONFIGS, PROMPTS, tiny
+
+from plumbing import decode
+
+
+def test_worked_examples_in_docstrings_are_true():
+    """Bug: an example that nobody has run."""
+    result = doctest.testmod(decode)
+    assert result.failed == 0 and result.attempted > 0
 
 
 def uncached_greedy(model, prompt, n, weak=None, lam=1.0):

@@ -11,7 +11,7 @@ from model import GPT, save_checkpoint
 from plumbing import export as export_file
 from plumbing import tokenizer
 from plumbing.export import export, main
-from plumbing.hf import tensors_of
+from plumbing.hf import Weights
 from plumbing.tokenizer import fingerprint, toy_encoding
 
 TOY = dict(tokenizer=fingerprint(toy_encoding()))
@@ -47,7 +47,7 @@ def test_exported_models_come_back_and_are_the_same_in_transformers(
     save_checkpoint(tmp_path / "a.pt", model, **TOY)
     export(tmp_path / "a.pt", tmp_path / "hf", shard_bytes=shard_bytes)
     assert (tmp_path / "hf" / "model.safetensors.index.json").exists() == (shard_bytes < 10**9)
-    written = [k for file in (tmp_path / "hf").glob("*.safetensors") for k in tensors_of(file)]
+    written = [k for file in (tmp_path / "hf").glob("*.safetensors") for k in Weights(file).shapes]
     assert len(written) == len(set(written)) == len(list(model.parameters()))
     back = GPT.from_pretrained(tmp_path / "hf")
     assert back.cfg == model.cfg

@@ -8,9 +8,8 @@ import torch
 from tiny_models import folder, tensors, theirs, tiny
 
 from model import GPT, GPTConfig, load_checkpoint, read_config
-from plumbing import hf
 from plumbing.export import write_safetensors
-from plumbing.hf import config_from_hf, tensors_of
+from plumbing.hf import Weights, config_from_hf
 
 
 def test_sharded_weights_are_the_same_weights(tmp_path):
@@ -263,7 +262,7 @@ REFUSED = {
 }
 
 
-def never(path, key):
+def never(weights, key, dtype, device):
     raise AssertionError(f"{key} was read")
 
 
@@ -276,7 +275,7 @@ def test_what_the_model_does_not_compute_is_refused_by_name(name, tmp_path, monk
     if (
         name != "another head though tied"
     ):  # all others are told from headers, before a weight is read
-        monkeypatch.setattr(hf, "read_tensor", never)
+        monkeypatch.setattr(Weights, "read", never)
     with pytest.raises(ValueError, match="(?s)^checkpoint: .*" + words):
         GPT.from_pretrained(tmp_path / "m")
 
@@ -303,13 +302,10 @@ def test_safetensors_bytes_are_read_by_hand(tmp_path):
     )
     file = len(header).to_bytes(8, "little") + header + b"\x80\x3f\x40\xc0"
     (tmp_path / "f").write_bytes(file)
-    ((name, (shape, read)),) = tensors_of(tmp_path / "f").items()
-    assert (name, shape, read().tolist(), read().dtype) == (
-        "w",
-        (2, 1),
-        [[1.0], [-3.0]],
-        torch.bfloat16,
-    )
+    weights = Weights(tmp_path / "f")
+    assert weights.shapes == {"w": (2, 1)}
+    w = weights.read("w")
+    assert (w.tolist(), w.dtype) == ([[1.0], [-3.0]], torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", (None, torch.bfloat16, torch.float32))
@@ -328,12 +324,13 @@ def test_a_loaded_folder_does_not_hang_on_its_files(dtype, tmp_path):
 def test_a_file_that_is_cut_while_it_is_read_is_an_error_in_one_sentence(tmp_path):
     """Bug: a bus error, or noise for weights, where a download replaces the file meanwhile."""
     folder(tmp_path, tiny())
-    found = tensors_of(tmp_path / "model.safetensors")
-    (tmp_path / "model.safetensors").write_bytes(b"short")
-    with pytest.raises(
-        ValueError, match="^checkpoint: .*model.safetensors changed while it was read"
-    ):
-        found[NORM][1]()
+    weights = Weights(tmp_path / "model.safetensors")
+    weights.PAGES = -1  # opened again for each tensor
+    assert weights.read(NORM).shape == (32,)
+    (tmp_path / "short").write_bytes(b"short")
+    os.replace(tmp_path / "short", tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="^checkpoint: .*model.safetensors changed while it was"):
+        weights.read(NORM)
 
 
 def test_a_name_on_the_hub_is_refused_in_one_sentence_where_there_is_no_hub(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 
 from model import GPT, GPTConfig
 from plumbing.export import write_safetensors
-from plumbing.hf import config_to_hf, tensors_of
+from plumbing.hf import Weights, config_to_hf
 
 CONFIGS = {
     "plain": dict(),
@@ -113,7 +113,8 @@ def folder(path, model, rename=as_released, **config):
 
 def tensors(path):
     """All tensors of a safetensors file."""
-    return {k: read() for k, (_, read) in tensors_of(path).items()}
+    weights = Weights(path)
+    return {k: weights.read(k) for k in weights.shapes}
 
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [3], [5, 5], [9, 8, 7, 6, 5, 4], [2, 2, 2]]
