@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from plumbing import checkpoints, decode, hf
+from plumbing import checkpoints, decode
 
 
 @dataclass
@@ -54,7 +54,7 @@ class GPTConfig:
         return 2 * trunk * n_tokens + scores + 2 * self.vocab_size * self.dim * n_loss
 
     def __post_init__(self):
-        hf.check_config(self)         # it may come from a config.json with anything in it
+        checkpoints.check_config(self)     # a config.json may hold anything
         self.n_kv_heads = self.n_kv_heads or self.n_heads
         self.head_dim = self.head_dim or self.dim // self.n_heads
         self.ffn_dim = self.ffn_dim or 32 * math.ceil(8 * self.dim / 3 / 32)

@@ -6,7 +6,6 @@ Nothing here imports the model: configurations come and go as dictionaries of GP
 import json
 import os
 import re
-from dataclasses import fields
 from functools import partial
 
 import torch
@@ -37,30 +36,6 @@ HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 
 # ----------------------------------------------------------------------------------------------
 # config.json
-
-def check_config(cfg):
-    """ValueError where the fields of a GPTConfig are no numbers of their types or make no model."""
-    for f in fields(cfg):
-        value = getattr(cfg, f.name)
-        kind = (int, float) if f.type is float else f.type
-        if not isinstance(value, kind):
-            raise ValueError(f"model: {f.name} should be a number of type {f.type}, "
-                             f"found {value!r}")
-        if f.type in (int, int | None) and value is not None and value < 1:
-            raise ValueError(f"model: {f.name} should be at least 1, found {value}")
-    if cfg.head_dim is None and cfg.dim % cfg.n_heads:
-        raise ValueError(f"model: dim {cfg.dim} is no multiple of n_heads {cfg.n_heads}; "
-                         "set head_dim")
-    if cfg.n_heads % (cfg.n_kv_heads or cfg.n_heads):
-        raise ValueError(f"model: n_heads {cfg.n_heads} is no multiple of "
-                         f"n_kv_heads {cfg.n_kv_heads}")
-    head_dim = cfg.head_dim or cfg.dim // cfg.n_heads
-    if head_dim % 2:
-        raise ValueError(f"model: RoPE rotates pairs, so head_dim must be even, found {head_dim}")
-    if cfg.rope_low >= cfg.rope_high:
-        raise ValueError("model: expected rope_low < rope_high, "
-                         f"found {cfg.rope_low} and {cfg.rope_high}")
-
 
 def config_from_hf(c):
     """config.json as a dict -> the fields of GPTConfig, as a dict.
