@@ -1,9 +1,8 @@
-"""The transformer: a decoder of the Llama/Qwen family, written out by hand.
+"""The transformer of the Llama/Qwen family: RMSNorm, RoPE, grouped-query attention, SwiGLU.
 
-RMSNorm, rotary positions, grouped-query attention and SwiGLU, one class each. The parameters carry
-their Hugging Face names: folders of the types llama (SmolLM2 too), qwen2 and qwen3 load by name.
-The model returns hidden states, not logits: who needs logits applies the head to a few rows at a
-time, so that the (B * T, V) matrix never exists (V 151,936, 4,096 tokens: 2.5 GB in fp32).
+The parameters carry their Hugging Face names: folders of the types llama (SmolLM2 too), qwen2 and
+qwen3 load by name. The model returns hidden states, not logits: who needs logits applies the head
+to a few rows at a time, so that the (B * T, V) matrix never exists (Qwen3, 4,096 tokens: 2.5 GB).
 
     python -c "from model import *; print(GPT(GPTConfig()))"
     python -c "from model import *; print(load_checkpoint('out/toy/wmss.pt')[0].cfg)"
@@ -210,7 +209,7 @@ class GPT(nn.Module):
         longest = max(T for B, T in rows.shapes)
         if longest > self.cfg.max_seq_len:
             raise ValueError(f"model: {longest} tokens in a row, max_seq_len is "
-                             f"{self.cfg.max_seq_len}; shorten the data or raise max_seq_len")
+                             f"{self.cfg.max_seq_len}; shorten the data or raise it")
         if positions is None:
             parts = [torch.arange(T, device=self.cos.device).repeat(B) for B, T in rows.shapes]
             positions = torch.cat(parts)                                          # (P,)
@@ -260,9 +259,8 @@ class GPT(nn.Module):
                        weak: "GPT | None" = None, lam: float = 1.0) -> list[int]:
         """Continue one prompt, one token at a time: what generate() computes, without its speed."""
         tokens = list(prompt)
-        random = torch.Generator().manual_seed(seed)
-        draws = torch.rand(max_new_tokens, dtype=torch.float64, generator=random)
-        for draw in draws.tolist():
+        generator = torch.Generator().manual_seed(seed)
+        for draw in torch.rand(max_new_tokens, dtype=torch.float64, generator=generator).tolist():
             x = torch.tensor([tokens], device=self.cos.device)                    # (1, T)
             z = self.logits(x)[0, -1].float()                                     # (V,)
             if weak is not None:
@@ -277,7 +275,7 @@ class GPT(nn.Module):
         return tokens[len(prompt):]
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int, **how) -> list[list[int]]:
-        """generate_plain of many prompts, batched and cached: see plumbing.decode.generate."""
+        """generate_plain() of many prompts, batched and cached; **how: see plumbing/decode.py."""
         return decode.generate(self, prompts, max_new_tokens, **how)
 
     @classmethod
@@ -288,7 +286,7 @@ class GPT(nn.Module):
 
 
 def save_checkpoint(path: str, model: GPT, **meta) -> None:
-    """Write a .pt, whole or not at all: weights, config and **meta. See plumbing/checkpoints.py."""
+    """Write a .pt with weights, config and **meta, whole or not at all: see checkpoints.save."""
     checkpoints.save(path, model, **meta)
 
 
