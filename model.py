@@ -44,19 +44,25 @@ class GPTConfig:
     qkv_bias: bool = False          # bias on q, k and v (Qwen2)
     tie_embeddings: bool = True     # the head shares the embedding's matrix
 
-    def forward_flops(self, n_tokens, n_pairs, n_loss):
-        """FLOPs of a forward pass: matrix products only, 2 a multiply-add (Kaplan et al. 2020)."""
-        heads = self.n_heads * self.head_dim
-        attention = self.dim * (2 * heads + 2 * self.n_kv_heads * self.head_dim)
-        trunk = self.n_layers * (attention + 3 * self.dim * self.ffn_dim)
-        scores = 4 * self.n_layers * heads * n_pairs
-        return 2 * trunk * n_tokens + scores + 2 * self.vocab_size * self.dim * n_loss
-
     def __post_init__(self):
         checkpoints.check_config(self)     # a config.json may hold anything
         self.n_kv_heads = self.n_kv_heads or self.n_heads
         self.head_dim = self.head_dim or self.dim // self.n_heads
         self.ffn_dim = self.ffn_dim or 32 * math.ceil(8 * self.dim / 3 / 32)
+
+    def forward_flops(self, n_tokens: float | Tensor, n_pairs: float | Tensor,
+                      n_loss: float | Tensor) -> float | Tensor:
+        """FLOPs of one forward pass; backward costs twice that again, so training costs 3x.
+
+        n_tokens: tokens through the blocks; n_pairs: (query, key) pairs that attention scores,
+        T (T + 1) / 2 a row; n_loss: rows through the head; numbers, or (n,) with one per sample.
+        Only matrix products count, 2 FLOPs a multiply-add (Kaplan et al. 2020, appendix B).
+        """
+        heads = self.n_heads * self.head_dim
+        attention = self.dim * (2 * heads + 2 * self.n_kv_heads * self.head_dim)
+        weights = self.n_layers * (attention + 3 * self.dim * self.ffn_dim)
+        scores = 4 * self.n_layers * heads * n_pairs
+        return 2 * weights * n_tokens + scores + 2 * self.vocab_size * self.dim * n_loss
 
 
 class RMSNorm(nn.Module):
@@ -229,19 +235,6 @@ class GPT(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """Logits (B, T, V) of token ids (B, T), stored whole: for small inputs."""
         return self.lm_head(self(x))
-
-    def forward_flops(self, n_tokens: float | Tensor, n_pairs: float | Tensor,
-                      n_loss: float | Tensor) -> float | Tensor:
-        """FLOPs of one forward pass; backward costs twice that again, so training costs 3x.
-
-        n_tokens: tokens through the blocks; n_pairs: (query, key) pairs that attention scores,
-        T (T + 1) / 2 a row; n_loss: rows through the head; numbers, or (n,) with one per sample.
-        Only matrix products count, 2 FLOPs a multiply-add (Kaplan et al. 2020, appendix B).
-        """
-        c = self.cfg
-        weights = sum(p.numel() for p in self.layers.parameters() if p.dim() == 2)
-        attention = 4 * c.n_layers * c.n_heads * c.head_dim
-        return 2 * weights * n_tokens + attention * n_pairs + 2 * c.vocab_size * c.dim * n_loss
 
     def compile_layers(self) -> None:
         """torch.compile each layer in place: one graph for the layers of all models of a shape.

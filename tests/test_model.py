@@ -200,7 +200,7 @@ def test_flops_equal_the_matrix_products_counted_by_torch():
     ):
         model.lm_head(model(x)[0, :k])
     # torch counts all T*T pairs, the causal half and the other
-    assert counter.get_total_flops() == model.forward_flops(3 * 16, 3 * 16 * 16, k)
+    assert counter.get_total_flops() == model.cfg.forward_flops(3 * 16, 3 * 16 * 16, k)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

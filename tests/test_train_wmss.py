@@ -713,7 +713,7 @@ def test_the_table_counts_what_each_row_cost(run, trained):
     assert rows["wmss"]["flops"] == meta["spent"]["flops"] == meta["flops"] + gaps["flops"] and rows["fused"]["flops"] is None
     samples, model = clean_set(toy_encoding(), 24, 0), load_checkpoint(trained / "sft.pt")[0]
     pairs = lambda s: sum(range(1, len(s.tokens)))                                       # query t sees t + 1 keys
-    assert gaps["flops"] == 2 * sum(model.forward_flops(len(s.tokens) - 1, pairs(s), int(s.loss.sum())) for s in samples)
+    assert gaps["flops"] == 2 * sum(model.cfg.forward_flops(len(s.tokens) - 1, pairs(s), int(s.loss.sum())) for s in samples)
 
 
 @pytest.mark.parametrize("micro", (4, 2, 1))
