@@ -15,6 +15,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -128,7 +129,13 @@ def _digest(path):
 
 
 def _read(path):
+    """Yields ("file:line", row) of a file."""
     return _parquet(path) if path.endswith(".parquet") else read_rows(path)
+
+
+def _read_all(paths):
+    for path in paths:
+        yield from _read(path)
 
 
 def _parquet(path):
@@ -144,6 +151,7 @@ def _parquet(path):
 
 
 def _numbered(where, rows):
+    """Yields ("where:1", row), ("where:2", row) and so on."""
     for i, row in enumerate(rows, 1):
         yield f"{where}:{i}", row
 
@@ -152,7 +160,7 @@ def _file(spec, name, path):
     if path != spec or not path.endswith(SUFFIXES):
         raise ValueError(f"--data {spec}: expected a file named {', '.join(SUFFIXES)}, and no "
                          ":CONFIG or @SPLIT after it")
-    return Source(name, _digest(path), lambda: _read(path))
+    return Source(name, _digest(path), partial(_read, path))
 
 
 def _folder(spec, name, path, config, split):
@@ -166,7 +174,7 @@ def _folder(spec, name, path, config, split):
             rows = datasets.load_from_disk(path)
             rows = rows[split] if isinstance(rows, dict) else rows
             stamp = [_digest(f["filename"]) for f in rows.cache_files]
-            return Source(name, stamp, lambda: _numbered(path, rows))
+            return Source(name, stamp, partial(_numbered, path, rows))
         # datasets knows splits by the names of files: train.jsonl, test/0.json
         splits = DataFilesDict.from_patterns(get_data_patterns(path), base_path=path)
         root = os.path.abspath(path)
@@ -180,7 +188,7 @@ def _folder(spec, name, path, config, split):
         raise ValueError(f"--data {spec}: expected files {', '.join(SUFFIXES)} in the folder, "
                          "found none")
     stamp = [(f, _digest(f)) for f in found]
-    return Source(name, stamp, lambda: itertools.chain.from_iterable(map(_read, found)))
+    return Source(name, stamp, partial(_read_all, found))
 
 
 def _hub(spec, name, path, config, split):
@@ -192,7 +200,7 @@ def _hub(spec, name, path, config, split):
                          f"({type(e).__name__}: {str(e).strip()[:200]}); check "
                          "OWNER/NAME[:CONFIG][@SPLIT] and the network, or pass a local file"
                          ) from None
-    return Source(name, rows._fingerprint, lambda: _numbered(spec, rows))
+    return Source(name, rows._fingerprint, partial(_numbered, spec, rows))
 
 
 def _source(spec):
