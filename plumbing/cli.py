@@ -40,6 +40,20 @@ def flag_of(name):
     return "--" + name.replace("_", "-")
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """The page of -h: 79 columns, and a flag that takes one value shows one.
+
+    argparse would show [N ...] for each, because every flag may be given any number of values: a
+    missing one is then reported by us, with whatever else is wrong, and not by argparse alone.
+    """
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=26, width=79)
+
+    def _format_args(self, action, default_metavar):
+        return action.metavar or default_metavar
+
+
 class Flags:
     """The flags of a dataclass: what each is called, what it takes, and what its value means."""
 
@@ -99,15 +113,14 @@ class Flags:
         low, high, above = (about.get(key) for key in ("low", "high", "above"))
         if above is not None:
             return f"a number above {above}"
+        if low is None:
+            return f"a number of at most {high}"
         if high is not None:
             return f"a number from {low} to {high}"
         return f"a number of at least {low}"
 
     def parser(self, description):
-        def formatter(prog):
-            return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=79)
-
-        parser = argparse.ArgumentParser(description=description, formatter_class=formatter,
+        parser = argparse.ArgumentParser(description=description, formatter_class=_Help,
                                          allow_abbrev=False, usage="%(prog)s [--flag value ...]")
         group = parser
         for name, field in self.fields.items():
@@ -117,7 +130,7 @@ class Flags:
             default = getattr(self.defaults, name)
             text = about.get("help") or "a field of your own"
             if default not in (None, "", []):
-                shown = " ".join(default) if isinstance(default, list) else default
+                shown = " ".join(map(str, default)) if isinstance(default, list) else default
                 text += f" (default {shown})"
             how = dict(dest=name, default=argparse.SUPPRESS, help=text.replace("%", "%%"))
             if self.is_switch(name):
@@ -129,6 +142,8 @@ class Flags:
                 if self.choices(name):
                     how["help"] += "; one or more of " if self.is_list(name) else "; one of "
                     how["help"] += ", ".join(self.choices(name))
+            if self.is_list(name):
+                shown += " ..."
             group.add_argument(flag_of(name), nargs="*", metavar=shown, **how)
         return parser
 
