@@ -361,8 +361,9 @@ class Progress:
             if self.weak is not None:
                 self.weak.load_state_dict(meta["weak"])
             for p, state in zip(self.params, meta["optimizer"], strict=True):
-                if state is not None:
-                    self.opt.state[p] = state
+                if state is not None:       # a file is read into the CPU's memory
+                    self.opt.state[p] = {key: t.to(p.device, copy=True)
+                                         for key, t in state.items()}
             torch.set_rng_state(meta["rng"])
             self.seconds = meta["seconds"]
             self.folder.say(f"{self.arm}: resumed after step {step}")
