@@ -1,14 +1,16 @@
-"""Entropy dynamics: where did uncertainty move between a weak snapshot and the live model?
+"""Entropy dynamics: where did uncertainty move between a weak snapshot and the
+live model?
 
-The entropies of both models' predictions over exactly the training batches (paper v2, section 3.2
-and eq. 7), and from them one sampling weight for each sample and one gap code for each token:
-settled, consolidating, regressing or hard.
+The entropies of both models' predictions over exactly the training batches
+(paper v2, section 3.2 and eq. 7), and from them one sampling weight for each
+sample and one gap code for each token: settled, consolidating, regressing or
+hard.
 
-    python entropy.py --weak out/toy/base.pt --live out/toy/sft.pt            # a table
-    python entropy.py --weak out/toy/base.pt --live out/toy/sft.pt --show 3   # and three samples
+    python entropy.py --weak out/toy/base.pt --live out/toy/sft.pt   # a table
+    python entropy.py --weak out/toy/base.pt --live out/toy/sft.pt --show 3
 
-Shapes: N samples, M loss tokens of all samples together, C width, V vocabulary. Entropies are in
-nats.
+Shapes: N samples, M loss tokens of all samples together, C width, V vocabulary.
+Entropies are in nats.
 """
 
 import argparse

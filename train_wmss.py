@@ -1,17 +1,19 @@
-"""WMSS, all three stages: train a base model, fine-tune it (SFT), find the gaps between a weak
-snapshot and the live model, go on training on mixed logits of both. Only the strong model is kept.
+"""WMSS, all three stages: train a base model, fine-tune it (SFT), find the gaps
+between a weak snapshot and the live model, go on training on mixed logits of
+both. Only the strong model is kept.
 
-Paper: Weak-Driven Learning, arXiv 2602.08222 (v2, sections 3.1-3.3, Algorithm 1). Everything that
-differs from plain SFT stands between `# WMSS` marks.
+Paper: Weak-Driven Learning, arXiv 2602.08222 (v2, sections 3.1-3.3, Algorithm
+1). Everything that differs from plain SFT stands between `# WMSS` marks.
 
-    torchrun train_wmss.py                        # CPU, some minutes, no download: a table
-    torchrun --nproc_per_node 8 train_wmss.py     # eight GPUs or processes; plain `python` works
-    torchrun train_wmss.py --preset smollm2-gsm8k           # real weights, real text
-    python train_wmss.py --name toy --resume                # go on where a run was interrupted
-    python train_wmss.py --name more --base out/toy/base.pt --sft out/toy/sft.pt \\
-        --arm frozen permuted temperature                   # controls, from the same two models
+    torchrun train_wmss.py                    # CPU, some minutes, no download
+    torchrun --nproc_per_node 8 train_wmss.py # 8 GPUs; plain `python` works
+    torchrun train_wmss.py --preset smollm2-gsm8k   # real weights, real text
+    python train_wmss.py --name toy --resume        # go on where it stopped
+    python train_wmss.py --name more --base out/toy/base.pt \\
+        --sft out/toy/sft.pt --arm frozen permuted  # controls, from the same M1
 
-Shapes: B rows and T positions of a bucket, C width, V vocabulary, N loss tokens of a micro-batch.
+Shapes: B rows and T positions of a bucket, C width, V vocabulary, N loss tokens
+of a micro-batch.
 """
 
 import os
