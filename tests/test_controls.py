@@ -13,7 +13,6 @@ from tensors import mix_logits, rand, softmax
 import data
 import plumbing.controls
 import train_wmss
-from data import clean_set, toy_encoding
 from entropy import gap_mask
 from model import load_checkpoint
 from plumbing.controls import (
@@ -26,6 +25,8 @@ from plumbing.controls import (
     permute_logits,
     token_statistics,
 )
+from plumbing.tasks import clean_set
+from plumbing.tokenizer import toy_encoding
 
 # -------------------------------------------------------------------------------------------------
 # permutations

@@ -6,7 +6,7 @@ import pytest
 import torch
 from runs import gaps_of, scores
 
-from data import FAMILIES, clean_set, toy_encoding
+from data import FAMILIES
 from entropy import Gaps
 from plumbing.report import (
     CODES,
@@ -19,6 +19,8 @@ from plumbing.report import (
     show_samples,
     tokens_with_codes,
 )
+from plumbing.tasks import clean_set
+from plumbing.tokenizer import toy_encoding
 
 
 @pytest.fixture(scope="module")

@@ -29,10 +29,11 @@ from runs import (
 )
 
 import train_wmss
-from data import clean_set, toy_encoding
 from model import GPTConfig, load_checkpoint
 from plumbing.files import commit
 from plumbing.run import Folder, Ranks, sample_flops, step_flops
+from plumbing.tasks import clean_set
+from plumbing.tokenizer import toy_encoding
 from train_wmss import Config
 
 ALL = "base,sft,entropy,wmss"

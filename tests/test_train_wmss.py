@@ -29,12 +29,16 @@ import data
 import entropy
 import eval_math
 import train_wmss
-from data import clean_set, collate, toy_encoding
+from data import collate
 from entropy import gap_weights
-from model import GPT, GPTConfig, export, load_checkpoint, read_config
+from model import GPT, GPTConfig, load_checkpoint, read_config
+from plumbing.export import export
 from plumbing.loss import linear_cross_entropy
 from plumbing.report import score_table
 from plumbing.run import step_flops
+from plumbing.tasks import clean_set, tokenizer_of
+from plumbing.tokenizer import load_tokenizer, toy_encoding
+from plumbing.toy_code import CODE_FAMILIES, toy_code
 from train_wmss import Config, MixedLoss, lr_at
 
 # -------------------------------------------------------------------------------------------------
@@ -195,10 +199,10 @@ def test_the_code_task_runs_all_stages_and_executes_nothing_without_consent(
     rows = scores(trained_code)
     assert [r["model"] for r in rows] == DEFAULT_ROWS
     for r in rows:
-        assert set(r["families"]) == set(data.CODE_FAMILIES) and r["errors"] == 0
+        assert set(r["families"]) == set(CODE_FAMILIES) and r["errors"] == 0
     assert "affine" in score_table(rows)
     found = answers(trained_code, "wmss")
-    assert [r["prompt"] for r in found] == [p.prompt for p in data.toy_code("test", 14)]
+    assert [r["prompt"] for r in found] == [p.prompt for p in toy_code("test", 14)]
     for r in found:
         assert r["status"] in ("pass", "fail") and r["correct"] == (r["status"] == "pass")
     assert json.loads((trained_code / "config.json").read_text())["task"] == "toy-code"
@@ -551,10 +555,10 @@ def test_a_template_given_for_training_is_kept_for_scoring_and_export(
         "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}")
     out = run(*text_flags(hf_folder, text, "j"), "--template", str(tmp_path / "my.jinja"),
               "--arm", "wmss")
-    enc = data.tokenizer_of(load_checkpoint(out / "wmss.pt")[1])
+    enc = tokenizer_of(load_checkpoint(out / "wmss.pt")[1])
     assert eval_math.chat(enc)("why?") == "Q why? A"
     export(out / "wmss.pt", tmp_path / "hf")
-    assert eval_math.chat(data.load_tokenizer(tmp_path / "hf"))("why?") == "Q why? A"
+    assert eval_math.chat(load_tokenizer(tmp_path / "hf"))("why?") == "Q why? A"
     config = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
 
