@@ -1,10 +1,14 @@
-"""bench.py at toy size: every part runs, compares equal work, and writes what it says; its numbers mean nothing here."""
+"""experiments/bench.py at toy size: every part runs, compares equal work, and writes what it says; its numbers mean nothing here."""
 
 import json
+import os
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
+sys.path.insert(0, os.path.join(ROOT, "experiments"))
 import bench
 
 KEYS = {"ratio", "ours", "peer", "peer_name", "unit"}
@@ -14,36 +18,74 @@ def test_every_part_runs_and_writes_its_record(tmp_path, capsys, monkeypatch):
     """Bug: a part that broke with the code it measures; a figure in the table that is not the one in the file."""
     pytest.importorskip("transformers")
     threads = torch.get_num_threads()
-    bench.main(["--quick", "--threads", "1", "--json", str(tmp_path / "b.json"), "P1", "P1b", "P2", "P3", "P4", "P5"])
+    bench.main(
+        [
+            "--quick",
+            "--threads",
+            "1",
+            "--json",
+            str(tmp_path / "b.json"),
+            "P1",
+            "P1b",
+            "P2",
+            "P3",
+            "P4",
+            "P5",
+        ]
+    )
     torch.set_num_threads(threads)
     found = json.loads((tmp_path / "b.json").read_text())
     for part in ("P1", "P3", "P4", "P4roof", "P5", "P5hf"):
         r = found[part]
-        assert KEYS <= r.keys() and min(r["ours"], r["peer"]) > 0 and r["spread"][0] <= r["spread"][1]
+        assert (
+            KEYS <= r.keys() and min(r["ours"], r["peer"]) > 0 and r["spread"][0] <= r["spread"][1]
+        )
         better = r["peer"] / r["ours"] if r["unit"] == "GB" else r["ours"] / r["peer"]
         assert r["ratio"] == pytest.approx(better)
-    assert {"joint_over_sft", "frozen_over_sft"} <= found["P2"].keys() and min(found["P2"]["joint_over_sft"], found["P2"]["frozen_over_sft"]) > 0
+    assert {"joint_over_sft", "frozen_over_sft"} <= found["P2"].keys() and min(
+        found["P2"]["joint_over_sft"], found["P2"]["frozen_over_sft"]
+    ) > 0
     assert "--nanogpt" in found["P1b"]["not_measured"] and found["run"]["size"] == "quick"
     said = capsys.readouterr().out
-    assert all(f"\n{part} " in said for part in found if part != "run") and f"{found['P1']['ratio']:.2f}x" in said
+    assert (
+        all(f"\n{part} " in said for part in found if part != "run")
+        and f"{found['P1']['ratio']:.2f}x" in said
+    )
 
 
 def test_growth_is_measured_for_each_dimension(capsys, monkeypatch):
     """Bug: a dimension that is listed and never varied. (In this process: its memory means nothing at toy size, and P3 takes its own.)"""
     monkeypatch.setattr(bench, "apart", lambda act, *args: [act(*args)])
     bench.main(["--quick", "--threads", "1", "scaling"])
-    of_step, of_loss = ([line.split() for line in half.splitlines()] for half in capsys.readouterr().out.split("mixed loss, "))
+    of_step, of_loss = (
+        [line.split() for line in half.splitlines()]
+        for half in capsys.readouterr().out.split("mixed loss, ")
+    )
     assert [r[:2] for r in of_step if r[0] in bench.QUICK["growth"]] == [
-        [axis, str(value)] for axis, values in bench.QUICK["growth"].items() for value in values]
-    assert [[r[0], *(x.replace(",", "") for x in r[1:3])] for r in of_loss if r[0] in bench.QUICK["loss_growth"] and r[1] != "V"] == [
-        ["tokens", "32", "512"], ["tokens", "64", "512"], ["V", "32", "512"], ["V", "32", "1024"]]
+        [axis, str(value)] for axis, values in bench.QUICK["growth"].items() for value in values
+    ]
+    assert [
+        [r[0], *(x.replace(",", "") for x in r[1:3])]
+        for r in of_loss
+        if r[0] in bench.QUICK["loss_growth"] and r[1] != "V"
+    ] == [["tokens", "32", "512"], ["tokens", "64", "512"], ["V", "32", "512"], ["V", "32", "1024"]]
 
 
 def test_a_profile_tells_what_the_time_goes_into():
     """Bug: an operator that falls into no group or two, so that the shares are not those of the whole."""
-    found, total = bench.shares_of(lambda: torch.softmax(torch.ones(300, 300) @ torch.ones(300, 300), -1))
-    assert set(found) == {*bench.GROUPS, "other"} and sum(found.values()) == pytest.approx(1) and total > 0
-    assert found["matrix products"] > 0 and found["softmax, loss"] > 0 and found["attention"] == found["optimizer"] == 0
+    found, total = bench.shares_of(
+        lambda: torch.softmax(torch.ones(300, 300) @ torch.ones(300, 300), -1)
+    )
+    assert (
+        set(found) == {*bench.GROUPS, "other"}
+        and sum(found.values()) == pytest.approx(1)
+        and total > 0
+    )
+    assert (
+        found["matrix products"] > 0
+        and found["softmax, loss"] > 0
+        and found["attention"] == found["optimizer"] == 0
+    )
 
 
 def test_sides_that_compute_different_things_are_no_benchmark():
@@ -65,9 +107,19 @@ def test_what_is_for_a_gpu_runs_at_toy_size_and_is_not_measured_without_one(caps
     """Bug: a view that breaks on the rare day when there is a GPU; CPU figures under a GPU's name."""
     pytest.importorskip("transformers")
     found = bench.main(["--quick", "--threads", "1", "gpu", "gpu-generate", "gpu-profile"])
-    assert {"toy sft", "toy joint", "toy frozen", "toy permuted", "toy sft, transformers"} < found["gpu"].keys()
-    assert found["gpu"]["toy joint"]["flops"] > 0 and found["gpu-generate"]["CUDA graphs"]["tokens"] > 0
-    assert sum(found["gpu-profile"]["toy joint"].values()) == pytest.approx(1) and found["gpu-profile"]["toy joint"]["matrix products"] > 0.05
+    assert {"toy sft", "toy joint", "toy frozen", "toy permuted", "toy sft, transformers"} < found[
+        "gpu"
+    ].keys()
+    assert (
+        found["gpu"]["toy joint"]["flops"] > 0
+        and found["gpu-generate"]["CUDA graphs"]["tokens"] > 0
+    )
+    assert (
+        sum(found["gpu-profile"]["toy joint"].values()) == pytest.approx(1)
+        and found["gpu-profile"]["toy joint"]["matrix products"] > 0.05
+    )
     if not torch.cuda.is_available():
-        assert bench.main(["gpu", "gpu-generate"])["gpu-generate"] == {"not_measured": "no GPU here"}
+        assert bench.main(["gpu", "gpu-generate"])["gpu-generate"] == {
+            "not_measured": "no GPU here"
+        }
         assert capsys.readouterr().out.count("not measured: no GPU here") == 2

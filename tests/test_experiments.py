@@ -1,4 +1,4 @@
-"""results/: the sweep end to end at toy size, killed and taken up again; its cells against train_wmss.py's own command line; the
+"""experiments/: the sweep end to end at toy size, killed and taken up again; its cells against train_wmss.py's own command line; the
 statistics against hand values, tables and simulations."""
 
 import contextlib
@@ -8,10 +8,12 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import xml.dom.minidom
 
 import numpy as np
 import pytest
@@ -21,12 +23,17 @@ import eval_math
 from conftest import ROOT
 from model import load_checkpoint
 
-sys.path.insert(0, os.path.join(ROOT, "results"))
+sys.path.insert(0, os.path.join(ROOT, "experiments"))
 import analyse
+import figures
 import real
 import sweep
 
-ARMS = ["m1", "sft", "joint", "contrastive"]
+ARMS = ["sft", "sft-steps", "joint", "contrastive"]
+
+
+def same_weights(a, b):
+    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def job(work, arm, regime="default", task="toy-math", split="val", lr=None, lam=None, mu=None, seed=0):
@@ -40,7 +47,7 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
     for regime in ("default", "short"):
         for kind in ("base", "m1")[regime != "default":]:
-            sweep.prepare(job(folder, "m1", regime) | dict(kind=kind))
+            sweep.prepare(job(folder, "sft", regime) | dict(kind=kind))
     return folder
 
 
@@ -54,7 +61,7 @@ def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep")
     out = folder / "rows.jsonl"
     flags = ["toy", "--quick", "--seeds", "2", "--tasks", "toy-math", "--arms", *ARMS, "--out", str(out), "--work", str(folder / "work")]
-    first = subprocess.Popen([sys.executable, os.path.join(ROOT, "results", "sweep.py"), *flags, "--workers", "1"], stdout=subprocess.DEVNULL)
+    first = subprocess.Popen([sys.executable, os.path.join(ROOT, "experiments", "sweep.py"), *flags, "--workers", "1"], stdout=subprocess.DEVNULL)
     while not out.exists() or out.read_text().count("\n") < 6:
         assert first.poll() is None
         time.sleep(0.02)
@@ -84,67 +91,128 @@ def test_a_killed_sweep_goes_on_and_ends_with_one_whole_row_per_cell(rows):
         if r["split"] == "test":
             assert len(analyse.unpack(r["correct"], r["n"])) == 28 and sum(analyse.unpack(r["correct"], r["n"])) == r["accuracy"] * 28
             assert {"flops", "families", "pass@1", "pass@8"} <= r.keys() and ("nll" in r) == (r["arm"] != "contrastive")
-            assert len(r["log"]) == (3 if r["arm"] in ("sft", "joint") else 0) and all("margin" in step for step in r["log"])
+            assert len(r["log"]) == (3 if r["arm"] in ("sft-steps", "joint") else 0) and all("margin" in step for step in r["log"])
 
 
-def test_the_page_and_its_figures_come_from_the_rows_alone_and_keep_the_prose(rows, tmp_path):
+def test_the_tables_and_figures_come_from_the_rows_alone_and_the_prose_stays(rows, tmp_path):
     """Bug: numbers typed by hand, prose lost, tables that grow with each run."""
-    page = tmp_path / "README.md"
-    page.write_text("# Before\n<!-- main toy-math -->\nold\n<!-- end -->\nafter\n")
+    prose = tmp_path / "README.md"
+    prose.write_text("# Before\n")
     command = ["--rows", str(rows), "--into", str(tmp_path)]
     analyse.main(command)
-    text = page.read_text()
-    assert text.startswith("# Before\n<!-- main toy-math -->\n| arm |") and "\n<!-- end -->\nafter\n" in text and "old" not in text
+    text = (tmp_path / "TABLES.md").read_text()
+    assert "## main toy-math\n" in text and prose.read_text() == "# Before\n"
     lines = analyse.read_rows(rows)
     for arm in ARMS:
         values = [r["accuracy"] for r in lines if r["split"] == "test" and r["arm"] == arm]
         assert f"| {arm} |" in text and analyse.mean_std(values) in text
     assert f"{len(lines)} rows" in text
-    assert analyse.fill("<!-- a -->\n<!-- end -->\nprose\n<!-- b -->\nold\n<!-- end -->\n", {"a": "new"}) == (
-        "<!-- a -->\nnew\n<!-- end -->\nprose\n<!-- b -->\nold\n<!-- end -->\n"), "an empty block took the prose after it"
-    for name in ("differences.svg", "rates.svg"):
-        assert (tmp_path / name).read_text().startswith("<svg") and not subprocess.run(
-            [sys.executable, "-c", "import sys, xml.dom.minidom as m; m.parse(sys.argv[1])", str(tmp_path / name)]).returncode
+    for name in ("differences.svg", "rates.svg", "lambda.svg"):
+        picture = (tmp_path / name).read_text()
+        assert picture.startswith("<svg") and xml.dom.minidom.parseString(picture)
     analyse.main(command)
-    assert page.read_text() == text
-    assert "<!-- regimes -->" not in text and "<!-- real -->" not in text, "our published tables in a page of somebody's own rows"
-    with pytest.raises(SystemExit, match="none.jsonl is not there"):
+    assert (tmp_path / "TABLES.md").read_text() == text
+    assert "## regimes" not in text and "## real" not in text, "our tables among somebody's own"
+    with pytest.raises(SystemExit, match="found none"):
         analyse.main(["--regimes", str(tmp_path / "none.jsonl"), "--into", str(tmp_path)])
+
+
+def test_the_published_tables_and_figures_are_those_of_the_rows(tmp_path):
+    """Bug: rows that nobody looked at again, a table of an earlier program."""
+    analyse.main(["--into", str(tmp_path)])
+    for name in ("TABLES.md", "differences.svg", "rates.svg", "lambda.svg"):
+        assert (tmp_path / name).read_text() == open(os.path.join(analyse.HERE, name)).read(), name
+
+
+def test_the_page_is_short_and_its_numbers_stand_in_the_tables():
+    """Bug: a page that grows back to 17,000 words, a number that no row gives, a withdrawn score."""
+    page, tables = (open(os.path.join(analyse.HERE, name), encoding="utf-8").read()
+                    for name in ("README.md", "TABLES.md"))
+    assert len(page.split()) <= 900
+    stated = set(re.findall(r"\d+\.\d+", page)) - {"0.9", "0.7", "0.5", "0.3", "2602.08222"}
+    known = set(re.findall(r"\d+\.\d+", tables.partition("## reduced mbpp")[0]))
+    own = {line for line in page.splitlines() if "paper" in line}           # the paper's own numbers
+    assert not {x for x in stated - known if not any(x in line for line in own)}
+
+
+def test_old_names_of_arms_are_read_as_todays(tmp_path):
+    """Bug: `wmss` of an old row (resampling and mask) taken for the paper's (resampling alone)."""
+    path = tmp_path / "rows.jsonl"
+    row = dict(regime="default", task="toy-math", seed=0, split="val", accuracy=0.5)
+    old = ("m1", "sft", "sft-flops", "d0", "label-smoothing", "wmss", "wmss-sample", "wmss-token",
+           "wmss-v1", "wmss-v2", "joint")
+    lines = [dict(made=dict(config={})), *(row | dict(arm=arm) for arm in old),
+             dict(made=dict(config={}, vocabulary=2)),
+             *(row | dict(arm=arm) for arm in ("sft", "wmss", "wmss-both"))]
+    path.write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"regime": "def')
+    assert [r["arm"] for r in analyse.read_rows(path)] == [
+        "sft", "sft-steps", "sft-flops", "temperature", "smoothing", "wmss-both", "wmss",
+        "wmss-mask", "wmss-both-v1", "wmss-both-v2", "joint", "sft", "wmss", "wmss-both"]
+    assert set(analyse.OLD_NAMES.values()) <= {*sweep.START, *sweep.TRAINED}
+    for arm, flags in (("wmss", "sample"), ("wmss-mask", "token"), ("wmss-both", "both")):
+        assert sweep.TRAINED[arm]["gap"] == flags
+
+
+def test_code_rows_of_the_old_scorer_are_withdrawn_and_made_again(tmp_path):
+    """Bug: scores of programs that were cut before they began, among the results or the claims."""
+    found = analyse.read_rows(os.path.join(analyse.HERE, "real.jsonl"))
+    assert {r["task"] for r in found if analyse.withdrawn(r)} == {"mbpp"}
+    assert {r["task"] for r in found if not analyse.withdrawn(r)} == {"gsm8k"}
+    blocks = analyse.blocks([], [], found)
+    for name, body in blocks.items():
+        if "mbpp" in body and not name.startswith("rows"):
+            assert "(withdrawn)" in name and body.startswith(analyse.WITHDRAWN) and "]*" not in body
+    old = next(r for r in found if analyse.withdrawn(r))
+    path = tmp_path / "rows.jsonl"
+    made = {k: old[k] for k in ("commit", "versions", "hardware", "config")}
+    path.write_text(json.dumps(dict(made=made)) + "\n" + json.dumps(old | dict(scorer=None)) + "\n")
+    path.write_text(path.read_text().replace(', "scorer": null', ""))
+    rows, _, keep = sweep.open_rows(str(path), old["config"])
+    assert not rows
+    keep(old, dict(accuracy=0.25))
+    again = analyse.read_rows(path)[-1]
+    assert again["accuracy"] == 0.25 and again["scorer"] == analyse.SCORER
+    assert len(sweep.open_rows(str(path), old["config"])[0]) == 1
 
 
 def test_a_cell_is_what_the_command_line_trains(run, work):
     """Bug: an experiment on a re-implementation: other data, other order, another loss than those of train_wmss.py."""
     m1 = ["--base", str(work / "toy-math-0" / "base.pt"), "--sft", str(work / "toy-math-0" / "m1-default" / "sft.pt")]
     size = [f for k, v in sweep.QUICK["config"].items() for f in ("--" + k.replace("_", "-"), str(v))]
-    for arm, lam, flags in (("joint", 0.3, ["--gap", "none"]), ("wmss-v2", 0.7, ["--gap", "both", "--weights", "v2", "--dedup"]), ("sft-flops", None, ["--gap", "none"])):
+    cells = (("joint", 0.3, "joint", ["--gap", "none"]),
+             ("wmss", 0.5, "wmss", ["--gap", "sample"]),
+             ("wmss-both-v2", 0.7, "wmss", ["--gap", "both", "--weights", "v2", "--dedup"]),
+             ("sft-flops", None, "sft-flops", ["--gap", "none"]))
+    for arm, lam, flag, flags in cells:
         folder = work / f"cell-{arm}"
         model, how, cost, log = sweep.train_cell(job(work, arm, lr=1e-3, lam=lam), str(folder))
-        out = run("--name", arm, *m1, *size, *flags, "--stages", "entropy,wmss", "--arm", arm.split("-v2")[0], "--lam", str(lam or 0.5),
-                  "--wmss-lr", "1e-3", "--sft-flops-lr", "1e-3")
-        want, meta = load_checkpoint(out / f"{arm.split('-v2')[0]}.pt")
-        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), want.parameters())) and not how
-        assert cost["flops"] == meta["spent"]["flops"] and cost["steps"] == len(log) == meta["step"]
-        again = sweep.train_cell(job(work, arm, lr=1e-3, lam=lam), str(work / f"again-{arm}"))[0]       # with the kept gaps
-        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
+        out = run("--name", arm, *m1, *size, *flags, "--stages", "entropy,wmss", "--arm",
+                  sweep.ARM_FLAGS.get(flag, flag), "--lam", str(lam or 0.5), "--wmss-lr", "1e-3",
+                  "--sft-flops-lr", "1e-3")
+        want, meta = load_checkpoint(out / f"{flag}.pt")
+        assert same_weights(model, want) and not how
+        assert cost["flops"] == meta["spent"]["flops"]
+        assert cost["steps"] == len(log) == meta["step"]
+        again = sweep.train_cell(job(work, arm, lr=1e-3, lam=lam), str(work / f"again-{arm}"))[0]
+        assert same_weights(model, again)                        # with the kept gaps
 
 
 def test_regimes_change_what_they_say(work):
     """Bug: a weak snapshot that is the base all the same, rounds that are one, a short SFT that is a whole one."""
     cell = lambda arm, regime, **kw: sweep.train_cell(job(work, arm, regime, **kw), str(work / f"{regime}-{arm}"))
-    equal = lambda a, b: all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
-    base, early, m1, short = cell("weak", "default")[0], cell("weak", "snapshot")[0], cell("m1", "default")[0], cell("m1", "short")[0]
-    assert equal(m1, cell("m1", "snapshot")[0]) and not equal(base, early) and not equal(early, m1) and not equal(short, m1)
+    base, early, m1, short = cell("weak", "default")[0], cell("weak", "snapshot")[0], cell("sft", "default")[0], cell("sft", "short")[0]
+    assert same_weights(m1, cell("sft", "snapshot")[0]) and not same_weights(base, early) and not same_weights(early, m1) and not same_weights(short, m1)
     for arm in ("joint", "frozen"):
         one, two = (cell(arm, r, lr=1e-3, lam=0.5) for r in ("default", "two-rounds"))
-        assert two[2]["steps"] == 2 * one[2]["steps"] and not equal(one[0], two[0])
+        assert two[2]["steps"] == 2 * one[2]["steps"] and not same_weights(one[0], two[0])
         assert two[2]["flops"] == 2 * one[2]["flops"] and [r["step"] for r in two[3]] == [1, 2, 3, 1, 2, 3]
-        assert not equal(one[0], cell(arm, "snapshot", lr=1e-3, lam=0.5)[0])
-    assert cell("sft", "two-rounds", lr=1e-3)[2]["steps"] == 6 and cell("sft", "more", lr=1e-3)[2]["steps"] == 12
+        assert not same_weights(one[0], cell(arm, "snapshot", lr=1e-3, lam=0.5)[0])
+    assert cell("sft-steps", "two-rounds", lr=1e-3)[2]["steps"] == 6 and cell("sft-steps", "more", lr=1e-3)[2]["steps"] == 12
 
 
 def test_training_free_relatives_are_what_they_are_called(work):
     """Bug: mu of the wrong sign, or counted from the wrong model."""
-    base, m1 = (sweep.train_cell(job(work, arm), "")[0] for arm in ("weak", "m1"))
+    base, m1 = (sweep.train_cell(job(work, arm), "")[0] for arm in ("weak", "sft"))
     out = sweep.train_cell(job(work, "extrapolation", mu=0.5), "")[0]
     for p, q, r in zip(out.parameters(), m1.parameters(), base.parameters()):
         torch.testing.assert_close(p, 1.5 * q - 0.5 * r)
@@ -171,7 +239,7 @@ def test_remembered_verdicts_are_those_of_running_the_programs(work, monkeypatch
     problems = sweep.TASKS["toy-code"]("val", 8)
     right = [dict(id=p.id, prompt=p.prompt, family=p.family, completion=p.completion, gold="", truncated=False) for p in problems]
     wrong = [r | dict(completion="x + 0.125") for r in right]
-    there = job(work, "m1", task="toy-code")
+    there = job(work, "sft", task="toy-code")
     assert [r["correct"] for r in sweep.judge(there, right + wrong, problems)] == [True] * 8 + [False] * 8
     monkeypatch.setattr(sweep.eval_code, "judge", None)                        # nothing is run a second time
     assert [r["correct"] for r in sweep.judge(there, wrong + right, problems)] == [False] * 8 + [True] * 8
@@ -192,18 +260,18 @@ def test_a_test_cell_looks_closer_and_its_numbers_are_those_of_torch(work):
 
 def test_a_cell_that_diverges_is_a_row_not_the_end_of_the_sweep(work):
     """Bug: a night's sweep that ends at the largest rate."""
-    r = sweep.do_cell(job(work, "sft", lr=3e38))
+    r = sweep.do_cell(job(work, "sft-steps", lr=3e38))
     assert r["accuracy"] == 0 and "diverged" in r["error"]
-    r = sweep.do_cell(job(work, "sft", lr=3e38, split="test"))
+    r = sweep.do_cell(job(work, "sft-steps", lr=3e38, split="test"))
     assert r["accuracy"] == 0 and not any(analyse.unpack(r["correct"], r["n"])) and set(r["families"].values()) == {0.0}
-    with pytest.raises(SystemExit, match="no whole|is not|expected"):           # while what is missing is no result
-        sweep.do_cell(job(work / "nowhere", "sft", lr=1e-4))
+    with pytest.raises((SystemExit, ValueError), match="no whole|is not|expected"):           # while what is missing is no result
+        sweep.do_cell(job(work / "nowhere", "sft-steps", lr=1e-4))
 
 
 def test_checkpoints_of_other_flags_are_made_anew(work, tmp_path):
     """Bug: an M1 of an earlier configuration that half of the seeds start from."""
-    there = job(work, "m1") | dict(kind="m1")
-    assert sweep.is_there(there) and sweep.is_there(there | dict(kind="base")) and not sweep.is_there(job(tmp_path, "m1") | dict(kind="m1"))
+    there = job(work, "sft") | dict(kind="m1")
+    assert sweep.is_there(there) and sweep.is_there(there | dict(kind="base")) and not sweep.is_there(job(tmp_path, "sft") | dict(kind="m1"))
     assert not sweep.is_there(there | dict(size=dict(sweep.QUICK, config=sweep.QUICK["config"] | dict(base_steps=5))))
 
 
@@ -224,8 +292,9 @@ def test_wrong_flags_are_refused_before_work(capsys, flags, said):
 
 def test_worked_examples_are_true():
     """Bug: an example that nobody has run."""
-    result = doctest.testmod(analyse)
-    assert result.failed == 0 and result.attempted == 8
+    for module, n in ((analyse, 7), (figures, 1)):
+        result = doctest.testmod(module)
+        assert result.failed == 0 and result.attempted == n
 
 
 @pytest.mark.parametrize("df, p, t", [(1, 0.05, 12.7062), (2, 0.05, 4.30265), (4, 0.05, 2.77645), (10, 0.01, 3.16927), (30, 0.05, 2.04227),
@@ -270,7 +339,7 @@ def test_crossed_intervals_cover_the_truth_as_often_as_they_say(seeds, problems)
 
 
 def fake(accuracy, bits, seed, **more):
-    return dict(dict(regime="default", task="toy-math", seed=seed, arm="sft", lr=1e-4, lam=None, mu=None, split="val", config={}, n=len(bits),
+    return dict(dict(regime="default", task="toy-math", seed=seed, arm="sft-steps", lr=1e-4, lam=None, mu=None, split="val", config={}, n=len(bits),
                      correct=analyse.pack(bits), accuracy=accuracy), **more)
 
 
@@ -278,12 +347,12 @@ def test_choice_is_by_the_mean_over_seeds_and_not_by_a_lucky_seed():
     """Bug: the best single seed; a setting that only one seed has finished; the test split looked at."""
     found = [fake(a, [], s, lr=lr) for lr, values in ((1e-5, (0.5, 0.9)), (1e-4, (0.8, 0.8)), (1e-3, (0.95,))) for s, a in enumerate(values)]
     found += [fake(1.0, [], s, lr=1e-5, split="test") for s in (0, 1)]
-    assert analyse.choices(found) == {("default", "toy-math", "sft"): dict(lr=1e-4, lam=None, mu=None)}
+    assert analyse.choices(found) == {("default", "toy-math", "sft-steps"): dict(lr=1e-4, lam=None, mu=None)}
     assert analyse.tested(found) == {}
     found.append(fake(0.7, [], 1, split="test"))
-    assert [(s, r["edge"]) for s, r in analyse.tested(found)["toy-math"]["sft"].items()] == [(1, [])]
+    assert [(s, r["edge"]) for s, r in analyse.tested(found)["toy-math"]["sft-steps"].items()] == [(1, [])]
     found[2:4] = []                                                # without 1e-4 on validation, 1e-5, the least of what is left, wins
-    assert {s: r["edge"] for s, r in analyse.tested(found)["toy-math"]["sft"].items()} == {0: ["lr"], 1: ["lr"]}
+    assert {s: r["edge"] for s, r in analyse.tested(found)["toy-math"]["sft-steps"].items()} == {0: ["lr"], 1: ["lr"]}
 
 
 def test_the_lambda_table_takes_the_best_rate_of_each_lambda_and_the_nearest_mu():
@@ -293,14 +362,14 @@ def test_the_lambda_table_takes_the_best_rate_of_each_lambda_and_the_nearest_mu(
     found += [fake(a, [], 0, arm="contrastive", lr=None, mu=mu) for mu, a in ((0.125, 0.11), (1.0, 0.22), (2.0, 0.33))]
     found += [fake(0.7, [], 0), fake(0.8, [], 0, lr=1e-3), fake(0.99, [], 0, split="test"), fake(0.98, [], 0, regime="long")]
     lines = [line.strip("| ").split(" | ") for line in analyse.lam_table(found).splitlines()]
-    assert [line[1:] for line in lines[2:]] == [["joint", "40.00", "60.00"], ["contrastive", "33.00", "11.00"], ["sft", "", "", "80.00"]]
+    assert [line[1:] for line in lines[2:]] == [["joint", "40.00", "60.00"], ["contrastive", "33.00", "11.00"], ["sft-steps", "", "", "80.00"]]
 
 
 def test_differences_at_one_lambda_are_paired_over_seeds_at_the_best_rate_of_each():
     """Bug: another lambda's cells, seeds that are not the same, a rate that only one seed likes."""
     found = [fake(a, [], s, arm=arm, lr=lr, lam=lam) for arm, lam, lr, values in (
         ("joint", 0.5, 1e-4, (0.8, 0.9, 0.7)), ("joint", 0.5, 1e-3, (0.95, 0.1, 0.1)), ("joint", 0.9, 1e-4, (1, 1, 1)), ("frozen", 0.5, 1e-4, (0.7, 0.8, 0.6)),
-        ("d0", 0.5, 1e-4, (0.7, 0.7, 0.7)), ("sft", None, 1e-3, (0.8, 0.9, 0.7))) for s, a in enumerate(values)]
+        ("temperature", 0.5, 1e-4, (0.7, 0.7, 0.7)), ("sft-steps", None, 1e-3, (0.8, 0.9, 0.7))) for s, a in enumerate(values)]
     half = 4.302653 * 10 / 3 ** 0.5
     few = [dict(r, regime="few") for r in found]
     assert analyse.controls_table([*found, *few]).splitlines()[2:] == [line for regime in ("default", "few") for line in (
@@ -316,20 +385,20 @@ def test_pairs_are_of_the_same_seed_and_problem_and_corrected_for_their_number()
     better = reference.copy()
     better[:, :40] = True                                          # right wherever the other is, and on most of 40 problems more
     arms = {name: {s: fake(0, row.tolist(), s) for s, row in enumerate(bits)}
-            for name, bits in (("sft", reference), ("d0", reference), ("joint", better))}
+            for name, bits in (("sft-steps", reference), ("temperature", reference), ("joint", better))}
     found = analyse.compare({"toy-math": arms})["toy-math"]
-    assert set(found) == {("sft", "d0"), ("d0", "sft"), ("joint", "sft"), ("joint", "d0")}
-    pair = found["joint", "sft"]
+    assert set(found) == {("sft-steps", "temperature"), ("temperature", "sft-steps"), ("joint", "sft-steps"), ("joint", "temperature")}
+    pair = found["joint", "sft-steps"]
     assert pair["mean"] == pytest.approx((better.sum() - reference.sum()) / 1200) and pair["better"] == 3 and pair["worse"] == 0
     assert pair["mcnemar"] == [eval_math.mcnemar(int((better[s] & ~reference[s]).sum()), 0) for s in range(3)]
-    assert pair["p"] < pair["holm"] < 0.05 and found["sft", "d0"]["holm"] == 1 and found["sft", "d0"]["better"] == 0
+    assert pair["p"] < pair["holm"] < 0.05 and found["sft-steps", "temperature"]["holm"] == 1 and found["sft-steps", "temperature"]["better"] == 0
 
 
 def test_diagnostics_are_shares_of_the_first_and_last_step():
     """Bug: counts of steps with more tokens that weigh more; the middle of the curve; a diagnostic that sft does not have."""
     log = lambda *codes: dict(log=[dict(margin=float(i), codes=c) for i, c in enumerate(codes)])
     seeds = {0: log([8, 2, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]), 1: log([0, 0, 10, 90], [1, 0, 0, 0], [4, 0, 0, 0])}
-    (line,) = analyse.watch_table({"joint": seeds, "m1": {0: {}}}).splitlines()[2:]
+    (line,) = analyse.watch_table({"joint": seeds, "sft": {0: {}}}).splitlines()[2:]
     assert line == "| joint | 0.000 → 2.000 | - | - | - | - | - | - | - | 40 / 10 / 5 / 45 → 62 / 12 / 12 / 12 |"
 
 
@@ -353,37 +422,61 @@ def test_packed_verdicts_come_back(n):
 
 def test_rates_are_averaged_per_problem_before_they_are_compared():
     """Bug: three rates of one problem counted as three problems, which makes every interval too short; an arm with a rate missing."""
-    bits = {("sft", 1e-5): [1, 0, 0, 0], ("sft", 1e-4): [1, 0, 0, 0], ("joint", 1e-5): [1, 1, 0, 0], ("joint", 1e-4): [1, 1, 1, 0], ("d0", 1e-5): [1] * 4}
+    bits = {("sft-steps", 1e-5): [1, 0, 0, 0], ("sft-steps", 1e-4): [1, 0, 0, 0], ("joint", 1e-5): [1, 1, 0, 0], ("joint", 1e-4): [1, 1, 1, 0], ("temperature", 1e-5): [1] * 4}
     found = [fake(sum(b) / 4, b, 0, arm=arm, lr=lr) for (arm, lr), b in bits.items()] + [fake(1.0, [1] * 4, 0, split="test")]
     d = np.array([0, 100, 50, 0])
     half = 3.182446 * d.std(ddof=1) / 2
     assert analyse.rates_table(found).splitlines()[2:] == [
         f"| toy-math | joint | 50.00 | 75.00 | 62.50 | +37.50 [{37.5 - half:+.2f}, {37.5 + half:+.2f}] |  |  |  |",
-        "| toy-math | sft | 25.00 | 25.00 | 25.00 |  |  |  |  |"]
+        "| toy-math | sft-steps | 25.00 | 25.00 | 25.00 |  |  |  |  |"]
 
 
 def test_a_run_without_a_validation_phase_reports_every_test_row():
     """Bug: the rows of --reduced dropped for want of a choice; rows of two machines said to come from either."""
-    bits = {"weak": [0, 0, 0, 0], "sft": [1, 0, 0, 0], "joint": [1, 1, 0, 0]}
+    bits = {"weak": [0, 0, 0, 0], "sft-steps": [1, 0, 0, 0], "joint": [1, 1, 0, 0]}
     found = [fake(sum(b) / 4, b, seed, arm=arm, lr=None if arm == "weak" else 3e-5, regime="reduced", task="mbpp", split="test", families={"mbpp": sum(b) / 4}, truncated=b[1] / 2,
                   hardware="two cores", versions="v", commit="c", total=3600) for arm, b in bits.items() for seed in (0, 1)[:1 if arm == "weak" else 2]]
     other = fake(0.9, [1] * 4, 0, regime="real", task="mbpp", split="val", hardware="a card", versions="v", commit="c", total=1800)
     blocks = analyse.blocks([], [], [*found, other])
     main, families = blocks["reduced mbpp"].split("\n\n")[:2]
     assert [line.split(" | ")[4] for line in main.splitlines()[2:]] == ["0.00", "25.00 ± 0.00", "50.00 ± 0.00"]
-    assert "+25.00" in main.splitlines()[-1] and families.splitlines()[2:] == ["| weak | 0.0 | 0.0 |", "| sft | 25.0 | 0.0 |", "| joint | 50.0 | 50.0 |"]
+    assert "+25.00" in main.splitlines()[-1] and families.splitlines()[2:] == ["| weak | 0.0 | 0.0 |", "| sft-steps | 25.0 | 0.0 |", "| joint | 50.0 | 50.0 |"]
     assert blocks["rows real"] == "5 rows, 5.0 h of one process (two cores, v, commit c);\n1 rows, 0.5 h of one process (a card, v, commit c)."
     assert "real mbpp" not in blocks, "no test rows of sft there"
 
 
 def test_equal_flops_are_those_of_the_arm_its_entropy_pass_included():
     """Bug: wmss held against what joint alone spends; steps or FLOPs of one seed printed for all."""
-    spend = {"joint": 2e12, "sft-flops": 2.1e12, "wmss": 3e12, "sft-flops-wmss": 3.2e12}
+    spend = {"joint": 2e12, "sft-flops": 2.1e12, "wmss-both": 3e12, "sft-flops-wmss": 3.2e12}
     arms = {arm: {s: fake(0.5, [1, 0, arm == "joint", 0], s, arm=arm, flops=f + s * 1e12, steps=16 + s, edge=[]) for s in (0, 1)} for arm, f in spend.items()}
     lines = analyse.flops_table({"toy-math": arms}).splitlines()[2:]
-    assert [line.split(" | ")[:5] for line in lines] == [["| toy-math", "joint", "2.500", "sft-flops", "2.600"], ["| toy-math", "wmss", "3.500", "sft-flops-wmss", "3.700"]]
+    assert [line.split(" | ")[:5] for line in lines] == [["| toy-math", "joint", "2.500", "sft-flops", "2.600"], ["| toy-math", "wmss-both", "3.500", "sft-flops-wmss", "3.700"]]
     assert "+25.00 [" in lines[0] and lines[1].endswith("| +0.00 [+0.00, +0.00] |")
     assert "| 16-17 | 2.500 |" in analyse.main_table(arms, {})
+
+
+def test_power_is_the_difference_that_holms_first_step_would_star():
+    """Bug: the power of one test printed for that of a family of many."""
+    rng = np.random.default_rng(2)
+    bits = {"sft-steps": rng.random((5, 300)) < 0.5, "joint": rng.random((5, 300)) < 0.5}
+    arms = {arm: {s: fake(0, row.tolist(), s) for s, row in enumerate(b)} for arm, b in bits.items()}
+    found = analyse.compare({"toy-math": arms})
+    (line,) = analyse.power_table({"five seeds": found}).splitlines()[2:]
+    pair = found["toy-math"]["joint", "sft-steps"]
+    needed = float(line.split(" | ")[-1].rstrip(" |")) / 100
+    assert pair["family"] == 2
+    p = analyse.t_tail(needed / pair["error"], pair["df"])
+    assert p == pytest.approx(0.05 / 2, rel=0.05) and abs(pair["mean"]) < needed
+
+
+def test_the_longest_solutions_are_compared_seed_by_seed():
+    """Bug: seeds of two arms that are not the same; another family than the longest."""
+    arms = {}
+    for arm, values in (("sft-steps", (0.2, 0.4, 0.9)), ("joint", (0.3, 0.3))):
+        arms[arm] = {s: fake(0, [], s, families={"sum": v, "affine": 1.0})
+                     for s, v in enumerate(values)}
+    (line,) = analyse.long_table([("short", "toy-code", arms)]).splitlines()[2:]
+    assert line.startswith("| short | toy-code | sum | 2 | +0.00 [")
 
 
 def test_mass_is_told_against_the_share_of_the_data(work):
@@ -392,7 +485,7 @@ def test_mass_is_told_against_the_share_of_the_data(work):
     gaps = torch.load(work / "mass" / "gaps.pt", weights_only=True)
     assert sum(w for w, _ in cost["mass"].values()) == pytest.approx(1) and sum(s for _, s in cost["mass"].values()) == pytest.approx(1)
     assert len(gaps["weights"]) == sweep.QUICK["config"]["clean"] and len({w / s for w, s in cost["mass"].values()}) > 1
-    assert sweep.train_cell(job(work, "wmss-token", lr=1e-3, lam=0.5), str(work / "no-mass"))[2]["mass"] is None
+    assert sweep.train_cell(job(work, "wmss-mask", lr=1e-3, lam=0.5), str(work / "no-mass"))[2]["mass"] is None
     found = [fake(0, [], s, arm="wmss", mass={"add": [m, 0.5], "sub": [1 - m, 0.5]}) for s, m in enumerate((0.2, 0.4))]
     assert analyse.mass_table(found).splitlines()[2:] == ["| default | toy-math | wmss | add 0.60, sub 1.40 |"]
 
@@ -424,15 +517,15 @@ def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(hf_folder, tmp_
     flags = ["--base", str(hf_folder), "--data", str(tmp_path), "--reduced", "--quick", "--allow-code-execution", "--out", str(out), "--work", str(tmp_path / "work")]
     for seeds in (["0"], ["0", "1"]):
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            real.main([*flags, "--arms", "sft", "wmss", "--seeds", *seeds])
+            real.main([*flags, "--arms", "sft-steps", "wmss", "--seeds", *seeds])
     assert "m1: 0 to do" in said.getvalue() and "test: 0 to do" in said.getvalue()
     found = analyse.read_rows(out)
     for task, n, families in (("gsm8k", 3, {"gsm8k", "svamp"}), ("mbpp", 8, {"mbpp", "humaneval"})):
         own = [r for r in found if r["task"] == task]
         assert sorted((r["arm"], r["seed"], r["lr"], r["lam"]) for r in own if r["arm"] != "weak") == [
-            ("m1", 0, None, None), ("m1", 1, None, None), ("sft", 0, 3e-5, None), ("sft", 1, 3e-5, None), ("wmss", 0, 3e-5, 0.5), ("wmss", 1, 3e-5, 0.5)]
+            ("sft", 0, None, None), ("sft", 1, None, None), ("sft-steps", 0, 3e-5, None), ("sft-steps", 1, 3e-5, None), ("wmss", 0, 3e-5, 0.5), ("wmss", 1, 3e-5, 0.5)]
         assert len(own) == 7 and {r["n"] for r in own} == {n} and all(set(r["families"]) == families for r in own)
-    assert {r["arm"]: r["steps"] for r in found} == {"weak": 0, "m1": 0, "sft": 2, "wmss": 2} and all(r["regime"] == "reduced" for r in found)
+    assert {r["arm"]: r["steps"] for r in found} == {"weak": 0, "sft": 0, "sft-steps": 2, "wmss": 2} and all(r["regime"] == "reduced" for r in found)
     for stage in ("sft", "wmss"):
         steps = lambda flags: flags[f"{stage}_epochs"] * real.REDUCED_TRAIN / flags["batch_size"]
         assert steps(real.REDUCED) == steps(real.COMMON | real.FLAGS["mbpp"]), "as many steps as on a GPU"
