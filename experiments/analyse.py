@@ -751,7 +751,7 @@ def forest_lines(toy, regimes, real):
     runs = []
     for name, rows, names in (("ten seeds", regimes, ["default"]), ("five seeds", toy, ["default"]),
                               ("", regimes, dict.fromkeys(r["regime"] for r in regimes)),
-                              ("SmolLM2-135M", real, ["reduced"])):
+                              ("SmolLM2", real, ["reduced"])):
         for regime in names:
             if name or regime != "default":
                 runs.append((name or regime, tested(rows, regime)))

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 WIDTH = 390
-LEFT, RIGHT = 44, 376                    # of a plot's area
+LEFT, RIGHT = 44, 370                    # of a plot's area
 # mid-tones: at least 3:1 on white and on black
 COLOURS = {"sft-steps": "#767676", "sft-flops": "#767676", "joint": "#d1432f", "frozen": "#b26a00",
            "wmss": "#2e8b57", "wmss-both": "#2e8b57", "wmss-mask": "#0a8f8f",
@@ -82,7 +82,8 @@ def curves_svg(panels, label, x_name, x_words, logarithmic=False):
         values = [v for *_, points in curves.values() for v in points.values()] + [*levels.values()]
         xs = sorted({x for *_, points in curves.values() for x in points})
         high = max(values) + 0.5
-        low = max(min(values), min(high - 8, min(levels.values(), default=high) - 5)) - 0.5
+        low = max(min(values), min(high - 8, min(levels.values(), default=high) - 5))
+        low -= 0.08 * (high - low)                     # room for the name of a level
         y = scale(low, high, top + 210, top + 30)
         at = scale(*(map(math.log, (xs[0], xs[-1])) if logarithmic else (xs[0], xs[-1])),
                    LEFT, RIGHT)
@@ -101,7 +102,7 @@ def curves_svg(panels, label, x_name, x_words, logarithmic=False):
         parts.append(text(WIDTH / 2, top + 240, x_name, 12, "middle"))
         for name, v in levels.items():
             parts += [line(LEFT, y(v), RIGHT, y(v), "soft", 1.5, 'stroke-dasharray="1 3"'),
-                      text(LEFT + 4, y(v) - 4, name, 11)]
+                      text(LEFT + 4, y(v) + (13 if "M1" in name else -4), name, 11)]
         for colour, dash, points in curves.values():
             where = " ".join(f"{x(k):.1f},{y(v):.1f}" for k, v in sorted(points.items()))
             parts.append(f'<polyline points="{where}" clip-path="url(#panel{number})" fill="none" '

@@ -1,4 +1,5 @@
-"""experiments/bench.py at toy size: every part runs, compares equal work, and writes what it says; its numbers mean nothing here."""
+"""experiments/bench.py at toy size: every part runs, compares equal work, and writes what it says;
+its numbers mean nothing here."""
 
 import json
 import os
@@ -15,7 +16,8 @@ KEYS = {"ratio", "ours", "peer", "peer_name", "unit"}
 
 
 def test_every_part_runs_and_writes_its_record(tmp_path, capsys, monkeypatch):
-    """Bug: a part that broke with the code it measures; a figure in the table that is not the one in the file."""
+    """Bug: a part that broke with the code it measures; a figure in the table that is not the one
+    in the file."""
     pytest.importorskip("transformers")
     threads = torch.get_num_threads()
     bench.main(
@@ -54,7 +56,8 @@ def test_every_part_runs_and_writes_its_record(tmp_path, capsys, monkeypatch):
 
 
 def test_growth_is_measured_for_each_dimension(capsys, monkeypatch):
-    """Bug: a dimension that is listed and never varied. (In this process: its memory means nothing at toy size, and P3 takes its own.)"""
+    """Bug: a dimension that is listed and never varied. (In this process: its memory means nothing
+    at toy size, and P3 takes its own.)"""
     monkeypatch.setattr(bench, "apart", lambda act, *args: [act(*args)])
     bench.main(["--quick", "--threads", "1", "scaling"])
     of_step, of_loss = (
@@ -72,7 +75,8 @@ def test_growth_is_measured_for_each_dimension(capsys, monkeypatch):
 
 
 def test_a_profile_tells_what_the_time_goes_into():
-    """Bug: an operator that falls into no group or two, so that the shares are not those of the whole."""
+    """Bug: an operator that falls into no group or two, so that the shares are not those of the
+    whole."""
     found, total = bench.shares_of(
         lambda: torch.softmax(torch.ones(300, 300) @ torch.ones(300, 300), -1)
     )
@@ -104,7 +108,7 @@ def test_an_unknown_part_is_refused_before_anything_runs():
 
 
 def test_what_is_for_a_gpu_runs_at_toy_size_and_is_not_measured_without_one(capsys):
-    """Bug: a view that breaks on the rare day when there is a GPU; CPU figures under a GPU's name."""
+    """Bug: a view that breaks on the rare day when there is a GPU; CPU figures as a GPU's."""
     pytest.importorskip("transformers")
     found = bench.main(["--quick", "--threads", "1", "gpu", "gpu-generate", "gpu-profile"])
     assert {"toy sft", "toy joint", "toy frozen", "toy permuted", "toy sft, transformers"} < found[

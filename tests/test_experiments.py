@@ -1,5 +1,6 @@
-"""experiments/: the sweep end to end at toy size, killed and taken up again; its cells against train_wmss.py's own command line; the
-statistics against hand values, tables and simulations."""
+"""experiments/: the sweep end to end at toy size, killed and taken up again; its cells against
+train_wmss.py's own command line; the statistics against hand values, tables and simulations.
+"""
 
 import contextlib
 import doctest
@@ -18,9 +19,9 @@ import xml.dom.minidom
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 import eval_math
-from conftest import ROOT
 from model import load_checkpoint
 
 sys.path.insert(0, os.path.join(ROOT, "experiments"))
@@ -36,9 +37,24 @@ def same_weights(a, b):
     return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def job(work, arm, regime="default", task="toy-math", split="val", lr=None, lam=None, mu=None, seed=0):
-    return dict(kind="cell", regime=regime, task=task, seed=seed, arm=arm, lr=lr, lam=lam, mu=mu, split=split, work=str(work),
-                size=sweep.QUICK, config=sweep.QUICK["config"], consent=True)
+def job(
+    work, arm, regime="default", task="toy-math", split="val", lr=None, lam=None, mu=None, seed=0
+):
+    return dict(
+        kind="cell",
+        regime=regime,
+        task=task,
+        seed=seed,
+        arm=arm,
+        lr=lr,
+        lam=lam,
+        mu=mu,
+        split=split,
+        work=str(work),
+        size=sweep.QUICK,
+        config=sweep.QUICK["config"],
+        consent=True,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +62,39 @@ def work(tmp_path_factory):
     """A folder with base and M1 of seed 0 for the math task, made by the sweep's own jobs."""
     folder = tmp_path_factory.mktemp("work")
     for regime in ("default", "short"):
-        for kind in ("base", "m1")[regime != "default":]:
+        for kind in ("base", "m1")[regime != "default" :]:
             sweep.prepare(job(folder, "sft", regime) | dict(kind=kind))
     return folder
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # the sweep
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    """Path of the rows of a quick sweep that was killed in the middle, left half a line, and was started again."""
+    """Path of the rows of a quick sweep that was killed in the middle, left half a line, and was
+    started again."""
     folder = tmp_path_factory.mktemp("sweep")
     out = folder / "rows.jsonl"
-    flags = ["toy", "--quick", "--seeds", "2", "--tasks", "toy-math", "--arms", *ARMS, "--out", str(out), "--work", str(folder / "work")]
-    first = subprocess.Popen([sys.executable, os.path.join(ROOT, "experiments", "sweep.py"), *flags, "--workers", "1"], stdout=subprocess.DEVNULL)
+    flags = [
+        "toy",
+        "--quick",
+        "--seeds",
+        "2",
+        "--tasks",
+        "toy-math",
+        "--arms",
+        *ARMS,
+        "--out",
+        str(out),
+        "--work",
+        str(folder / "work"),
+    ]
+    first = subprocess.Popen(
+        [sys.executable, os.path.join(ROOT, "experiments", "sweep.py"), *flags, "--workers", "1"],
+        stdout=subprocess.DEVNULL,
+    )
     while not out.exists() or out.read_text().count("\n") < 6:
         assert first.poll() is None
         time.sleep(0.02)
@@ -73,12 +106,16 @@ def rows(tmp_path_factory):
     with contextlib.redirect_stdout(io.StringIO()) as said:
         sweep.main([*flags, "--workers", "2"])
     assert out.read_text().startswith(kept), "what was done is done"
-    assert "base: 0 to do" in said.getvalue() and f"val: {15 - kept.count(chr(10))} to do" in said.getvalue()
+    assert (
+        "base: 0 to do" in said.getvalue()
+        and f"val: {15 - kept.count(chr(10))} to do" in said.getvalue()
+    )
     return out
 
 
 def test_a_killed_sweep_goes_on_and_ends_with_one_whole_row_per_cell(rows):
-    """Bug: cells done twice or never, a half line that ends the reading, a test split read at more settings than the chosen one."""
+    """Bug: cells done twice or never, a half line that ends the reading, a test split read at more
+    settings than the chosen one."""
     lines = analyse.read_rows(rows)
     keys = [analyse.key_of(r) for r in lines]
     assert len(keys) == len(set(keys)) == (1 + 2 + 2 + 2) * 2 + len(ARMS) * 2
@@ -86,12 +123,30 @@ def test_a_killed_sweep_goes_on_and_ends_with_one_whole_row_per_cell(rows):
     assert sorted(tested) == sorted((arm, seed) for arm in ARMS for seed in (0, 1))
     chosen = analyse.choices(lines)
     for r in lines:
-        assert {"commit", "versions", "hardware", "config", "total", "accuracy", "n"} <= r.keys() and r["config"] == sweep.QUICK["config"]
-        assert r["split"] == "val" or {k: r[k] for k in analyse.SETTING} == chosen["default", "toy-math", r["arm"]]
+        assert {
+            "commit",
+            "versions",
+            "hardware",
+            "config",
+            "total",
+            "accuracy",
+            "n",
+        } <= r.keys() and r["config"] == sweep.QUICK["config"]
+        assert (
+            r["split"] == "val"
+            or {k: r[k] for k in analyse.SETTING} == chosen["default", "toy-math", r["arm"]]
+        )
         if r["split"] == "test":
-            assert len(analyse.unpack(r["correct"], r["n"])) == 28 and sum(analyse.unpack(r["correct"], r["n"])) == r["accuracy"] * 28
-            assert {"flops", "families", "pass@1", "pass@8"} <= r.keys() and ("nll" in r) == (r["arm"] != "contrastive")
-            assert len(r["log"]) == (3 if r["arm"] in ("sft-steps", "joint") else 0) and all("margin" in step for step in r["log"])
+            assert (
+                len(analyse.unpack(r["correct"], r["n"])) == 28
+                and sum(analyse.unpack(r["correct"], r["n"])) == r["accuracy"] * 28
+            )
+            assert {"flops", "families", "pass@1", "pass@8"} <= r.keys() and ("nll" in r) == (
+                r["arm"] != "contrastive"
+            )
+            assert len(r["log"]) == (3 if r["arm"] in ("sft-steps", "joint") else 0) and all(
+                "margin" in step for step in r["log"]
+            )
 
 
 def test_the_tables_and_figures_come_from_the_rows_alone_and_the_prose_stays(rows, tmp_path):
@@ -125,13 +180,15 @@ def test_the_published_tables_and_figures_are_those_of_the_rows(tmp_path):
 
 
 def test_the_page_is_short_and_its_numbers_stand_in_the_tables():
-    """Bug: a page that grows back to 17,000 words, a number that no row gives, a withdrawn score."""
-    page, tables = (open(os.path.join(analyse.HERE, name), encoding="utf-8").read()
-                    for name in ("README.md", "TABLES.md"))
+    """Bug: a page that grows back to 17,000 words, a number that no row gives."""
+    page, tables = (
+        open(os.path.join(analyse.HERE, name), encoding="utf-8").read()
+        for name in ("README.md", "TABLES.md")
+    )
     assert len(page.split()) <= 900
     stated = set(re.findall(r"\d+\.\d+", page)) - {"0.9", "0.7", "0.5", "0.3", "2602.08222"}
     known = set(re.findall(r"\d+\.\d+", tables.partition("## reduced mbpp")[0]))
-    own = {line for line in page.splitlines() if "paper" in line}           # the paper's own numbers
+    own = {line for line in page.splitlines() if "paper" in line}  # the paper's own numbers
     assert not {x for x in stated - known if not any(x in line for line in own)}
 
 
@@ -139,15 +196,42 @@ def test_old_names_of_arms_are_read_as_todays(tmp_path):
     """Bug: `wmss` of an old row (resampling and mask) taken for the paper's (resampling alone)."""
     path = tmp_path / "rows.jsonl"
     row = dict(regime="default", task="toy-math", seed=0, split="val", accuracy=0.5)
-    old = ("m1", "sft", "sft-flops", "d0", "label-smoothing", "wmss", "wmss-sample", "wmss-token",
-           "wmss-v1", "wmss-v2", "joint")
-    lines = [dict(made=dict(config={})), *(row | dict(arm=arm) for arm in old),
-             dict(made=dict(config={}, vocabulary=2)),
-             *(row | dict(arm=arm) for arm in ("sft", "wmss", "wmss-both"))]
+    old = (
+        "m1",
+        "sft",
+        "sft-flops",
+        "d0",
+        "label-smoothing",
+        "wmss",
+        "wmss-sample",
+        "wmss-token",
+        "wmss-v1",
+        "wmss-v2",
+        "joint",
+    )
+    lines = [
+        dict(made=dict(config={})),
+        *(row | dict(arm=arm) for arm in old),
+        dict(made=dict(config={}, vocabulary=2)),
+        *(row | dict(arm=arm) for arm in ("sft", "wmss", "wmss-both")),
+    ]
     path.write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"regime": "def')
     assert [r["arm"] for r in analyse.read_rows(path)] == [
-        "sft", "sft-steps", "sft-flops", "temperature", "smoothing", "wmss-both", "wmss",
-        "wmss-mask", "wmss-both-v1", "wmss-both-v2", "joint", "sft", "wmss", "wmss-both"]
+        "sft",
+        "sft-steps",
+        "sft-flops",
+        "temperature",
+        "smoothing",
+        "wmss-both",
+        "wmss",
+        "wmss-mask",
+        "wmss-both-v1",
+        "wmss-both-v2",
+        "joint",
+        "sft",
+        "wmss",
+        "wmss-both",
+    ]
     assert set(analyse.OLD_NAMES.values()) <= {*sweep.START, *sweep.TRAINED}
     for arm, flags in (("wmss", "sample"), ("wmss-mask", "token"), ("wmss-both", "both")):
         assert sweep.TRAINED[arm]["gap"] == flags
@@ -176,48 +260,98 @@ def test_code_rows_of_the_old_scorer_are_withdrawn_and_made_again(tmp_path):
 
 
 def test_a_cell_is_what_the_command_line_trains(run, work):
-    """Bug: an experiment on a re-implementation: other data, other order, another loss than those of train_wmss.py."""
-    m1 = ["--base", str(work / "toy-math-0" / "base.pt"), "--sft", str(work / "toy-math-0" / "m1-default" / "sft.pt")]
-    size = [f for k, v in sweep.QUICK["config"].items() for f in ("--" + k.replace("_", "-"), str(v))]
-    cells = (("joint", 0.3, "joint", ["--gap", "none"]),
-             ("wmss", 0.5, "wmss", ["--gap", "sample"]),
-             ("wmss-both-v2", 0.7, "wmss", ["--gap", "both", "--weights", "v2", "--dedup"]),
-             ("sft-flops", None, "sft-flops", ["--gap", "none"]))
+    """Bug: an experiment on a re-implementation: other data, other order, another loss than those
+    of train_wmss.py."""
+    m1 = [
+        "--base",
+        str(work / "toy-math-0" / "base.pt"),
+        "--sft",
+        str(work / "toy-math-0" / "m1-default" / "sft.pt"),
+    ]
+    size = [
+        f for k, v in sweep.QUICK["config"].items() for f in ("--" + k.replace("_", "-"), str(v))
+    ]
+    cells = (
+        ("joint", 0.3, "joint", ["--gap", "none"]),
+        ("wmss", 0.5, "wmss", ["--gap", "sample"]),
+        ("wmss-both-v2", 0.7, "wmss", ["--gap", "both", "--weights", "v2", "--dedup"]),
+        ("sft-flops", None, "sft-flops", ["--gap", "none"]),
+    )
     for arm, lam, flag, flags in cells:
         folder = work / f"cell-{arm}"
         model, how, cost, log = sweep.train_cell(job(work, arm, lr=1e-3, lam=lam), str(folder))
-        out = run("--name", arm, *m1, *size, *flags, "--stages", "entropy,wmss", "--arm",
-                  sweep.ARM_FLAGS.get(flag, flag), "--lam", str(lam or 0.5), "--wmss-lr", "1e-3",
-                  "--sft-flops-lr", "1e-3")
+        out = run(
+            "--name",
+            arm,
+            *m1,
+            *size,
+            *flags,
+            "--stages",
+            "entropy,wmss",
+            "--arm",
+            sweep.ARM_FLAGS.get(flag, flag),
+            "--lam",
+            str(lam or 0.5),
+            "--wmss-lr",
+            "1e-3",
+            "--sft-flops-lr",
+            "1e-3",
+        )
         want, meta = load_checkpoint(out / f"{flag}.pt")
         assert same_weights(model, want) and not how
         assert cost["flops"] == meta["spent"]["flops"]
         assert cost["steps"] == len(log) == meta["step"]
         again = sweep.train_cell(job(work, arm, lr=1e-3, lam=lam), str(work / f"again-{arm}"))[0]
-        assert same_weights(model, again)                        # with the kept gaps
+        assert same_weights(model, again)  # with the kept gaps
 
 
 def test_regimes_change_what_they_say(work):
-    """Bug: a weak snapshot that is the base all the same, rounds that are one, a short SFT that is a whole one."""
-    cell = lambda arm, regime, **kw: sweep.train_cell(job(work, arm, regime, **kw), str(work / f"{regime}-{arm}"))
-    base, early, m1, short = cell("weak", "default")[0], cell("weak", "snapshot")[0], cell("sft", "default")[0], cell("sft", "short")[0]
-    assert same_weights(m1, cell("sft", "snapshot")[0]) and not same_weights(base, early) and not same_weights(early, m1) and not same_weights(short, m1)
+    """Bug: a weak snapshot that is the base all the same, rounds that are one, a short SFT that is
+    a whole one."""
+
+    def cell(arm, regime, **kw):
+        return sweep.train_cell(job(work, arm, regime, **kw), str(work / f"{regime}-{arm}"))
+
+    base, early, m1, short = (
+        cell("weak", "default")[0],
+        cell("weak", "snapshot")[0],
+        cell("sft", "default")[0],
+        cell("sft", "short")[0],
+    )
+    assert (
+        same_weights(m1, cell("sft", "snapshot")[0])
+        and not same_weights(base, early)
+        and not same_weights(early, m1)
+        and not same_weights(short, m1)
+    )
     for arm in ("joint", "frozen"):
         one, two = (cell(arm, r, lr=1e-3, lam=0.5) for r in ("default", "two-rounds"))
         assert two[2]["steps"] == 2 * one[2]["steps"] and not same_weights(one[0], two[0])
-        assert two[2]["flops"] == 2 * one[2]["flops"] and [r["step"] for r in two[3]] == [1, 2, 3, 1, 2, 3]
+        assert two[2]["flops"] == 2 * one[2]["flops"] and [r["step"] for r in two[3]] == [
+            1,
+            2,
+            3,
+            1,
+            2,
+            3,
+        ]
         assert not same_weights(one[0], cell(arm, "snapshot", lr=1e-3, lam=0.5)[0])
-    assert cell("sft-steps", "two-rounds", lr=1e-3)[2]["steps"] == 6 and cell("sft-steps", "more", lr=1e-3)[2]["steps"] == 12
+    assert (
+        cell("sft-steps", "two-rounds", lr=1e-3)[2]["steps"] == 6
+        and cell("sft-steps", "more", lr=1e-3)[2]["steps"] == 12
+    )
 
 
 def test_training_free_relatives_are_what_they_are_called(work):
     """Bug: mu of the wrong sign, or counted from the wrong model."""
     base, m1 = (sweep.train_cell(job(work, arm), "")[0] for arm in ("weak", "sft"))
     out = sweep.train_cell(job(work, "extrapolation", mu=0.5), "")[0]
-    for p, q, r in zip(out.parameters(), m1.parameters(), base.parameters()):
+    for p, q, r in zip(out.parameters(), m1.parameters(), base.parameters(), strict=True):
         torch.testing.assert_close(p, 1.5 * q - 0.5 * r)
     model, how, *_ = sweep.train_cell(job(work, "contrastive", mu=0.5), "")
-    assert how["lam"] == 1.5 and torch.equal(how["weak"].embed_tokens.weight, base.embed_tokens.weight)
+    assert how["lam"] == 1.5 and torch.equal(
+        how["weak"].embed_tokens.weight, base.embed_tokens.weight
+    )
     assert torch.equal(model.embed_tokens.weight, m1.embed_tokens.weight)
 
 
@@ -228,34 +362,65 @@ def test_every_arm_is_tried_as_often_on_the_same_range():
             tried = sweep.settings(arm, size)
             assert len(tried) == len({tuple(s.values()) for s in tried}) == n, arm
             assert arm in sweep.FREE or {tried[0]["lr"], tried[-1]["lr"]} == {1e-5, 3e-3}
-            assert (arm in sweep.FREE) == (tried[0]["mu"] is not None) and (tried[0]["lam"] is None) == (arm not in sweep.MIXED)
+            assert (arm in sweep.FREE) == (tried[0]["mu"] is not None) and (
+                tried[0]["lam"] is None
+            ) == (arm not in sweep.MIXED)
     assert any(s["mu"] == 1 for s in sweep.settings("contrastive", sweep.FULL))
     cells = sweep.plan("toy", ["toy-math"], 5, sweep.FULL)
-    assert {c["arm"] for c in cells} == {*sweep.START, *sweep.TRAINED, *sweep.FREE} and len({analyse.key_of(c) for c in cells}) == len(cells)
+    assert {c["arm"] for c in cells} == {*sweep.START, *sweep.TRAINED, *sweep.FREE} and len(
+        {analyse.key_of(c) for c in cells}
+    ) == len(cells)
 
 
 def test_remembered_verdicts_are_those_of_running_the_programs(work, monkeypatch):
     """Bug: a verdict of another problem, or of another completion."""
     problems = sweep.TASKS["toy-code"]("val", 8)
-    right = [dict(id=p.id, prompt=p.prompt, family=p.family, completion=p.completion, gold="", truncated=False) for p in problems]
+    right = [
+        dict(
+            id=p.id,
+            prompt=p.prompt,
+            family=p.family,
+            completion=p.completion,
+            gold="",
+            truncated=False,
+        )
+        for p in problems
+    ]
     wrong = [r | dict(completion="x + 0.125") for r in right]
     there = job(work, "sft", task="toy-code")
-    assert [r["correct"] for r in sweep.judge(there, right + wrong, problems)] == [True] * 8 + [False] * 8
-    monkeypatch.setattr(sweep.eval_code, "judge", None)                        # nothing is run a second time
-    assert [r["correct"] for r in sweep.judge(there, wrong + right, problems)] == [False] * 8 + [True] * 8
+    assert [r["correct"] for r in sweep.judge(there, right + wrong, problems)] == [True] * 8 + [
+        False
+    ] * 8
+    monkeypatch.setattr(sweep.eval_code, "judge", None)  # nothing is run a second time
+    assert [r["correct"] for r in sweep.judge(there, wrong + right, problems)] == [False] * 8 + [
+        True
+    ] * 8
 
 
 def test_a_test_cell_looks_closer_and_its_numbers_are_those_of_torch(work):
-    """Bug: prompt tokens in the likelihood, confidences laid on other answers, pass@k of greedy samples."""
+    """Bug: prompt tokens in the likelihood, confidences laid on other answers, pass@k of greedy
+    samples."""
     r = sweep.do_cell(job(work, "joint", split="test", lr=1e-3, lam=0.5))
     model = sweep.train_cell(job(work, "joint", lr=1e-3, lam=0.5), str(work / "closer"))[0]
     samples = sweep.encode(sweep.TASKS["toy-math"]("test", 28), sweep.toy_encoding())
-    loss = [torch.nn.functional.cross_entropy(model.logits(s.tokens[None, :-1])[0][s.loss[1:]], s.tokens[1:][s.loss[1:]], reduction="sum").item()
-            for s in samples]
+    loss = [
+        torch.nn.functional.cross_entropy(
+            model.logits(s.tokens[None, :-1])[0][s.loss[1:]],
+            s.tokens[1:][s.loss[1:]],
+            reduction="sum",
+        ).item()
+        for s in samples
+    ]
     assert r["nll"] == pytest.approx(sum(loss) / sum(int(s.loss.sum()) for s in samples), rel=1e-5)
-    assert r["nll_solution"] == pytest.approx(sum(loss) / 28, rel=1e-5) and 0 <= r["ece_token"] <= 1 and 0 <= r["pass@1"] <= r["pass@8"] <= 1
+    assert (
+        r["nll_solution"] == pytest.approx(sum(loss) / 28, rel=1e-5)
+        and 0 <= r["ece_token"] <= 1
+        and 0 <= r["pass@1"] <= r["pass@8"] <= 1
+    )
     logp, confidence, right = sweep.likelihoods(model, samples)
-    assert [-x for x in logp] == pytest.approx(loss, rel=1e-5) and len(confidence) == len(right) == sum(int(s.loss.sum()) for s in samples)
+    assert [-x for x in logp] == pytest.approx(loss, rel=1e-5) and len(confidence) == len(
+        right
+    ) == sum(int(s.loss.sum()) for s in samples)
 
 
 def test_a_cell_that_diverges_is_a_row_not_the_end_of_the_sweep(work):
@@ -263,22 +428,40 @@ def test_a_cell_that_diverges_is_a_row_not_the_end_of_the_sweep(work):
     r = sweep.do_cell(job(work, "sft-steps", lr=3e38))
     assert r["accuracy"] == 0 and "diverged" in r["error"]
     r = sweep.do_cell(job(work, "sft-steps", lr=3e38, split="test"))
-    assert r["accuracy"] == 0 and not any(analyse.unpack(r["correct"], r["n"])) and set(r["families"].values()) == {0.0}
-    with pytest.raises((SystemExit, ValueError), match="no whole|is not|expected"):           # while what is missing is no result
+    assert (
+        r["accuracy"] == 0
+        and not any(analyse.unpack(r["correct"], r["n"]))
+        and set(r["families"].values()) == {0.0}
+    )
+    with pytest.raises(
+        (SystemExit, ValueError), match="no whole|is not|expected"
+    ):  # while what is missing is no result
         sweep.do_cell(job(work / "nowhere", "sft-steps", lr=1e-4))
 
 
 def test_checkpoints_of_other_flags_are_made_anew(work, tmp_path):
     """Bug: an M1 of an earlier configuration that half of the seeds start from."""
     there = job(work, "sft") | dict(kind="m1")
-    assert sweep.is_there(there) and sweep.is_there(there | dict(kind="base")) and not sweep.is_there(job(tmp_path, "sft") | dict(kind="m1"))
-    assert not sweep.is_there(there | dict(size=dict(sweep.QUICK, config=sweep.QUICK["config"] | dict(base_steps=5))))
+    assert (
+        sweep.is_there(there)
+        and sweep.is_there(there | dict(kind="base"))
+        and not sweep.is_there(job(tmp_path, "sft") | dict(kind="m1"))
+    )
+    assert not sweep.is_there(
+        there | dict(size=dict(sweep.QUICK, config=sweep.QUICK["config"] | dict(base_steps=5)))
+    )
 
 
-@pytest.mark.parametrize("flags, said", [
-    (["toy"], "--allow-code-execution"), (["toy", "--quick", "--tasks", "toy-math"], "name its --out"),
-    (["toy", "--tasks", "toy-math", "--arms", "sfd"], "found sfd"), (["toy", "--tasks", "toy-math", "--seeds", "0"], "1 or more"),
-    (["toy", "--tasks", "toy-math", "--regimes", "few"], "--regimes belongs to")])
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["toy"], "--allow-code-execution"),
+        (["toy", "--quick", "--tasks", "toy-math"], "name its --out"),
+        (["toy", "--tasks", "toy-math", "--arms", "sfd"], "found sfd"),
+        (["toy", "--tasks", "toy-math", "--seeds", "0"], "1 or more"),
+        (["toy", "--tasks", "toy-math", "--regimes", "few"], "--regimes belongs to"),
+    ],
+)
 def test_wrong_flags_are_refused_before_work(capsys, flags, said):
     """Bug: programs run without consent, quick rows among those of the experiment."""
     with pytest.raises(SystemExit):
@@ -286,7 +469,7 @@ def test_wrong_flags_are_refused_before_work(capsys, flags, said):
     assert said in capsys.readouterr().err
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # statistics
 
 
@@ -297,11 +480,23 @@ def test_worked_examples_are_true():
         assert result.failed == 0 and result.attempted == n
 
 
-@pytest.mark.parametrize("df, p, t", [(1, 0.05, 12.7062), (2, 0.05, 4.30265), (4, 0.05, 2.77645), (10, 0.01, 3.16927), (30, 0.05, 2.04227),
-                                      (120, 0.05, 1.97993), (10000, 0.05, 1.96020)])
+@pytest.mark.parametrize(
+    "df, p, t",
+    [
+        (1, 0.05, 12.7062),
+        (2, 0.05, 4.30265),
+        (4, 0.05, 2.77645),
+        (10, 0.01, 3.16927),
+        (30, 0.05, 2.04227),
+        (120, 0.05, 1.97993),
+        (10000, 0.05, 1.96020),
+    ],
+)
 def test_t_agrees_with_the_printed_tables(df, p, t):
     """Bug: a one-sided quantile, or a normal one."""
-    assert analyse.t_quantile(df, p) == pytest.approx(t, rel=2e-5) and analyse.t_tail(-t, df) == pytest.approx(p, rel=2e-4)
+    assert analyse.t_quantile(df, p) == pytest.approx(t, rel=2e-5) and analyse.t_tail(
+        -t, df
+    ) == pytest.approx(p, rel=2e-4)
 
 
 def test_t_with_a_broken_number_of_degrees_agrees_with_its_density():
@@ -309,73 +504,151 @@ def test_t_with_a_broken_number_of_degrees_agrees_with_its_density():
     df, t = 4.5, analyse.t_quantile(4.5)
     x = np.linspace(-t, t, 200_001)
     scale = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
-    assert np.trapezoid(scale * (1 + x ** 2 / df) ** (-(df + 1) / 2), x) == pytest.approx(0.95, abs=1e-6)
+    assert np.trapezoid(scale * (1 + x**2 / df) ** (-(df + 1) / 2), x) == pytest.approx(
+        0.95, abs=1e-6
+    )
 
 
 def test_crossed_interval_by_hand():
     """Bug: a mean square divided by the wrong count; seeds and problems mixed up."""
-    d = [[4.0, 1.0], [1.0, 1.0], [1.0, 0.0]]                      # means of seeds 5/2, 1, 1/2, of problems 2, 2/3, of all 4/3
+    d = [
+        [4.0, 1.0],
+        [1.0, 1.0],
+        [1.0, 0.0],
+    ]  # means of seeds 5/2, 1, 1/2, of problems 2, 2/3, of all 4/3
     mean, half, p = analyse.crossed(d)
     ms_s, ms_p, ms_r = 2 * (49 + 4 + 25) / 36 / 2, 3 * (4 + 4) / 9 / 1, 2 * (25 + 16 + 1) / 36 / 2
     ms = ms_s + ms_p - ms_r
-    df = ms ** 2 / (ms_s ** 2 / 2 + ms_p ** 2 / 1 + ms_r ** 2 / 2)
-    assert df > 1 and mean == pytest.approx(4 / 3) and half == pytest.approx(analyse.t_quantile(df) * (ms / 6) ** 0.5)
+    df = ms**2 / (ms_s**2 / 2 + ms_p**2 / 1 + ms_r**2 / 2)
+    assert (
+        df > 1
+        and mean == pytest.approx(4 / 3)
+        and half == pytest.approx(analyse.t_quantile(df) * (ms / 6) ** 0.5)
+    )
     assert p == pytest.approx(analyse.t_tail(mean / (ms / 6) ** 0.5, df))
     assert analyse.crossed([[0, 0], [0, 0]])[1:] == (0.0, 1.0)
-    one = np.array([1, 0, 0, 1, -1, 0, 1, 1])                      # one seed: the ordinary paired t interval
-    assert analyse.crossed([one])[1] == pytest.approx(2.364624 * one.std(ddof=1) / 8 ** 0.5, rel=1e-5)
+    one = np.array([1, 0, 0, 1, -1, 0, 1, 1])  # one seed: the ordinary paired t interval
+    assert analyse.crossed([one])[1] == pytest.approx(2.364624 * one.std(ddof=1) / 8**0.5, rel=1e-5)
     assert analyse.crossed([[1.0]])[1] == float("inf")
 
 
 @pytest.mark.parametrize("seeds, problems", [(0.05, 0.0), (0.0, 0.2), (0.03, 0.2)])
 def test_crossed_intervals_cover_the_truth_as_often_as_they_say(seeds, problems):
-    """Bug: intervals over seeds alone or problems alone, which cover 60 % where the other factor varies."""
+    """Bug: intervals over seeds alone or problems alone, which cover 60 % where the other factor
+    varies."""
     rng, hits = np.random.default_rng(0), 0
     for _ in range(200):
-        d = 0.1 + rng.normal(0, seeds, (5, 1)) + rng.normal(0, problems, (1, 150)) + rng.normal(0, 0.4, (5, 150))
+        d = (
+            0.1
+            + rng.normal(0, seeds, (5, 1))
+            + rng.normal(0, problems, (1, 150))
+            + rng.normal(0, 0.4, (5, 150))
+        )
         mean, half, _ = analyse.crossed(d)
         hits += abs(mean - 0.1) <= half
     assert 0.91 <= hits / 200 <= 0.995
 
 
 def fake(accuracy, bits, seed, **more):
-    return dict(dict(regime="default", task="toy-math", seed=seed, arm="sft-steps", lr=1e-4, lam=None, mu=None, split="val", config={}, n=len(bits),
-                     correct=analyse.pack(bits), accuracy=accuracy), **more)
+    return dict(
+        dict(
+            regime="default",
+            task="toy-math",
+            seed=seed,
+            arm="sft-steps",
+            lr=1e-4,
+            lam=None,
+            mu=None,
+            split="val",
+            config={},
+            n=len(bits),
+            correct=analyse.pack(bits),
+            accuracy=accuracy,
+        ),
+        **more,
+    )
 
 
 def test_choice_is_by_the_mean_over_seeds_and_not_by_a_lucky_seed():
-    """Bug: the best single seed; a setting that only one seed has finished; the test split looked at."""
-    found = [fake(a, [], s, lr=lr) for lr, values in ((1e-5, (0.5, 0.9)), (1e-4, (0.8, 0.8)), (1e-3, (0.95,))) for s, a in enumerate(values)]
+    """Bug: the best single seed; a setting that only one seed has finished; the test split looked
+    at."""
+    found = [
+        fake(a, [], s, lr=lr)
+        for lr, values in ((1e-5, (0.5, 0.9)), (1e-4, (0.8, 0.8)), (1e-3, (0.95,)))
+        for s, a in enumerate(values)
+    ]
     found += [fake(1.0, [], s, lr=1e-5, split="test") for s in (0, 1)]
-    assert analyse.choices(found) == {("default", "toy-math", "sft-steps"): dict(lr=1e-4, lam=None, mu=None)}
+    assert analyse.choices(found) == {
+        ("default", "toy-math", "sft-steps"): dict(lr=1e-4, lam=None, mu=None)
+    }
     assert analyse.tested(found) == {}
     found.append(fake(0.7, [], 1, split="test"))
-    assert [(s, r["edge"]) for s, r in analyse.tested(found)["toy-math"]["sft-steps"].items()] == [(1, [])]
-    found[2:4] = []                                                # without 1e-4 on validation, 1e-5, the least of what is left, wins
-    assert {s: r["edge"] for s, r in analyse.tested(found)["toy-math"]["sft-steps"].items()} == {0: ["lr"], 1: ["lr"]}
+    assert [(s, r["edge"]) for s, r in analyse.tested(found)["toy-math"]["sft-steps"].items()] == [
+        (1, [])
+    ]
+    found[2:4] = []  # without 1e-4 on validation, 1e-5, the least of what is left, wins
+    assert {s: r["edge"] for s, r in analyse.tested(found)["toy-math"]["sft-steps"].items()} == {
+        0: ["lr"],
+        1: ["lr"],
+    }
 
 
 def test_the_lambda_table_takes_the_best_rate_of_each_lambda_and_the_nearest_mu():
     """Bug: the best seed's rate, a mu that belongs to another lambda, the test split looked at."""
-    found = [fake(a, [], s, arm="joint", lr=lr, lam=lam) for lam, lr, values in ((0.3, 1e-4, (0.2, 0.4)), (0.3, 1e-3, (0.5, 0.3)), (0.9, 1e-4, (0.6, 0.6)))
-             for s, a in enumerate(values)]
-    found += [fake(a, [], 0, arm="contrastive", lr=None, mu=mu) for mu, a in ((0.125, 0.11), (1.0, 0.22), (2.0, 0.33))]
-    found += [fake(0.7, [], 0), fake(0.8, [], 0, lr=1e-3), fake(0.99, [], 0, split="test"), fake(0.98, [], 0, regime="long")]
+    found = [
+        fake(a, [], s, arm="joint", lr=lr, lam=lam)
+        for lam, lr, values in (
+            (0.3, 1e-4, (0.2, 0.4)),
+            (0.3, 1e-3, (0.5, 0.3)),
+            (0.9, 1e-4, (0.6, 0.6)),
+        )
+        for s, a in enumerate(values)
+    ]
+    found += [
+        fake(a, [], 0, arm="contrastive", lr=None, mu=mu)
+        for mu, a in ((0.125, 0.11), (1.0, 0.22), (2.0, 0.33))
+    ]
+    found += [
+        fake(0.7, [], 0),
+        fake(0.8, [], 0, lr=1e-3),
+        fake(0.99, [], 0, split="test"),
+        fake(0.98, [], 0, regime="long"),
+    ]
     lines = [line.strip("| ").split(" | ") for line in analyse.lam_table(found).splitlines()]
-    assert [line[1:] for line in lines[2:]] == [["joint", "40.00", "60.00"], ["contrastive", "33.00", "11.00"], ["sft-steps", "", "", "80.00"]]
+    assert [line[1:] for line in lines[2:]] == [
+        ["joint", "40.00", "60.00"],
+        ["contrastive", "33.00", "11.00"],
+        ["sft-steps", "", "", "80.00"],
+    ]
 
 
 def test_differences_at_one_lambda_are_paired_over_seeds_at_the_best_rate_of_each():
     """Bug: another lambda's cells, seeds that are not the same, a rate that only one seed likes."""
-    found = [fake(a, [], s, arm=arm, lr=lr, lam=lam) for arm, lam, lr, values in (
-        ("joint", 0.5, 1e-4, (0.8, 0.9, 0.7)), ("joint", 0.5, 1e-3, (0.95, 0.1, 0.1)), ("joint", 0.9, 1e-4, (1, 1, 1)), ("frozen", 0.5, 1e-4, (0.7, 0.8, 0.6)),
-        ("temperature", 0.5, 1e-4, (0.7, 0.7, 0.7)), ("sft-steps", None, 1e-3, (0.8, 0.9, 0.7))) for s, a in enumerate(values)]
-    half = 4.302653 * 10 / 3 ** 0.5
+    found = [
+        fake(a, [], s, arm=arm, lr=lr, lam=lam)
+        for arm, lam, lr, values in (
+            ("joint", 0.5, 1e-4, (0.8, 0.9, 0.7)),
+            ("joint", 0.5, 1e-3, (0.95, 0.1, 0.1)),
+            ("joint", 0.9, 1e-4, (1, 1, 1)),
+            ("frozen", 0.5, 1e-4, (0.7, 0.8, 0.6)),
+            ("temperature", 0.5, 1e-4, (0.7, 0.7, 0.7)),
+            ("sft-steps", None, 1e-3, (0.8, 0.9, 0.7)),
+        )
+        for s, a in enumerate(values)
+    ]
+    half = 4.302653 * 10 / 3**0.5
     few = [dict(r, regime="few") for r in found]
-    assert analyse.controls_table([*found, *few]).splitlines()[2:] == [line for regime in ("default", "few") for line in (
-        f"| {regime} | 0.5 | toy-math | joint | +0.00 [+0.00, +0.00] | - | +10.00 [{10 - half:+.2f}, {10 + half:+.2f}] | - |  |",
-        f"| {regime} | 0.5 | toy-math | frozen | -10.00 [-10.00, -10.00] | - | +0.00 [{-half:+.2f}, {half:+.2f}] | - | -10.00 [-10.00, -10.00] |",
-        f"| {regime} | 0.9 | toy-math | joint | +20.00 [-4.84, +44.84] | - | - | - |  |")]
+    mixed = f"+10.00 [{10 - half:+.2f}, {10 + half:+.2f}]"
+    frozen = f"+0.00 [{-half:+.2f}, {half:+.2f}]"
+    expected = []
+    for regime in ("default", "few"):
+        expected += [
+            f"| {regime} | 0.5 | toy-math | joint | +0.00 [+0.00, +0.00] | - | {mixed} | - |  |",
+            f"| {regime} | 0.5 | toy-math | frozen | -10.00 [-10.00, -10.00] | - | {frozen} | - "
+            "| -10.00 [-10.00, -10.00] |",
+            f"| {regime} | 0.9 | toy-math | joint | +20.00 [-4.84, +44.84] | - | - | - |  |",
+        ]
+    assert analyse.controls_table([*found, *few]).splitlines()[2:] == expected
 
 
 def test_pairs_are_of_the_same_seed_and_problem_and_corrected_for_their_number():
@@ -383,30 +656,63 @@ def test_pairs_are_of_the_same_seed_and_problem_and_corrected_for_their_number()
     rng = np.random.default_rng(1)
     reference = rng.random((3, 400)) < 0.5
     better = reference.copy()
-    better[:, :40] = True                                          # right wherever the other is, and on most of 40 problems more
-    arms = {name: {s: fake(0, row.tolist(), s) for s, row in enumerate(bits)}
-            for name, bits in (("sft-steps", reference), ("temperature", reference), ("joint", better))}
+    better[:, :40] = True  # right wherever the other is, and on most of 40 problems more
+    arms = {
+        name: {s: fake(0, row.tolist(), s) for s, row in enumerate(bits)}
+        for name, bits in (("sft-steps", reference), ("temperature", reference), ("joint", better))
+    }
     found = analyse.compare({"toy-math": arms})["toy-math"]
-    assert set(found) == {("sft-steps", "temperature"), ("temperature", "sft-steps"), ("joint", "sft-steps"), ("joint", "temperature")}
+    assert set(found) == {
+        ("sft-steps", "temperature"),
+        ("temperature", "sft-steps"),
+        ("joint", "sft-steps"),
+        ("joint", "temperature"),
+    }
     pair = found["joint", "sft-steps"]
-    assert pair["mean"] == pytest.approx((better.sum() - reference.sum()) / 1200) and pair["better"] == 3 and pair["worse"] == 0
-    assert pair["mcnemar"] == [eval_math.mcnemar(int((better[s] & ~reference[s]).sum()), 0) for s in range(3)]
-    assert pair["p"] < pair["holm"] < 0.05 and found["sft-steps", "temperature"]["holm"] == 1 and found["sft-steps", "temperature"]["better"] == 0
+    assert (
+        pair["mean"] == pytest.approx((better.sum() - reference.sum()) / 1200)
+        and pair["better"] == 3
+        and pair["worse"] == 0
+    )
+    assert pair["mcnemar"] == [
+        eval_math.mcnemar(int((better[s] & ~reference[s]).sum()), 0) for s in range(3)
+    ]
+    assert (
+        pair["p"] < pair["holm"] < 0.05
+        and found["sft-steps", "temperature"]["holm"] == 1
+        and found["sft-steps", "temperature"]["better"] == 0
+    )
 
 
 def test_diagnostics_are_shares_of_the_first_and_last_step():
-    """Bug: counts of steps with more tokens that weigh more; the middle of the curve; a diagnostic that sft does not have."""
-    log = lambda *codes: dict(log=[dict(margin=float(i), codes=c) for i, c in enumerate(codes)])
-    seeds = {0: log([8, 2, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]), 1: log([0, 0, 10, 90], [1, 0, 0, 0], [4, 0, 0, 0])}
+    """Bug: counts of steps with more tokens that weigh more; the middle of the curve; a diagnostic
+    that sft does not have."""
+
+    def log(*codes):
+        return dict(log=[dict(margin=float(i), codes=c) for i, c in enumerate(codes)])
+
+    seeds = {
+        0: log([8, 2, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1]),
+        1: log([0, 0, 10, 90], [1, 0, 0, 0], [4, 0, 0, 0]),
+    }
     (line,) = analyse.watch_table({"joint": seeds, "sft": {0: {}}}).splitlines()[2:]
-    assert line == "| joint | 0.000 → 2.000 | - | - | - | - | - | - | - | 40 / 10 / 5 / 45 → 62 / 12 / 12 / 12 |"
+    assert (
+        line == "| joint | 0.000 → 2.000 | - | - | - | - | - | - | - "
+        "| 40 / 10 / 5 / 45 → 62 / 12 / 12 / 12 |"
+    )
 
 
 def test_holm_and_ece_by_hand():
-    """Bug: Bonferroni or Benjamini-Hochberg under Holm's name, adjusted values out of order; bins that weigh the same."""
-    assert analyse.holm([0.02, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06]) and analyse.holm([]) == []
+    """Bug: Bonferroni or Benjamini-Hochberg under Holm's name, adjusted values out of order; bins
+    that weigh the same."""
+    assert (
+        analyse.holm([0.02, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+        and analyse.holm([]) == []
+    )
     assert analyse.ece([1.0, 1.0, 1.0, 0.0], [True, True, False, False]) == pytest.approx(0.25)
-    assert analyse.ece([0.5] * 10, [True, False] * 5) == 0 and analyse.ece([0.61, 0.99], [True, True], 2) == pytest.approx(0.2)
+    assert analyse.ece([0.5] * 10, [True, False] * 5) == 0 and analyse.ece(
+        [0.61, 0.99], [True, True], 2
+    ) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("n", (0, 1, 4, 7, 2100))
@@ -416,41 +722,110 @@ def test_packed_verdicts_come_back(n):
     assert analyse.unpack(analyse.pack(bits), n) == bits and len(analyse.pack(bits)) == -(-n // 4)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # real weights, and what regimes and real rows say
 
 
 def test_rates_are_averaged_per_problem_before_they_are_compared():
-    """Bug: three rates of one problem counted as three problems, which makes every interval too short; an arm with a rate missing."""
-    bits = {("sft-steps", 1e-5): [1, 0, 0, 0], ("sft-steps", 1e-4): [1, 0, 0, 0], ("joint", 1e-5): [1, 1, 0, 0], ("joint", 1e-4): [1, 1, 1, 0], ("temperature", 1e-5): [1] * 4}
-    found = [fake(sum(b) / 4, b, 0, arm=arm, lr=lr) for (arm, lr), b in bits.items()] + [fake(1.0, [1] * 4, 0, split="test")]
+    """Bug: three rates of one problem counted as three problems, which makes every interval too
+    short; an arm with a rate missing."""
+    bits = {
+        ("sft-steps", 1e-5): [1, 0, 0, 0],
+        ("sft-steps", 1e-4): [1, 0, 0, 0],
+        ("joint", 1e-5): [1, 1, 0, 0],
+        ("joint", 1e-4): [1, 1, 1, 0],
+        ("temperature", 1e-5): [1] * 4,
+    }
+    found = [fake(sum(b) / 4, b, 0, arm=arm, lr=lr) for (arm, lr), b in bits.items()] + [
+        fake(1.0, [1] * 4, 0, split="test")
+    ]
     d = np.array([0, 100, 50, 0])
     half = 3.182446 * d.std(ddof=1) / 2
     assert analyse.rates_table(found).splitlines()[2:] == [
-        f"| toy-math | joint | 50.00 | 75.00 | 62.50 | +37.50 [{37.5 - half:+.2f}, {37.5 + half:+.2f}] |  |  |  |",
-        "| toy-math | sft-steps | 25.00 | 25.00 | 25.00 |  |  |  |  |"]
+        "| toy-math | joint | 50.00 | 75.00 | 62.50 "
+        f"| +37.50 [{37.5 - half:+.2f}, {37.5 + half:+.2f}] |  |  |  |",
+        "| toy-math | sft-steps | 25.00 | 25.00 | 25.00 |  |  |  |  |",
+    ]
 
 
 def test_a_run_without_a_validation_phase_reports_every_test_row():
-    """Bug: the rows of --reduced dropped for want of a choice; rows of two machines said to come from either."""
+    """Bug: the rows of --reduced dropped for want of a choice; rows of two machines said to come
+    from either."""
     bits = {"weak": [0, 0, 0, 0], "sft-steps": [1, 0, 0, 0], "joint": [1, 1, 0, 0]}
-    found = [fake(sum(b) / 4, b, seed, arm=arm, lr=None if arm == "weak" else 3e-5, regime="reduced", task="mbpp", split="test", families={"mbpp": sum(b) / 4}, truncated=b[1] / 2,
-                  hardware="two cores", versions="v", commit="c", total=3600) for arm, b in bits.items() for seed in (0, 1)[:1 if arm == "weak" else 2]]
-    other = fake(0.9, [1] * 4, 0, regime="real", task="mbpp", split="val", hardware="a card", versions="v", commit="c", total=1800)
+    found = [
+        fake(
+            sum(b) / 4,
+            b,
+            seed,
+            arm=arm,
+            lr=None if arm == "weak" else 3e-5,
+            regime="reduced",
+            task="mbpp",
+            split="test",
+            families={"mbpp": sum(b) / 4},
+            truncated=b[1] / 2,
+            hardware="two cores",
+            versions="v",
+            commit="c",
+            total=3600,
+        )
+        for arm, b in bits.items()
+        for seed in (0, 1)[: 1 if arm == "weak" else 2]
+    ]
+    other = fake(
+        0.9,
+        [1] * 4,
+        0,
+        regime="real",
+        task="mbpp",
+        split="val",
+        hardware="a card",
+        versions="v",
+        commit="c",
+        total=1800,
+    )
     blocks = analyse.blocks([], [], [*found, other])
     main, families = blocks["reduced mbpp"].split("\n\n")[:2]
-    assert [line.split(" | ")[4] for line in main.splitlines()[2:]] == ["0.00", "25.00 ± 0.00", "50.00 ± 0.00"]
-    assert "+25.00" in main.splitlines()[-1] and families.splitlines()[2:] == ["| weak | 0.0 | 0.0 |", "| sft-steps | 25.0 | 0.0 |", "| joint | 50.0 | 50.0 |"]
-    assert blocks["rows real"] == "5 rows, 5.0 h of one process (two cores, v, commit c);\n1 rows, 0.5 h of one process (a card, v, commit c)."
+    assert [line.split(" | ")[4] for line in main.splitlines()[2:]] == [
+        "0.00",
+        "25.00 ± 0.00",
+        "50.00 ± 0.00",
+    ]
+    assert "+25.00" in main.splitlines()[-1] and families.splitlines()[2:] == [
+        "| weak | 0.0 | 0.0 |",
+        "| sft-steps | 25.0 | 0.0 |",
+        "| joint | 50.0 | 50.0 |",
+    ]
+    assert (
+        blocks["rows real"] == "5 rows, 5.0 h of one process (two cores, v, commit c);\n"
+        "1 rows, 0.5 h of one process (a card, v, commit c)."
+    )
     assert "real mbpp" not in blocks, "no test rows of sft there"
 
 
 def test_equal_flops_are_those_of_the_arm_its_entropy_pass_included():
-    """Bug: wmss held against what joint alone spends; steps or FLOPs of one seed printed for all."""
+    """Bug: wmss held against what joint spends; steps or FLOPs of one seed printed for all."""
     spend = {"joint": 2e12, "sft-flops": 2.1e12, "wmss-both": 3e12, "sft-flops-wmss": 3.2e12}
-    arms = {arm: {s: fake(0.5, [1, 0, arm == "joint", 0], s, arm=arm, flops=f + s * 1e12, steps=16 + s, edge=[]) for s in (0, 1)} for arm, f in spend.items()}
+    arms = {
+        arm: {
+            s: fake(
+                0.5,
+                [1, 0, arm == "joint", 0],
+                s,
+                arm=arm,
+                flops=f + s * 1e12,
+                steps=16 + s,
+                edge=[],
+            )
+            for s in (0, 1)
+        }
+        for arm, f in spend.items()
+    }
     lines = analyse.flops_table({"toy-math": arms}).splitlines()[2:]
-    assert [line.split(" | ")[:5] for line in lines] == [["| toy-math", "joint", "2.500", "sft-flops", "2.600"], ["| toy-math", "wmss-both", "3.500", "sft-flops-wmss", "3.700"]]
+    assert [line.split(" | ")[:5] for line in lines] == [
+        ["| toy-math", "joint", "2.500", "sft-flops", "2.600"],
+        ["| toy-math", "wmss-both", "3.500", "sft-flops-wmss", "3.700"],
+    ]
     assert "+25.00 [" in lines[0] and lines[1].endswith("| +0.00 [+0.00, +0.00] |")
     assert "| 16-17 | 2.500 |" in analyse.main_table(arms, {})
 
@@ -458,43 +833,78 @@ def test_equal_flops_are_those_of_the_arm_its_entropy_pass_included():
 def test_power_is_the_difference_that_holms_first_step_would_star():
     """Bug: the power of one test printed for that of a family of many."""
     rng = np.random.default_rng(2)
-    bits = {"sft-steps": rng.random((5, 300)) < 0.5, "joint": rng.random((5, 300)) < 0.5}
-    arms = {arm: {s: fake(0, row.tolist(), s) for s, row in enumerate(b)} for arm, b in bits.items()}
+    names = ("sft-steps", "temperature", "joint")
+    bits = {arm: rng.random((5, 300)) < 0.5 for arm in names}
+    arms = {
+        arm: {s: fake(0, row.tolist(), s) for s, row in enumerate(b)} for arm, b in bits.items()
+    }
     found = analyse.compare({"toy-math": arms})
     (line,) = analyse.power_table({"five seeds": found}).splitlines()[2:]
     pair = found["toy-math"]["joint", "sft-steps"]
     needed = float(line.split(" | ")[-1].rstrip(" |")) / 100
-    assert pair["family"] == 2
+    assert pair["family"] == 4
     p = analyse.t_tail(needed / pair["error"], pair["df"])
-    assert p == pytest.approx(0.05 / 2, rel=0.05) and abs(pair["mean"]) < needed
+    assert p == pytest.approx(0.05 / 4, rel=0.05) and abs(pair["mean"]) < needed
 
 
 def test_the_longest_solutions_are_compared_seed_by_seed():
     """Bug: seeds of two arms that are not the same; another family than the longest."""
     arms = {}
-    for arm, values in (("sft-steps", (0.2, 0.4, 0.9)), ("joint", (0.3, 0.3))):
-        arms[arm] = {s: fake(0, [], s, families={"sum": v, "affine": 1.0})
-                     for s, v in enumerate(values)}
+    for arm, values in (("sft-steps", (0.2, 0.4, 0.9)), ("joint", (0.3, 0.5))):
+        arms[arm] = {
+            s: fake(0, [], s, families={"sum": v, "affine": 1.0}) for s, v in enumerate(values)
+        }
     (line,) = analyse.long_table([("short", "toy-code", arms)]).splitlines()[2:]
-    assert line.startswith("| short | toy-code | sum | 2 | +0.00 [")
+    assert line.startswith("| short | toy-code | sum | 2 | +10.00 [+10.00")
 
 
 def test_mass_is_told_against_the_share_of_the_data(work):
-    """Bug: a family that looks favoured because it is large; mass of an arm that does not draw by it."""
+    """Bug: a family that looks favoured because it is large; mass of an arm that does not draw by
+    it."""
     model, how, cost, _ = sweep.train_cell(job(work, "wmss", lr=1e-3, lam=0.5), str(work / "mass"))
     gaps = torch.load(work / "mass" / "gaps.pt", weights_only=True)
-    assert sum(w for w, _ in cost["mass"].values()) == pytest.approx(1) and sum(s for _, s in cost["mass"].values()) == pytest.approx(1)
-    assert len(gaps["weights"]) == sweep.QUICK["config"]["clean"] and len({w / s for w, s in cost["mass"].values()}) > 1
-    assert sweep.train_cell(job(work, "wmss-mask", lr=1e-3, lam=0.5), str(work / "no-mass"))[2]["mass"] is None
-    found = [fake(0, [], s, arm="wmss", mass={"add": [m, 0.5], "sub": [1 - m, 0.5]}) for s, m in enumerate((0.2, 0.4))]
-    assert analyse.mass_table(found).splitlines()[2:] == ["| default | toy-math | wmss | add 0.60, sub 1.40 |"]
+    assert sum(w for w, _ in cost["mass"].values()) == pytest.approx(1) and sum(
+        s for _, s in cost["mass"].values()
+    ) == pytest.approx(1)
+    assert (
+        len(gaps["weights"]) == sweep.QUICK["config"]["clean"]
+        and len({w / s for w, s in cost["mass"].values()}) > 1
+    )
+    assert (
+        sweep.train_cell(job(work, "wmss-mask", lr=1e-3, lam=0.5), str(work / "no-mass"))[2]["mass"]
+        is None
+    )
+    found = [
+        fake(0, [], s, arm="wmss", mass={"add": [m, 0.5], "sub": [1 - m, 0.5]})
+        for s, m in enumerate((0.2, 0.4))
+    ]
+    assert analyse.mass_table(found).splitlines()[2:] == [
+        "| default | toy-math | wmss | add 0.60, sub 1.40 |"
+    ]
 
 
-@pytest.mark.parametrize("flags, said", [([], "--allow-code-execution"), (["--allow-code-execution"], "mbpp.jsonl"), (["--tasks", "gsm8k"], "config.json")])
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ([], "--allow-code-execution"),
+        (["--allow-code-execution"], "mbpp.jsonl"),
+        (["--tasks", "gsm8k"], "config.json"),
+    ],
+)
 def test_real_models_are_not_trained_without_consent_and_data(capsys, tmp_path, flags, said):
     """Bug: a flag or a file that is missed only after an hour of training."""
     with pytest.raises(SystemExit):
-        real.main(["--base", str(tmp_path), "--data", str(tmp_path), "--out", str(tmp_path / "out.jsonl"), *flags])
+        real.main(
+            [
+                "--base",
+                str(tmp_path),
+                "--data",
+                str(tmp_path),
+                "--out",
+                str(tmp_path / "out.jsonl"),
+                *flags,
+            ]
+        )
     assert said in capsys.readouterr().err and not (tmp_path / "out.jsonl").exists()
     with pytest.raises(SystemExit):
         real.main(["--base", str(tmp_path), "--data", str(tmp_path), "--tasks", "gsm8k", "--quick"])
@@ -502,19 +912,51 @@ def test_real_models_are_not_trained_without_consent_and_data(capsys, tmp_path, 
 
 
 def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(hf_folder, tmp_path):
-    """Bug: flags that no stage takes, a rate that no arm gets, a job that crashes after an hour; a second start that trains again."""
+    """Bug: flags that no stage takes, a rate that no arm gets, a job that crashes after an hour; a
+    second start that trains again."""
     for folder in ("mbpp", "humaneval", "gsm8k", "svamp"):
         (tmp_path / folder).mkdir()
     for part, n in (("train", 500), ("test", 1319)):
-        (tmp_path / "gsm8k" / f"{part}.jsonl").write_text("".join(json.dumps(dict(question=f"{i}?", answer=f"Well.\n#### {i}")) + "\n" for i in range(n)))
-    (tmp_path / "svamp" / "SVAMP.json").write_text(json.dumps([dict(ID=str(i), Body="So.", Question=f"{i}?", Answer=i) for i in range(1000)]))
-    one = dict(text="One.", code="def f():\n    return 1", test_list=["assert f() == 1"], test_setup_code="")
-    (tmp_path / "mbpp" / "mbpp.jsonl").write_text("".join(json.dumps(one | dict(task_id=i + 1)) + "\n" for i in range(974)))
-    human = dict(prompt="def f():\n", test="def check(f):\n    assert f() == 1", entry_point="f", canonical_solution="    return 1")
+        (tmp_path / "gsm8k" / f"{part}.jsonl").write_text(
+            "".join(
+                json.dumps(dict(question=f"{i}?", answer=f"Well.\n#### {i}")) + "\n"
+                for i in range(n)
+            )
+        )
+    (tmp_path / "svamp" / "SVAMP.json").write_text(
+        json.dumps([dict(ID=str(i), Body="So.", Question=f"{i}?", Answer=i) for i in range(1000)])
+    )
+    one = dict(
+        text="One.",
+        code="def f():\n    return 1",
+        test_list=["assert f() == 1"],
+        test_setup_code="",
+    )
+    (tmp_path / "mbpp" / "mbpp.jsonl").write_text(
+        "".join(json.dumps(one | dict(task_id=i + 1)) + "\n" for i in range(974))
+    )
+    human = dict(
+        prompt="def f():\n",
+        test="def check(f):\n    assert f() == 1",
+        entry_point="f",
+        canonical_solution="    return 1",
+    )
     with gzip.open(tmp_path / "humaneval" / "HumanEval.jsonl.gz", "wt") as f:
         f.writelines(json.dumps(human | dict(task_id=f"HumanEval/{i}")) + "\n" for i in range(164))
     out = tmp_path / "rows.jsonl"
-    flags = ["--base", str(hf_folder), "--data", str(tmp_path), "--reduced", "--quick", "--allow-code-execution", "--out", str(out), "--work", str(tmp_path / "work")]
+    flags = [
+        "--base",
+        str(hf_folder),
+        "--data",
+        str(tmp_path),
+        "--reduced",
+        "--quick",
+        "--allow-code-execution",
+        "--out",
+        str(out),
+        "--work",
+        str(tmp_path / "work"),
+    ]
     for seeds in (["0"], ["0", "1"]):
         with contextlib.redirect_stdout(io.StringIO()) as said:
             real.main([*flags, "--arms", "sft-steps", "wmss", "--seeds", *seeds])
@@ -522,13 +964,33 @@ def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(hf_folder, tmp_
     found = analyse.read_rows(out)
     for task, n, families in (("gsm8k", 3, {"gsm8k", "svamp"}), ("mbpp", 8, {"mbpp", "humaneval"})):
         own = [r for r in found if r["task"] == task]
-        assert sorted((r["arm"], r["seed"], r["lr"], r["lam"]) for r in own if r["arm"] != "weak") == [
-            ("sft", 0, None, None), ("sft", 1, None, None), ("sft-steps", 0, 3e-5, None), ("sft-steps", 1, 3e-5, None), ("wmss", 0, 3e-5, 0.5), ("wmss", 1, 3e-5, 0.5)]
-        assert len(own) == 7 and {r["n"] for r in own} == {n} and all(set(r["families"]) == families for r in own)
-    assert {r["arm"]: r["steps"] for r in found} == {"weak": 0, "sft": 0, "sft-steps": 2, "wmss": 2} and all(r["regime"] == "reduced" for r in found)
+        assert sorted(
+            (r["arm"], r["seed"], r["lr"], r["lam"]) for r in own if r["arm"] != "weak"
+        ) == [
+            ("sft", 0, None, None),
+            ("sft", 1, None, None),
+            ("sft-steps", 0, 3e-5, None),
+            ("sft-steps", 1, 3e-5, None),
+            ("wmss", 0, 3e-5, 0.5),
+            ("wmss", 1, 3e-5, 0.5),
+        ]
+        assert (
+            len(own) == 7
+            and {r["n"] for r in own} == {n}
+            and all(set(r["families"]) == families for r in own)
+        )
+    assert {r["arm"]: r["steps"] for r in found} == {
+        "weak": 0,
+        "sft": 0,
+        "sft-steps": 2,
+        "wmss": 2,
+    } and all(r["regime"] == "reduced" for r in found)
     for stage in ("sft", "wmss"):
-        steps = lambda flags: flags[f"{stage}_epochs"] * real.REDUCED_TRAIN / flags["batch_size"]
-        assert steps(real.REDUCED) == steps(real.COMMON | real.FLAGS["mbpp"]), "as many steps as on a GPU"
+        reduced, full = (
+            flags[f"{stage}_epochs"] * real.REDUCED_TRAIN / flags["batch_size"]
+            for flags in (real.REDUCED, real.COMMON | real.FLAGS["mbpp"])
+        )
+        assert reduced == full, "as many steps as on a GPU"
 
 
 DATA = os.path.join(os.path.dirname(ROOT), "shared", "data")
@@ -536,12 +998,26 @@ DATA = os.path.join(os.path.dirname(ROOT), "shared", "data")
 
 @pytest.mark.skipif(not os.path.isdir(DATA), reason="reads the public data sets in ../shared/data")
 def test_what_real_models_are_chosen_on_is_neither_trained_on_nor_reported():
-    """Bug: validation problems among the training rows or the test problems; a training prompt in another form than the scored one."""
-    for task, reduced, counts in (("gsm8k", True, (374, 473, 332)), ("gsm8k", False, (7000, 473, 2319)), ("mbpp", True, (374, 90, 332)),
-                                  ("mbpp", False, (374, 90, 664))):
+    """Bug: validation problems among the training rows or the test problems; a training prompt in
+    another form than the scored one."""
+    for task, reduced, counts in (
+        ("gsm8k", True, (374, 473, 332)),
+        ("gsm8k", False, (7000, 473, 2319)),
+        ("mbpp", True, (374, 90, 332)),
+        ("mbpp", False, (374, 90, 664)),
+    ):
         found = real.read_problems(task, DATA, False, reduced)
         assert tuple(len(found[k]) for k in ("train", "val", "test")) == counts
-        question = lambda row: json.loads(row).get("question") or json.loads(row)["prompt"]
-        train, val, test = {question(r) for r in found["train"]}, {p.prompt for p in found["val"]}, {p.prompt for p in found["test"]}
+
+        def question(row):
+            return json.loads(row).get("question") or json.loads(row)["prompt"]
+
+        train, val, test = (
+            {question(r) for r in found["train"]},
+            {p.prompt for p in found["val"]},
+            {p.prompt for p in found["test"]},
+        )
         assert not train & val and not val & test and not train & test
-    assert json.loads(found["train"][0])["prompt"].startswith('"""\n') and found["val"][0].prompt.startswith('"""\n')
+    assert json.loads(found["train"][0])["prompt"].startswith('"""\n') and found["val"][
+        0
+    ].prompt.startswith('"""\n')
