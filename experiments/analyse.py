@@ -335,8 +335,7 @@ def setting(row):
 
 
 def difference(pair):
-    """+0.94 [+0.03, +1.85]* 2/0: points, 95 % interval, * where Holm's p < 0.05, seeds better /
-    worse by McNemar."""
+    """+0.94 [+0.03, +1.85]* 2/0: points, interval, star, seeds better / worse by McNemar."""
     if pair is None:
         return ""
     star = "*" if pair["holm"] < 0.05 else ""
@@ -374,8 +373,7 @@ def main_table(arms, pairs):
 
 
 def flops_table(by_task):
-    """What mixes against plain SFT for the same FLOPs, the entropy pass counted where the arm needs
-    one; intervals as in crossed()."""
+    """What mixes against plain SFT for the same FLOPs, its entropy pass counted."""
     lines = []
     for task, arms in by_task.items():
         for arm in ("joint", "wmss-mask", "wmss", "wmss-both"):
@@ -389,8 +387,7 @@ def flops_table(by_task):
 
 
 def family_table(arms):
-    """Accuracy of each family and, where they are 1 % or more, the answers that the limit of new
-    tokens cut off, %."""
+    """Accuracy of each family, %; answers that the limit cut off, where they are 1 % or more."""
     shares = {}
     for arm, seeds in arms.items():
         for seed, r in seeds.items():
@@ -605,8 +602,7 @@ def rates_table(rows):
 
 
 def mass_table(rows):
-    """Share of the sampling mass on each family over its share of the data, means over seeds: 1 is
-    plain sampling."""
+    """Share of the sampling mass on each family over its share of the data; 1: plain sampling."""
     found = {}
     for r in rows:
         if r.get("mass"):
@@ -641,6 +637,7 @@ HEAD = """# Tables
 Written by `python experiments/analyse.py` from the rows beside it; do not edit. What the arms and
 regimes are, and what was found: [README.md](README.md), [NOTES.md](NOTES.md).
 
+Main tables and families: test split, each arm at the setting that validation chose, accuracy in %.
 "Against X" and "less X" are points. A difference stands with its 95 % interval (t, seeds and
 problems as crossed random effects), a `*` where Holm's adjusted p is below 0.05 among all
 differences of its family (one run's tasks together; one regime), and in how many seeds the arm was
@@ -648,9 +645,6 @@ better / worse by McNemar's exact test, adjusted too. Tables on validation, and 
 not adjusted. (edge): the least or the largest value that was tried.
 """
 NOTE = {
-    "rows": "Where the rows were made.",
-    "main": "Test split, each arm at the setting that validation chose.",
-    "families": "Accuracy per family, %.",
     "closer": "Eight samples at temperature 1 of 350 problems; likelihood of the clean solutions; "
               "calibration (15 bins).",
     "watch": "What training did to the tokens, first logged step → last (codes: % settled / "
@@ -667,8 +661,7 @@ NOTE = {
     "long": "The family of the longest solutions, test split, t intervals over seeds.",
     "rates": "Validation accuracy, %; means over the rates, paired over problems, 95 % t intervals "
              "that know nothing of other seeds.",
-    "reduced": "On two cores: test accuracy, families, diagnostics.",
-    "real": "On a GPU: test accuracy, families, diagnostics."}
+    "reduced": "On two cores.", "real": "On a GPU."}
 
 
 def default_blocks(name, by_task, rows):
@@ -742,7 +735,7 @@ def page(found):
     parts = [HEAD]
     for name, body in found.items():
         note = next((text for start, text in NOTE.items() if name.startswith(start)), "")
-        parts.append(f"## {name}\n\n{note}\n\n{body}\n")
+        parts.append(f"## {name}\n\n{note}\n\n{body}\n" if note else f"## {name}\n\n{body}\n")
     return "\n".join(parts)
 
 

@@ -93,8 +93,7 @@ def clocks():
 
 
 class Bench(train_wmss.Run):
-    """A run without a folder: train() finds all it needs, and each of its log lines is a reading of
-    the clocks."""
+    """A run without a folder; each of its log lines is a reading of the clocks."""
 
     def __init__(self, threads, **config):
         super().__init__(train_wmss.Config(**dict(threads=threads, log_every=1) | config))
@@ -124,20 +123,9 @@ class Bench(train_wmss.Run):
                                     how=how)
 
 
-class Alone(torch.nn.Module):
-    """In DDP's place: ranks that exchange no gradients. What two processes can do on these cores,
-    whatever the exchange costs."""
-
-    def __init__(self, module, **how):
-        super().__init__()
-        self.module = module
-
-    def forward(self, *batch):
-        return self.module(*batch)
-
-
 def stop_exchanging():
-    train_wmss.DistributedDataParallel = Alone
+    """From now on ranks exchange no gradients: what these cores can do, whatever that costs."""
+    train_wmss.DistributedDataParallel = lambda module, **how: module
 
 
 # ------------------------------------------------------------------------------------------------
@@ -183,8 +171,7 @@ def timed_turns(rounds, *acts):
 
 
 def same(what, a, b, rtol):
-    """A benchmark that compares different work is worthless: SystemExit unless a and b agree,
-    relative to the largest value."""
+    """SystemExit unless a and b agree, relative to the largest value: else times say nothing."""
     a, b = (torch.as_tensor(v, dtype=torch.float64) for v in (a, b))
     if a.shape != b.shape or not (a - b).abs().max() <= rtol * b.abs().max():
         raise SystemExit(f"bench: {what} differ, so their times say nothing: "
@@ -206,8 +193,7 @@ def divided(rounds, amount):
 
 
 def entry(part, what, unit, peer_name, ours, peer, amount, goal, **more):
-    """The record of one comparison. ours, peer: per round a list of (wall, CPU) seconds, `amount`
-    units of work each."""
+    """The record of one comparison. ours, peer: per round (wall, CPU) seconds of `amount` units."""
     spread = ratios(peer, ours)
     return {part: dict(
         what=what, ratio=middle(peer) / middle(ours), ours=amount / middle(ours),
@@ -221,8 +207,7 @@ def _answer(queue, act, args):
 
 
 def apart(act, *args, world=1):
-    """act(*args) in `world` fresh processes -> the results by rank. The last argument is the number
-    of threads of each."""
+    """act(*args) in fresh processes -> results by rank. The last argument: threads of each."""
     spawn = multiprocessing.get_context("spawn")
     queue = spawn.SimpleQueue()
     port = str(20000 + os.getpid() % 20000)
@@ -241,8 +226,7 @@ def apart(act, *args, world=1):
 
 
 def memory(kind="VmHWM"):
-    """Bytes of this process: VmHWM its peak so far, VmRSS now. Not ru_maxrss, which remembers the
-    process that started this one."""
+    """Bytes of this process: VmHWM its peak so far (ru_maxrss has its parent's), VmRSS now."""
     with open("/proc/self/status") as f:
         return next(int(line.split()[1]) * 1024 for line in f if line.startswith(kind))
 
@@ -280,8 +264,7 @@ def inputs_of(samples):
 
 
 def llama(model):
-    """transformers' model with the weights of ours: LlamaForCausalLM, with q and k norms
-    Qwen3ForCausalLM; it generates without a stop token."""
+    """transformers' model (Llama, with q and k norms Qwen3) with our weights, no stop token."""
     try:
         import transformers
     except ImportError:
@@ -305,8 +288,7 @@ def llama(model):
 
 
 def generate_like_transformers(peer, prompts, n, device="cpu"):
-    """-> a function that generates n tokens for each prompt with transformers, padded on the left
-    as its generate() wants it."""
+    """-> a function that generates n tokens for each prompt, left-padded, with transformers."""
     longest = max(map(len, prompts))
     x = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
@@ -320,8 +302,7 @@ def generate_like_transformers(peer, prompts, n, device="cpu"):
 
 
 def padded_loss(model, rows, **more):
-    """transformers' own loss; labels are -100 where nothing is to be learned, as its collators make
-    them."""
+    """transformers' own loss; labels are -100 where nothing is to be learned."""
     device = next(model.parameters()).device
     x = pad_sequence([s.tokens for s in rows], batch_first=True)
     labels = pad_sequence([s.tokens.masked_fill(~s.loss, -100) for s in rows], batch_first=True,
@@ -332,8 +313,7 @@ def padded_loss(model, rows, **more):
 
 
 def our_steps(threads, model, samples, batches, weak_model=None, arm="joint"):
-    """Train in place through train() -> the (wall, CPU) seconds of all steps but the first, which
-    pays for what stays; losses."""
+    """Train in place -> (wall, CPU) seconds of all steps but the first; losses."""
     run = Bench(threads, batch_size=len(batches[0]))
     run.train(model, samples, batches, 1e-4, weak_model, arm)
     return between(run.marks), run.losses
@@ -351,8 +331,7 @@ def stock_step(opt, params):
 
 
 def their_steps(model, loss_of, samples, batches):
-    """The same training as a stock trainer does it: each batch padded to its longest row, the
-    model's own mean loss."""
+    """The same as a stock trainer does it: batches padded to their longest row, its mean loss."""
     opt, params = stock_optimizer(model, 1e-4)
     marks, losses = [], []
     for i, batch in enumerate(batches):
@@ -367,16 +346,14 @@ def their_steps(model, loss_of, samples, batches):
 
 
 def rounds_of(samples, size):
-    """One list of batches per round, 1 + size.steps each, so that the rounds differ and all samples
-    are met before one returns."""
+    """Lists of 1 + size.steps batches, one per round; no sample returns before all were met."""
     steps = size["steps"] + 1
     order = torch.arange(size["rounds"] * steps * size["batch"]) % len(samples)
     return order.view(size["rounds"], steps, size["batch"])
 
 
 def training_pair(size, threads, model, samples, loss_of, peer, rtol=None):
-    """Our training and a peer's of the same batches, turn by turn -> (wall, CPU) seconds per loss
-    token of both."""
+    """Our training and a peer's, turn by turn -> (wall, CPU) seconds per loss token of both."""
     batches = rounds_of(samples, size)
     losses = dict(ours=[], peer=[])
 
@@ -407,8 +384,7 @@ def training_pair(size, threads, model, samples, loss_of, peer, rtol=None):
 
 
 def p1(size, args):
-    """SFT on ragged text against a stock trainer: random batches, each padded to its longest row,
-    transformers' model and loss."""
+    """SFT on ragged text against a stock trainer: random padded batches, transformers' model."""
     model, samples = fresh(size["shape"]), gsm8k_like(size["shape"]["vocab_size"])
     ours, peer = training_pair(size, args.threads, model, samples, padded_loss, llama(model), 2e-4)
     return entry("P1", "SFT on GSM8K's lengths", "loss tokens/s",
@@ -416,8 +392,7 @@ def p1(size, args):
 
 
 def p1b(size, args):
-    """The same trainer on full blocks, where nothing is ragged, against nanoGPT's model of the same
-    parameter count."""
+    """The same trainer on full blocks against nanoGPT's model of the same parameter count."""
     if not args.nanogpt:
         raise LookupError("pass --nanogpt PATH/model.py "
                           "(git clone https://github.com/karpathy/nanoGPT)")
@@ -453,8 +428,7 @@ def p1b(size, args):
 
 
 def p2(size, args):
-    """A step of joint and of frozen training over one of SFT: the same function, the same batches;
-    every token is mixed."""
+    """A step of joint and of frozen training over one of SFT, the same batches, all mixed."""
     samples = gsm8k_like(size["shape"]["vocab_size"])
     batches = rounds_of(samples, size)
 
@@ -477,8 +451,7 @@ def p2(size, args):
 
 
 def naive_mixed_loss(h_s, w_s, h_w, w_w, y, lam):
-    """The official loss, restated: both models' full logits stacked, fused, upcast, one
-    cross-entropy over all rows."""
+    """The official loss, restated: both models' full logits stacked, fused, upcast."""
     z = torch.stack([h_s @ w_s.T, h_w @ w_w.T])
     return F.cross_entropy((lam * z[0] + (1 - lam) * z[1]).float(), y, reduction="sum")
 
@@ -510,8 +483,7 @@ def loss_once(name, rows, vocab, width, rounds, threads):
 
 
 def p3(size, args):
-    """Peak memory of the mixed loss, forward + backward, beyond hidden states and weights; every
-    run in a fresh process."""
+    """Peak memory of the mixed loss beyond hidden states and weights, in fresh processes."""
     rows, vocab, width = size["loss"]
     got = dict(ours=[], naive=[])
     for r in range(size["loss_rounds"]):
@@ -535,8 +507,7 @@ def p3(size, args):
 
 @torch.no_grad()
 def naive_entropy(model, samples):
-    """The official entropy pass, restated: one sample at a time, all its logits, full fp32
-    probabilities, log(p + eps)."""
+    """The official entropy pass, restated: batch 1, all logits, fp32, log(p + eps)."""
     out = []
     for s in samples:
         p = torch.softmax(model.logits(s.tokens[None, :-1])[0].float(), dim=-1)        # (T, V)
@@ -552,8 +523,7 @@ def spread_logits(*models):
 
 
 def p4(size, args):
-    """Entropies of two models over ragged samples, against batch 1, and against what no pass can
-    avoid: trunk and one matmul."""
+    """Entropies of two models against batch 1, and against trunk and one matmul."""
     samples = gsm8k_like(size["shape"]["vocab_size"])[:size["entropy"]]
     weak, live = fresh(size["shape"]), fresh(size["shape"], 1)
     spread_logits(weak, live)
@@ -593,8 +563,7 @@ def generate_uncached(model, prompt, n):
 
 
 def p5(size, args):
-    """Greedy generation from prompts of GSM8K's lengths, no stop token: as many tokens for every
-    row, on both sides."""
+    """Greedy generation from prompts of GSM8K's lengths, as many tokens for every row."""
     model, n, out = fresh(size["shape"]).eval(), size["new_tokens"], {}
     spread_logits(model)
     prompts = prompts_of(gsm8k_like(size["shape"]["vocab_size"])[:size["prompts"]])
@@ -625,8 +594,7 @@ def p5(size, args):
 
 
 def p6(size, args):
-    """The main job as a newcomer starts it, in an empty folder: seconds to its first step, to its
-    table."""
+    """The main job as a newcomer starts it: seconds to its first step, to its table."""
     script = os.path.join(ROOT, "train_wmss.py")
     command = [sys.executable, script, "--threads", str(args.threads), *size["job"]]
     start, first, table = time.perf_counter(), None, False
@@ -647,8 +615,7 @@ def p6(size, args):
 
 
 def step_of_rank(shape, batch, steps, sync, threads):
-    """Mean (wall, CPU) seconds of a training step, in the group of ranks that the environment
-    names."""
+    """Mean (wall, CPU) seconds of a training step, as the rank that the environment names."""
     if not sync:
         stop_exchanging()
     samples = gsm8k_like(shape["vocab_size"])
@@ -659,8 +626,7 @@ def step_of_rank(shape, batch, steps, sync, threads):
 
 
 def p7(size, args):
-    """A step of one global batch on one rank and on two, one thread each; beside it two ranks that
-    exchange nothing."""
+    """A step of one batch on one rank and on two; beside it two ranks that exchange nothing."""
     got = {(1, True): [], (2, True): [], (2, False): []}
     for r in range(max(2, size["rounds"] // 2)):
         for world, sync in list(got)[::1 if r % 2 == 0 else -1]:
@@ -679,8 +645,7 @@ def p7(size, args):
 
 
 def growth_point(shape, B, T, threads):
-    """(seconds, peak bytes beyond the model, its gradients included) of forward + backward of the
-    model and its loss on full blocks."""
+    """(seconds, peak bytes beyond the model) of forward + backward with the loss on full blocks."""
     model = fresh(shape)
     x = torch.randint(shape["vocab_size"], (B, T + 1))
 
@@ -694,8 +659,7 @@ def growth_point(shape, B, T, threads):
 
 
 def scaling(size, args):
-    """Forward + backward against T, V, layers and batch, one of them at a time; loss memory against
-    V x tokens."""
+    """Forward + backward against T, V, layers, batch; loss memory against V x tokens."""
     base = dict(T=size["blocks"][1] // 2, V=size["shape"]["vocab_size"],
                 layers=size["shape"]["n_layers"], batch=4)
     record = {}
@@ -746,8 +710,7 @@ def group_of(operator):
 
 
 def shares_of(act):
-    """act() under PyTorch's profiler -> {group: share of the operators' own time}, and the seconds
-    of all of it: of the kernels that they launch where there is a GPU, else of the CPU."""
+    """-> {group: share of the time of operators, or kernels on a GPU}, and seconds of all."""
     kinds, gpu = torch.profiler.ProfilerActivity, torch.cuda.is_available()
     with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA][:1 + gpu]) as seen:
         act()
@@ -833,8 +796,7 @@ def gpu_steps(shape, samples, batch, steps, tokens_per_batch, compiled, arm):
 
 
 def gpu_peer_steps(shape, samples, batch, steps, rows):
-    """The same steps with transformers' model under bf16 autocast, `rows` random samples padded to
-    the longest at a time."""
+    """The same steps with transformers' model under bf16 autocast, padded, `rows` at a time."""
     gpu = torch.cuda.is_available()
     device = "cuda" if gpu else "cpu"
     model = llama(fresh(shape)).to(device).train()
@@ -908,13 +870,12 @@ def gpu(size, args):
 
 
 def gpu_generate(size, args):
-    """Generation with and without CUDA graphs beside transformers; what TF32 would do to the
-    entropies. That graphs change no token is a test (tests/test_cuda.py)."""
+    """Generation with and without CUDA graphs (no token differs: tests/test_cuda.py)."""
     cuda, record = need_gpu(args), {}
-    shape = TINY if args.quick else {**SHAPE, "n_layers": 30}
-    device, n, few = "cuda" if cuda else "cpu", 8 if args.quick else 256, gsm8k_like(
-        shape["vocab_size"])
-    model, prompts = fresh(shape).to(device).eval(), prompts_of(few * (1 if args.quick else 4))
+    device = "cuda" if cuda else "cpu"
+    shape, n, times = (TINY, 8, 1) if args.quick else ({**SHAPE, "n_layers": 30}, 256, 4)
+    model = fresh(shape).to(device).eval()
+    prompts = prompts_of(gsm8k_like(shape["vocab_size"]) * times)
     peer = llama(fresh(shape)).to(device, torch.bfloat16 if cuda else torch.float32).eval()
 
     def ours(graphs):
@@ -934,21 +895,6 @@ def gpu_generate(size, args):
         record[what] = dict(seconds=seconds[1], tokens=tokens, spread=seconds[::2])
         print(f"{what:>34s}{seconds[1]:9.2f} s{tokens:10,.0f} tok/s", flush=True)
     Decoder.graphs = True
-    print("entropies of two models, fp32")
-    other, found = fresh(shape, 1).to(device), {}
-    spread_logits(model, other)
-    for precision in ("highest", "high"):
-        torch.set_float32_matmul_precision(precision)
-        measure(model, other, few, tokens_per_batch=16384)       # warm
-        start = time.perf_counter()
-        found[precision] = measure(model, other, few, tokens_per_batch=16384)["ent_live"]
-        seconds = time.perf_counter() - start
-        off = (found[precision] - found["highest"]).abs().max().item()
-        tokens = 2 * inputs_of(few) / seconds
-        record[f"entropies, {precision}"] = dict(seconds=seconds, tokens=tokens, off=off)
-        print(f"{precision:>34s}{seconds:9.2f} s{tokens:10,.0f} tok/s, off by at most {off:.2e} "
-              "nats", flush=True)
-    torch.set_float32_matmul_precision("highest")
     return {"gpu-generate": record}
 
 

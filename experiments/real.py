@@ -33,12 +33,12 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import sweep
 from analyse import choices, key_of, pack
-from sweep import MIXED, TRAINED, Quiet, Workers, answer_jobs, failed, open_rows, run_stage3
+from sweep import MIXED, RATE_FLAGS, TRAINED, Quiet
 
 import eval_code
 import eval_math
-import train_wmss
 from model import load_checkpoint
 from plumbing.files import write_text
 
@@ -76,21 +76,14 @@ def read_problems(task, data, quick, reduced):
                 eval_math.load_problems(f"svamp={paths[2]}", few)]
     else:
         problems = eval_code.load_problems(f"mbpp={paths[0]}")
-        of_split = {"train": [], "val": [], "test": []}
-        for p in problems:
-            number = int(p.id.split("/")[1])
-            if number > 600:
-                of_split["train"].append(p)
-            elif number > 510:
-                of_split["val"].append(p)
-            elif number > 10:                            # the first ten are the paper's few shots
-                of_split["test"].append(p)
-        train = []
-        for p in of_split["train"]:
-            completion = p.answer.replace("\r\n", "\n")
-            train.append(json.dumps(dict(prompt=p.prompt, completion=completion)))
-        val = of_split["val"]
-        test = [of_split["test"][:few], eval_code.load_problems(f"humaneval={paths[1]}", few)]
+
+        def part(low, high):
+            return [p for p in problems if low <= int(p.id.split("/")[1]) <= high]
+
+        train = [json.dumps(dict(prompt=p.prompt, completion=p.answer.replace("\r\n", "\n")))
+                 for p in part(601, 974)]
+        val = part(511, 600)
+        test = [part(11, 510)[:few], eval_code.load_problems(f"humaneval={paths[1]}", few)]
     train = train[:few or (REDUCED_TRAIN if reduced else None)]
     chosen = []
     for part in test:
@@ -115,8 +108,7 @@ def do(job):
     m1 = os.path.join(job["work"], f"{job['task']}-{job['seed']}")
     if job["kind"] == "m1":
         shutil.rmtree(m1, ignore_errors=True)
-        run = Quiet(m1, **flags, stages="sft")
-        train_wmss.run_stages(run, run.samples)
+        Quiet(m1, **flags, stages="sft").train()
         return dict(total=time.time() - started)
     code = job["task"] == "mbpp"
     live, log, mass = os.path.join(m1, "sft.pt"), [], None
@@ -124,17 +116,17 @@ def do(job):
     problems = found[job["split"]]
     with tempfile.TemporaryDirectory() as folder:
         arm = TRAINED.get(job["arm"], dict(gap="none"))
-        lr = dict.fromkeys(("wmss_lr", "sft_steps_lr", "sft_flops_lr"), job["lr"] or RATES[0])
+        lr = dict.fromkeys(RATE_FLAGS, job["lr"] or RATES[0])
         stage3 = flags | arm | lr | dict(lam=LAM, sft=live, stages="entropy,wmss")
         run = Quiet(folder, **stage3)
         path = dict(weak=job["base"], sft=live).get(job["arm"])
         if path is None:
             try:
-                path, log, mass = run_stage3(run, os.path.join(m1, "gaps.pt"))
+                path, log, mass = sweep.run_stage3(run, os.path.join(m1, "gaps.pt"))
             except (SystemExit, ValueError) as e:
                 if "has diverged" not in str(e):
                     raise
-                return failed(problems, e, "test", started)      # with its verdicts on validation
+                return sweep.failed(problems, e, "test", started)   # validation has verdicts
         model, meta = load_checkpoint(path, run.device, run.tokenizer)
         cost = meta.get("spent") or dict(steps=0, flops=0.0, seconds=0.0)
     with run.autocast():
@@ -210,7 +202,7 @@ def main(argv=None):
     config = dict(common=COMMON, flags=FLAGS, quick=a.quick)
     if a.reduced:
         config["reduced"] = REDUCED
-    rows, made, keep = open_rows(a.out, config)
+    rows, made, keep = sweep.open_rows(a.out, config)
     extra = dict(base=a.base, data=a.data, work=a.work, tokens=a.tokens_per_batch,
                  eval_batch=a.eval_batch, compile=a.compile, consent=a.allow_code_execution,
                  quick=a.quick, reduced=a.reduced)
@@ -234,7 +226,7 @@ def main(argv=None):
         workers.run(jobs, done)
 
     arms = a.arms[::-1]                                          # the dearest first
-    with Workers(a.workers, os.path.abspath(__file__)) as workers:
+    with sweep.Workers(a.workers, os.path.abspath(__file__)) as workers:
         for n, seed in enumerate(a.seeds):
             jobs = []
             for task in a.tasks:
@@ -257,6 +249,6 @@ def main(argv=None):
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["worker"]:
-        answer_jobs(do)
+        sweep.answer_jobs(do)
     else:
         main()

@@ -49,10 +49,11 @@ ROOT = os.path.dirname(HERE)
 SCRIPT = os.path.abspath(__file__)
 
 # ------------------------------------------------------------------------------------------------
-# what train_wmss.py calls things (to be adapted when its names change; nothing else here knows)
+# what train_wmss.py calls things (to be adapted when that changes; nothing else here knows)
 
 ARM_FLAGS = {"sft-steps": "sft", "temperature": "d0", "smoothing": "label-smoothing"}
 CHECKPOINTS = {"sft": "sft-steps"}               # file of an arm where it has another name
+RATE_FLAGS = ("wmss_lr", "sft_steps_lr", "sft_flops_lr")             # of whatever arm is trained
 FREE_ON_RESUME = train_wmss.FREE_ON_RESUME
 
 
@@ -70,14 +71,19 @@ class Quiet(train_wmss.Run):
     def say(self, *words):
         pass
 
+    def train(self):
+        train_wmss.run_stages(self, self.samples)
+
     def checkpoint(self):
         """Path of the checkpoint that stage 3 wrote for the run's one arm."""
         arm = self.cfg.arm[0]
         return self.path(f"{CHECKPOINTS.get(arm, arm)}.pt")
 
-    def draws(self):
-        """Does the run's one arm draw samples by the sampling weights?"""
-        return train_wmss.arm_of(self.cfg, self.cfg.arm[0]).gap in ("sample", "both")
+    def weights(self):
+        """The sampling weights that the run's one arm draws by, or None."""
+        if train_wmss.arm_of(self.cfg, self.cfg.arm[0]).gap not in ("sample", "both"):
+            return None
+        return torch.load(self.path("gaps.pt"), weights_only=True)["weights"].tolist()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -122,24 +128,18 @@ REGIMES = {
 REGIME_ARMS = ("sft-steps", "sft-flops", "temperature", "frozen", "permuted", "joint", "wmss",
                "wmss-both", *FREE)
 
-# val, test: problems; k: those of them that are sampled eight times; seconds: of one job on one
-# core, for the estimate at start
-FULL = dict(
-    config={}, rates=6, lams=(0.3, 0.5, 0.7, 0.9), val={"toy-math": 1400, "toy-code": 700},
-    test=2100, k=350,
-    seconds={"base": {"toy-math": 80, "toy-code": 110}, "m1": {"toy-math": 3, "toy-code": 3},
-             "val": {"toy-math": 3, "toy-code": 5}, "test": {"toy-math": 8, "toy-code": 20}})
+# val, test: problems; k: those of them that are sampled eight times
+FULL = dict(config={}, rates=6, lams=(0.3, 0.5, 0.7, 0.9),
+            val={"toy-math": 1400, "toy-code": 700}, test=2100, k=350)
 REGIME = dict(FULL, rates=5, lams=(0.3, 0.6, 0.9), val={"toy-math": 700, "toy-code": 480})
 QUICK = dict(
     config=dict(corpus=64, clean=24, dim=16, n_heads=2, n_layers=1, base_steps=4, batch_size=8,
                 max_new_tokens=6),
-    rates=2, lams=(0.5,), val={"toy-math": 28, "toy-code": 16}, test=28, k=7,
-    seconds={kind: dict.fromkeys(TASKS, 0.3) for kind in ("base", "m1", "val", "test")})
+    rates=2, lams=(0.5,), val={"toy-math": 28, "toy-code": 16}, test=28, k=7)
 
 
 def rates(n):
-    """n learning rates from 1e-5 to 3e-3, evenly spaced on a log scale (on toy-code plain SFT still
-    gains at 4e-4)."""
+    """n learning rates from 1e-5 to 3e-3, evenly spaced on a log scale."""
     return [float(f"{1e-5 * 300 ** (i / (n - 1)):.3g}") for i in range(n)]
 
 
@@ -161,8 +161,7 @@ def settings(arm, size):
 
 
 def plan(command, tasks, seeds, size):
-    """All validation cells of a sweep -> list of {regime, task, seed, arm, lr, lam, mu, split,
-    config}."""
+    """All validation cells of a sweep -> list of dicts, see analyse.KEY, with their config."""
     regimes, arms = ["default"], (*START, *TRAINED, *FREE)
     if command == "regimes":
         regimes, arms = list(REGIMES), (*START, *REGIME_ARMS)
@@ -209,16 +208,14 @@ def is_there(job):
 
 
 def prepare(job):
-    """Train the base, or the M1, of a job; another one in its place goes, with what was made of
-    it."""
+    """Train the base, or the M1, of a job; what lay in its place goes."""
     started = time.time()
     flags, folder, sft, m1 = base_of(job)
     stage = "base"
     if job["kind"] != "base":
         folder, flags, stage = m1, sft, "sft"
     shutil.rmtree(folder, ignore_errors=True)
-    run = Quiet(folder, **flags, stages=stage)
-    train_wmss.run_stages(run, run.samples)
+    Quiet(folder, **flags, stages=stage).train()
     return dict(total=time.time() - started)
 
 
@@ -235,8 +232,7 @@ def extrapolated(model, old, mu):
 
 
 def train_cell(job, run_folder):
-    """Stage 3 of a cell, or what stands in for it -> (model, how to decode, what it cost, log
-    records)."""
+    """Stage 3 of a cell, or what stands in for it -> (model, how to decode, cost, log records)."""
     _, folder, sft, m1 = base_of(job)
     arm, live = job["arm"], os.path.join(m1, "sft.pt")
     nothing = dict(steps=0, flops=0.0, seconds=0.0)
@@ -255,7 +251,7 @@ def train_cell(job, run_folder):
     how = TRAINED[arm]
     if stage3.get("rounds", 1) > 1 and arm in ("joint", "frozen"):   # the same, but with rounds
         how = dict(how, arm=["wmss"], weak=arm)
-    lr = dict.fromkeys(("wmss_lr", "sft_steps_lr", "sft_flops_lr"), job["lr"])
+    lr = dict.fromkeys(RATE_FLAGS, job["lr"])
     lam = 0.5 if job["lam"] is None else job["lam"]                  # unused where it is None
     flags = {**sft, **stage3, **how, **lr, "lam": lam, "sft": live, "stages": "entropy,wmss"}
     run = Quiet(run_folder, **flags)
@@ -275,7 +271,7 @@ def run_stage3(run, kept):
     """
     if os.path.exists(kept):
         shutil.copy(kept, run.path("gaps.pt"))
-    train_wmss.run_stages(run, run.samples)
+    run.train()
     if os.path.exists(run.path("gaps.pt")) and not os.path.exists(kept):
         beside = f"{kept}.{os.getpid()}"
         shutil.copy(run.path("gaps.pt"), beside)
@@ -285,12 +281,10 @@ def run_stage3(run, kept):
 
 
 def mass_of(run):
-    """{family: (share of the sampling weights, share of the data)} where the arm draws by them,
-    else None."""
-    if not run.draws():
+    """{family: (share of the sampling weights, share of the data)} if the arm draws by them."""
+    weights, mass = run.weights(), {}
+    if weights is None:
         return None
-    weights = torch.load(run.path("gaps.pt"), weights_only=True)["weights"].tolist()
-    mass = {}
     for sample, w in zip(run.samples, weights, strict=True):
         weight, share = mass.get(sample.family, (0.0, 0.0))
         mass[sample.family] = weight + w, share + 1 / len(run.samples)
@@ -403,8 +397,7 @@ def do_cell(job):
 
 
 def answer_jobs(do):
-    """Jobs come as JSON lines on stdin, results leave on stdout; the end of stdin is the end (the
-    sweep is done, or was killed)."""
+    """Jobs come as JSON lines on stdin, results leave on stdout; the end of stdin is the end."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)                               # what a library prints is no answer
     for line in sys.stdin:
@@ -441,8 +434,7 @@ def hardware():
 
 
 class Workers:
-    """n processes that take jobs until the end of the `with` block; they end with this process,
-    however it ends."""
+    """n processes that take jobs; they end with the `with` block or with this process."""
 
     def __init__(self, n, script=SCRIPT):
         env = dict(os.environ, OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
@@ -460,8 +452,7 @@ class Workers:
             process.wait()
 
     def run(self, jobs, done):
-        """Each job to whoever is free; done(job, result) is called here, one at a time, in the
-        order in which they are ready."""
+        """Each job to whoever is free; done(job, result) is called here as each one is ready."""
         todo, results = queue.SimpleQueue(), queue.SimpleQueue()
         for job in jobs:
             todo.put(job)
@@ -582,18 +573,10 @@ def main(argv=None):
     rows, made, keep = open_rows(a.out, size["config"])
     extra = dict(work=a.work, size=size, consent=a.allow_code_execution)
 
-    def hours(kind, task, n):
-        """Of n jobs: at the mean of those that are done, or where there are none as elsewhere."""
-        known = [r["total"] for r in rows.values() if (r["split"], r["task"]) == (kind, task)]
-        known = known or [size["seconds"][kind][task]]
-        return n * sum(known) / len(known) / a.workers / 3600
-
     def phase(kind, jobs):
         """Run those jobs that are not done, and tell how far it is."""
         jobs = [job | extra for job in jobs if job["kind"] != "cell" or key_of(job) not in rows]
-        cost = sum(hours(kind, task, sum(job["task"] == task for job in jobs)) for task in a.tasks)
-        print(f"{kind}: {len(jobs):,} to do, about {60 * cost:.0f} min with {a.workers} workers",
-              flush=True)
+        print(f"{kind}: {len(jobs):,} to do with {a.workers} workers", flush=True)
         started = said = time.time()
         count = 0
 
@@ -611,15 +594,8 @@ def main(argv=None):
 
         workers.run(jobs, done)
 
-    cost = tests = 0
-    for task in a.tasks:
-        own = [c for c in cells if c["task"] == task]
-        n = len({(c["regime"], c["arm"]) for c in own}) * a.seeds
-        tests += n
-        cost += hours("val", task, sum(key_of(c) not in rows for c in own)) + hours("test", task, n)
-    print(f"{a.command}: {len(cells):,} cells on validation, then {tests:,} on test; {len(rows):,} "
-          f"rows are there; at most {cost:.1f} h to go with {a.workers} workers, bases not counted",
-          flush=True)
+    print(f"{a.command}: {len(cells):,} cells on validation, the chosen ones then on test; "
+          f"{len(rows):,} rows are there", flush=True)
     with Workers(a.workers) as workers:
         for kind, of in (("base", 1), ("m1", 3)):                 # one job for each folder
             jobs = {base_of(c | extra)[of]: dict(c, kind=kind) for c in cells}.values()
