@@ -277,26 +277,12 @@ def test_a_cell_is_what_the_command_line_trains(run, work):
         ("wmss-both-v2", 0.7, "wmss", ["--gap", "both", "--weights", "v2", "--dedup"]),
         ("sft-flops", None, "sft-flops", ["--gap", "none"]),
     )
+    rates = [w for k in sweep.RATE_FLAGS for w in ("--" + k.replace("_", "-"), "1e-3")]
     for arm, lam, flag, flags in cells:
         folder = work / f"cell-{arm}"
         model, how, cost, log = sweep.train_cell(job(work, arm, lr=1e-3, lam=lam), str(folder))
-        out = run(
-            "--name",
-            arm,
-            *m1,
-            *size,
-            *flags,
-            "--stages",
-            "entropy,wmss",
-            "--arm",
-            sweep.ARM_FLAGS.get(flag, flag),
-            "--lam",
-            str(lam or 0.5),
-            "--wmss-lr",
-            "1e-3",
-            "--sft-flops-lr",
-            "1e-3",
-        )
+        stage3 = ["--stages", "entropy,wmss", "--arm", flag, "--lam", str(lam or 0.5), *rates]
+        out = run("--name", arm, *m1, *size, *flags, *stage3)
         want, meta = load_checkpoint(out / f"{flag}.pt")
         assert same_weights(model, want) and not how
         assert cost["flops"] == meta["spent"]["flops"]
