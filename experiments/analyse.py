@@ -766,10 +766,13 @@ def forest_lines(toy, regimes, real):
     return out
 
 
+def parser_of(doc):
+    return argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False)
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", help="rows of `sweep.py toy` (toy.jsonl, regimes.jsonl and "
                         "real.jsonl beside this file, where none of the three is given)")
     parser.add_argument("--regimes", help="rows of `sweep.py regimes`")

@@ -301,15 +301,15 @@ def generate_like_transformers(peer, prompts, n, device="cpu"):
     return act
 
 
-def padded_loss(model, rows, **more):
-    """transformers' own loss; labels are -100 where nothing is to be learned."""
+def padded_loss(model, rows, n):
+    """transformers' own loss over n tokens; labels are -100 where nothing is to be learned."""
     device = next(model.parameters()).device
     x = pad_sequence([s.tokens for s in rows], batch_first=True)
     labels = pad_sequence([s.tokens.masked_fill(~s.loss, -100) for s in rows], batch_first=True,
                           padding_value=-100)
     attention = pad_sequence([torch.ones_like(s.tokens) for s in rows], batch_first=True)
-    return model(input_ids=x.to(device), attention_mask=attention.to(device),
-                 labels=labels.to(device), use_cache=False, **more).loss
+    return model(input_ids=x.to(device), attention_mask=attention.to(device), use_cache=False,
+                 labels=labels.to(device), num_items_in_batch=n).loss
 
 
 def our_steps(threads, model, samples, batches, weak_model=None, arm="joint"):
@@ -319,30 +319,29 @@ def our_steps(threads, model, samples, batches, weak_model=None, arm="joint"):
     return between(run.marks), run.losses
 
 
-def stock_optimizer(model, lr):
+def their_steps(model, loss_of, samples, batches, rows=None):
+    """The same as a stock trainer does it: padded to the longest, `rows` samples at a time."""
     params = list(model.parameters())
-    return torch.optim.AdamW(params, lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True), params
-
-
-def stock_step(opt, params):
-    torch.nn.utils.clip_grad_norm_(params, 1.0)
-    opt.step()
-    opt.zero_grad(set_to_none=True)
-
-
-def their_steps(model, loss_of, samples, batches):
-    """The same as a stock trainer does it: batches padded to their longest row, its mean loss."""
-    opt, params = stock_optimizer(model, 1e-4)
+    device = params[0].device.type
+    opt = torch.optim.AdamW(params, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     marks, losses = [], []
     for i, batch in enumerate(batches):
-        for group in opt.param_groups:
-            group["lr"] = train_wmss.lr_at(i, len(batches), 1e-4, 0.1)
-        loss = loss_of(model, [samples[j] for j in batch.tolist()])
-        loss.backward()
-        stock_step(opt, params)
-        losses.append(loss.item())
+        opt.param_groups[0]["lr"] = train_wmss.lr_at(i, len(batches), 1e-4, 0.1)
+        picked = [samples[j] for j in batch.tolist()]
+        n, size, total = loss_tokens(picked), rows or len(picked), 0.0
+        for k in range(0, len(picked), size):
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                loss = loss_of(model, picked[k:k + size], n)
+            loss.backward()
+            total = total + loss.detach()
+        torch.nn.utils.clip_grad_norm_(params, 1.0)
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+        losses.append(total)
+        if device == "cuda" and i in (0, 2, len(batches) - 1):
+            torch.cuda.synchronize()
         marks.append(clocks())
-    return between(marks), losses
+    return between(marks), [loss.item() for loss in losses]
 
 
 def rounds_of(samples, size):
@@ -417,7 +416,7 @@ def p1b(size, args):
         tokens = torch.randint(c.vocab_size, (T + 1,), generator=g)
         samples.append(Sample(i, "", tokens, torch.ones(T + 1, dtype=torch.bool)))
 
-    def block_loss(m, rows):
+    def block_loss(m, rows, n):
         x = torch.stack([s.tokens for s in rows])
         return m(x[:, :-1].contiguous(), x[:, 1:].contiguous())[1]
 
@@ -530,7 +529,7 @@ def p4(size, args):
     chunk, rows, found = chunk_of(size["shape"]["vocab_size"]), train_wmss.Config.micro_batch, {}
 
     def ours():
-        found["ours"] = measure(weak, live, samples, rows, chunk)
+        found["ours"] = measure(weak, live, samples, rows, chunk_rows=chunk)
 
     def batch_one():
         found["naive"] = [naive_entropy(m, samples) for m in (weak, live)]
@@ -797,32 +796,13 @@ def gpu_steps(shape, samples, batch, steps, tokens_per_batch, compiled, arm):
 
 def gpu_peer_steps(shape, samples, batch, steps, rows):
     """The same steps with transformers' model under bf16 autocast, padded, `rows` at a time."""
-    gpu = torch.cuda.is_available()
-    device = "cuda" if gpu else "cpu"
-    model = llama(fresh(shape)).to(device).train()
-    opt, params = stock_optimizer(model, 1e-5)
-    marks, losses = [], []
-    batches = (torch.arange(steps * batch) % len(samples)).view(steps, batch).tolist()
+    model = llama(fresh(shape)).to("cuda" if torch.cuda.is_available() else "cpu")
+    batches = (torch.arange(steps * batch) % len(samples)).view(steps, batch)
     fresh_memory()
-    for step in batches:
-        n, total = loss_tokens([samples[i] for i in step]), 0.0
-        for k in range(0, batch, rows):
-            with torch.autocast(device, torch.bfloat16, enabled=gpu):
-                part = [samples[i] for i in step[k:k + rows]]
-                loss = padded_loss(model, part, num_items_in_batch=n)
-            loss.backward()
-            total = total + loss.detach()
-        stock_step(opt, params)
-        losses.append(total)
-        if gpu and len(marks) in (0, 2):
-            torch.cuda.synchronize()
-        marks.append(time.perf_counter())
-    if gpu:
-        torch.cuda.synchronize()
-    span, n = time.perf_counter() - marks[2], steps - 3
-    tokens = inputs_of([samples[i] for i in batches[0]])
-    return dict(seconds=span / n, tokens=tokens * n / span, memory=peak_memory(),
-                loss=losses[0].item())
+    times, losses = their_steps(model, padded_loss, samples, batches, rows)
+    seconds = sum(wall for wall, _ in times[2:]) / (steps - 3)
+    tokens = inputs_of([samples[i] for i in batches[0].tolist()])
+    return dict(seconds=seconds, tokens=tokens / seconds, memory=peak_memory(), loss=losses[0])
 
 
 def gpu(size, args):

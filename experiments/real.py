@@ -34,7 +34,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import sweep
-from analyse import choices, key_of, pack
+from analyse import choices, key_of, pack, parser_of
 from sweep import MIXED, RATE_FLAGS, TRAINED, Quiet
 
 import eval_code
@@ -150,9 +150,7 @@ def do(job):
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False)
+    parser = parser_of(__doc__)
     flag = parser.add_argument
     flag("--base", required=True, help="M0: a Hugging Face folder")
     flag("--data", required=True, help="folder of the data sets, as above")

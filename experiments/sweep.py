@@ -15,7 +15,6 @@ The first two took about 2.5 hours each on two cores. Nothing of the training is
 a cell is train_wmss.py's own stages under its own flags, in this process.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -518,9 +517,7 @@ def open_rows(path, config):
 
 
 def flags_of(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False)
+    parser = analyse.parser_of(__doc__)
     flag = parser.add_argument
     flag("command", choices=("toy", "regimes"))
     flag("--seeds", type=int, default=5, help="0, 1, ...: of base, data and order (%(default)s)")
