@@ -407,10 +407,11 @@ def long_table(by_task):
     lines = []
     for run, task, arms in by_task:
         family = {"toy-math": "chain", "toy-code": "sum"}[task]
-        joint, plain = arms["joint"], arms["sft-steps"]
+        joint, plain = arms.get("joint", {}), arms.get("sft-steps", {})
         d = [100 * (joint[s]["families"][family] - plain[s]["families"][family])
              for s in sorted(set(joint) & set(plain))]
-        lines.append([run, task, family, len(d), t_interval(d)])
+        if d:
+            lines.append([run, task, family, len(d), t_interval(d)])
     return table(["run", "task", "family", "seeds", "joint less sft-steps"], lines)
 
 
@@ -701,24 +702,18 @@ def real_blocks(rows, mark=""):
 
 def blocks(toy, regimes, real=()):
     """Heading in TABLES.md -> its Markdown; the ten-seed run of the code task comes first."""
-    out = {}
-    power = {}
-    long_runs = []
+    out, power, long_runs = {}, {}, []
     again = [r for r in regimes if r["regime"] == "default"]
     others = [r for r in regimes if r["regime"] != "default"]
-    for name, rows in (("ten seeds, ", again), ("", toy)):
-        found, power[name.strip(", ") or "five seeds"] = default_blocks(name, tested(rows), rows)
+    for run, name, rows in (("ten seeds", "ten seeds, ", again), ("five seeds", "", toy)):
+        found, power[run] = default_blocks(name, tested(rows), rows)
         out |= found
-        long_runs += [(name.strip(", ") or "five seeds", *item) for item in tested(rows).items()]
-    if toy:
-        out["equal FLOPs"] = flops_table(tested(toy))
+        long_runs += [(run, *item) for item in tested(rows).items()]
     for regime in dict.fromkeys(r["regime"] for r in others):
         long_runs += [(regime, *item) for item in tested(others, regime).items()]
-    long_runs = [run for run in long_runs if {"joint", "sft-steps"} <= run[2].keys()]
-    if any(power.values()):
-        out["power"] = power_table(power)
-    if long_runs:
-        out["long solutions"] = long_table(long_runs)
+    if toy or regimes:
+        out |= {"equal FLOPs": flops_table(tested(toy)), "power": power_table(power),
+                "long solutions": long_table(long_runs)}
     if regimes:
         out |= {"regimes": regime_table(regimes), "controls, regimes": controls_table(others),
                 "mass": mass_table(regimes)}
@@ -741,27 +736,19 @@ def page(found):
 
 def forest_lines(toy, regimes, real):
     """What the forest shows -> {group: [(label, {ref: (mean, half)})]}, in points."""
-    runs = []
-    for name, rows, names in (("ten seeds", regimes, ["default"]), ("five seeds", toy, ["default"]),
-                              ("", regimes, dict.fromkeys(r["regime"] for r in regimes)),
-                              ("SmolLM2", real, ["reduced"])):
-        for regime in names:
-            if name or regime != "default":
-                runs.append((name or regime, tested(rows, regime)))
+    runs = [("ten seeds", tested(regimes)), ("five seeds", tested(toy))]
+    for regime in dict.fromkeys(r["regime"] for r in regimes if r["regime"] != "default"):
+        runs.append((regime, tested(regimes, regime)))
+    runs.append(("SmolLM2", tested(real, "reduced")))
     out = {"math": [], "code": []}
     for run, by_task in runs:
         for task, arms in by_task.items():
             pairs = pairs_of(arms, REFERENCES[:2])
-            for arm in ("joint", "wmss", "wmss-both"):
-                if arm == "wmss-both" and "wmss" in arms:
-                    continue
-                marks = {}
-                for ref in REFERENCES[:2]:
-                    if (arm, ref) in pairs:
-                        pair = pairs[arm, ref]
-                        marks[ref] = (100 * pair["mean"], 100 * pair["half"])
+            for arm in ("joint", "wmss" if "wmss" in arms else "wmss-both"):
+                marks = {ref: (100 * pair["mean"], 100 * pair["half"])
+                         for (a, ref), pair in pairs.items() if a == arm}
                 if marks:
-                    group = "code" if "code" in task or task == "mbpp" else "math"
+                    group = "code" if task in ("toy-code", "mbpp") else "math"
                     out[group].append((f"{run}: {arm}", marks))
     return out
 
