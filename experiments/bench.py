@@ -43,11 +43,14 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from data import Sample, micro_batches
-from plumbing.tokenizer import toy_encoding
 from entropy import measure
-from model import GPT, Decoder, GPTConfig
+from model import GPT, GPTConfig
+from plumbing.controls import ARMS, Watch
+from plumbing.decode import Decoder
 from plumbing.files import commit, write_text
 from plumbing.loss import chunk_of, linear_cross_entropy
+from plumbing.run import Folder, Ranks, Run
+from plumbing.tokenizer import toy_encoding
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -92,40 +95,40 @@ def clocks():
     return time.perf_counter(), time.process_time()
 
 
-class Bench(train_wmss.Run):
+class Bench(Run):
     """A run without a folder; each of its log lines is a reading of the clocks."""
 
     def __init__(self, threads, **config):
-        super().__init__(train_wmss.Config(**dict(threads=threads, log_every=1) | config))
+        cfg = train_wmss.Config(**dict(threads=threads, log_every=1) | config)
+        folder = Folder(cfg)
+        folder.log, folder.say, folder.keep_log = self.read_clocks, print_nothing, print_nothing
+        super().__init__(cfg, Ranks(cfg), folder)
         self.enc, self.tokenizer = toy_encoding(), ""
         self.marks, self.losses, self.steps = [], [], []
 
-    def log(self, **record):
+    def read_clocks(self, **record):
         self.marks.append(clocks())
         self.steps.append(record["step"])
         self.losses.append(record["loss"])
 
-    def say(self, *words):
-        pass
-
-    def keep_log(self, wanted):
-        pass
-
     def train(self, model, samples, batches, lr, weak_model=None, arm="joint"):
         """train_wmss.train(), which logs often here, for the clocks. What a logged step tells of
         its tokens, which no peer tells and training at one step in 50, is left out."""
-        how = train_wmss.ARMS["sft"]
-        if weak_model is not None:
-            how = train_wmss.ARMS[arm]
-            how = how._replace(weak=how.weak or "joint")
-        with patch.object(train_wmss, "diagnose", lambda pair, cfg: pair.seen.clear() or {}):
+        control = None
+        if weak_model is not None and ARMS[arm].control is not None:
+            control = ARMS[arm].control(self.cfg)
+        with patch.object(Watch, "begin", print_nothing):
             return train_wmss.train(self, "bench", model, samples, batches, lr, weak=weak_model,
-                                    how=how)
+                                    joint=arm != "frozen", control=control)
+
+
+def print_nothing(*words):
+    pass
 
 
 def stop_exchanging():
     """From now on ranks exchange no gradients: what these cores can do, whatever that costs."""
-    train_wmss.DistributedDataParallel = lambda module, **how: module
+    Ranks.data_parallel = lambda ranks, module: module
 
 
 # ------------------------------------------------------------------------------------------------
@@ -544,7 +547,7 @@ def p4(size, args):
     measure(weak, live, samples[:2], chunk_rows=chunk)           # warm
     times = timed_turns(size["rounds"], ours, batch_one, roof)
     for name, want in zip(("ent_weak", "ent_live"), found["naive"], strict=True):
-        same("the entropies", found["ours"][name], want, 1e-4)
+        same("the entropies", getattr(found["ours"], name), want, 1e-4)
     tokens = 2 * inputs_of(samples)                              # of both models
     return {**entry("P4", "entropies of two models", "tokens/s", "batch 1, full fp32 probabilities",
                     times[0], times[1], tokens, 5.0),

@@ -127,9 +127,9 @@ def do(job):
                 if "has diverged" not in str(e):
                     raise
                 return sweep.failed(problems, e, "test", started)   # validation has verdicts
-        model, meta = load_checkpoint(path, run.device, run.tokenizer)
+        model, meta = load_checkpoint(path, run.ranks.device, run.tokenizer)
         cost = meta.get("spent") or dict(steps=0, flops=0.0, seconds=0.0)
-    with run.autocast():
+    with run.ranks.autocast():
         rows = eval_math.complete(
             model.eval(), run.enc, problems, wrap=eval_math.chat(run.enc, raw=code),
             batch_size=job["eval_batch"], max_new_tokens=flags["max_new_tokens"])

@@ -38,9 +38,12 @@ from analyse import choices, ece, key_of, pack, read_rows, setting_of, withdrawn
 import eval_code
 import eval_math
 import train_wmss
-from data import TASKS, encode, micro_batches, toy_encoding
+from data import encode, micro_batches
 from model import load_checkpoint, read_config
 from plumbing.files import commit
+from plumbing.run import FREE_ON_RESUME, Folder, Ranks, Run
+from plumbing.tasks import TASKS
+from plumbing.tokenizer import toy_encoding
 from train_wmss import Config
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -48,41 +51,35 @@ ROOT = os.path.dirname(HERE)
 SCRIPT = os.path.abspath(__file__)
 
 # ------------------------------------------------------------------------------------------------
-# what train_wmss.py calls things (to be adapted when that changes; nothing else here knows)
+# a run of train_wmss.py, from here
 
-ARM_FLAGS = {"sft-steps": "sft", "temperature": "d0", "smoothing": "label-smoothing"}
-CHECKPOINTS = {"sft": "sft-steps"}               # file of an arm where it has another name
-RATE_FLAGS = ("wmss_lr", "sft_steps_lr", "sft_flops_lr")             # of whatever arm is trained
-FREE_ON_RESUME = train_wmss.FREE_ON_RESUME
+RATE_FLAGS = ("sft_steps_lr", "sft_flops_lr", "joint_lr", "wmss_lr", "mask_lr")  # one is the arm's
 
 
-class Quiet(train_wmss.Run):
+class Quiet(Run):
     """A run in any folder that says nothing; its log.jsonl is read when it is done."""
 
     def __init__(self, out, **flags):
-        flags["arm"] = [ARM_FLAGS.get(arm, arm) for arm in flags.get("arm", ())]
-        super().__init__(Config(threads=1, **flags))
-        self.out = out
+        cfg = Config(threads=1, **flags)
+        folder = Folder(cfg, path=out)
+        folder.say = lambda *words: None
+        super().__init__(cfg, Ranks(cfg), folder)
         os.makedirs(out, exist_ok=True)
-        open(self.path("log.jsonl"), "a").close()
+        open(folder.path("log.jsonl"), "a").close()
         self.read_data()
 
-    def say(self, *words):
-        pass
-
     def train(self):
-        train_wmss.run_stages(self, self.samples)
+        train_wmss.run_stages(self)
 
     def checkpoint(self):
         """Path of the checkpoint that stage 3 wrote for the run's one arm."""
-        arm = self.cfg.arm[0]
-        return self.path(f"{CHECKPOINTS.get(arm, arm)}.pt")
+        return self.folder.path(f"{self.cfg.arm[0]}.pt")
 
     def weights(self):
         """The sampling weights that the run's one arm draws by, or None."""
         if train_wmss.arm_of(self.cfg, self.cfg.arm[0]).gap not in ("sample", "both"):
             return None
-        return torch.load(self.path("gaps.pt"), weights_only=True)["weights"].tolist()
+        return torch.load(self.folder.path("gaps.pt"), weights_only=True)["weights"].tolist()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -258,8 +255,8 @@ def train_cell(job, run_folder):
     path, log, mass = run_stage3(run, kept)
     model, meta = load_checkpoint(path)
     fused = None
-    if os.path.exists(run.path("weak.pt")):
-        fused = dict(weak=load(run.path("weak.pt")), lam=run.cfg.lam)
+    if os.path.exists(run.folder.path("weak.pt")):
+        fused = dict(weak=load(run.folder.path("weak.pt")), lam=run.cfg.lam)
     return model.eval(), {}, dict(meta["spent"], fused=fused, mass=mass), log
 
 
@@ -269,13 +266,13 @@ def run_stage3(run, kept):
     kept: where the gaps lie that all cells of an M1 share.
     """
     if os.path.exists(kept):
-        shutil.copy(kept, run.path("gaps.pt"))
+        shutil.copy(kept, run.folder.path("gaps.pt"))
     run.train()
-    if os.path.exists(run.path("gaps.pt")) and not os.path.exists(kept):
+    if os.path.exists(run.folder.path("gaps.pt")) and not os.path.exists(kept):
         beside = f"{kept}.{os.getpid()}"
-        shutil.copy(run.path("gaps.pt"), beside)
+        shutil.copy(run.folder.path("gaps.pt"), beside)
         os.replace(beside, kept)
-    log = [{k: v for k, v in r.items() if k != "arm"} for r in run.read_log() if "loss" in r]
+    log = [{k: v for k, v in r.items() if k != "arm"} for r in run.folder.read_log() if "loss" in r]
     return run.checkpoint(), log, mass_of(run)
 
 
