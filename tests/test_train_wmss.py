@@ -421,7 +421,7 @@ def test_the_table_counts_what_each_row_cost(trained):
     total = 0
     for s in samples:
         pairs = sum(range(1, len(s.tokens)))                # query t sees t + 1 keys
-        total += model.forward_flops(len(s.tokens) - 1, pairs, int(s.loss.sum()))
+        total += model.cfg.forward_flops(len(s.tokens) - 1, pairs, int(s.loss.sum()))
     assert gaps["flops"] == 2 * total
 
 
