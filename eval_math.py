@@ -27,7 +27,9 @@ import sys
 from collections import Counter, namedtuple
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from plumbing import extract
+from plumbing.latex import MAX_CHARS, is_equal
+from plumbing.notation import normalise
 
 # The paper's system prompt and lengths, as in its public repository (utils/prompts.py; the curly apostrophe is theirs too).
 PAPER_SYSTEM = (
@@ -40,15 +42,7 @@ PAPER_TOKENS = {"aime25": 8192, "amc23": 8192}                  # new tokens; 4,
 # ----------------------------------------------------------------------------------------------------------------------
 # from text to an answer
 
-TAIL = 50_000  # characters: an answer stands at the end, and 8,192 tokens are about 30,000 characters
-SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$([^$\n]+)\$", re.S)
-PROSE = re.compile(r"\\[A-Za-z]+\s*(?:\{[A-Za-z .,]*\})?|([A-Za-z]{3,})")
-PHRASE = re.compile(r"\banswers?\b(?:\s+(?:choice|option|to|for|of)\b[^.:\n]{0,80}?)?[\s*_]*(?:is|are|was|will be|would be|=|:)"
-                    r"(?!\s+not\b)[\s*_:]*(?:(?:therefore|thus|then|simply|just|indeed|exactly|equal to|given by|clearly|actually|"
-                    r"only|now|about|approximately)\b[\s*_:,]*){0,3}", re.I)
-SENTENCE = re.compile(r"(?:(?!\n|[.;?](?:[\s*_]|$)|,\s+(?!and\s|or\s)[A-Za-z]{2,}|\s(?:because|since)\s).)*")
-NUMBER = re.compile(r"[-+]?\\?[$€£]?[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+|:\d\d)?\\?%?")
-SCALE = {"dozen": "12", "hundred": "10^2", "thousand": "10^3", "million": "10^6", "billion": "10^9", "trillion": "10^12"}
+TAIL = 50_000  # characters: an answer stands at the end, and 8,192 tokens are about 30,000
 
 
 def extract_answer(text: str) -> str | None:
@@ -61,560 +55,19 @@ def extract_answer(text: str) -> str | None:
 
 
 def _extract(text: str) -> tuple[str | None, str]:
-    text = text.rpartition("</think>")[2][-TAIL:]
-    boxed, text = _boxed(re.sub(r"\\boxed\s*\{\s*\}", "", text))  # an empty box echoes the instructions
-    for name, rule in (("boxed", lambda _: boxed), ("answer_tag", _answer_tag), ("hash", _hash), ("phrase", _phrase),
-                       ("number", lambda text: None if "<think>" in text else _number(text))):     # an unfinished thought
-        answer = (rule(text) or "").strip()
+    """(answer, name of its source)."""
+    text = extract.to_ascii_marks(text.rpartition("</think>")[2][-TAIL:])
+    # an empty box echoes the instructions
+    in_box, text = extract.boxed(re.sub(r"\\boxed\s*\{\s*\}", "", text))
+    sources = [("boxed", lambda text: in_box), ("answer_tag", extract.answer_tag),
+               ("hash", extract.after_hashes), ("phrase", extract.phrase)]
+    if "<think>" not in text:                          # else: an unfinished thought
+        sources.append(("number", extract.number))
+    for name, source in sources:
+        answer = (source(text) or "").strip()
         if answer:
             return answer, name
     return None, "none"
-
-
-def _boxed(text: str) -> tuple[str | None, str]:
-    """Content of the last closed box, and the text up to a box never closed (a truncated answer is no answer)."""
-    opened, found = [], None  # one pass with a stack: linear, and stray braces do no harm
-    for m in re.finditer(r"\\(?:boxed|fbox)\s*(?:\{|([^\s${}\\][^\s$]*))?|\\.|[{}]", text, re.S):
-        if m[0][-1] == "{" and m[0] != r"\{":
-            opened.append((m.start(), m.end(), len(m[0]) > 1))
-        elif m[0] == "}" and opened:
-            _, start, box = opened.pop()
-            found = text[start:m.start()] if box else found
-        elif m[1]:
-            found = m[1].rstrip(".,;")  # \boxed 5
-    return found, text[:min((start for start, _, box in opened if box), default=len(text))]
-
-
-def _answer_tag(text: str) -> str | None:
-    end = max(text.rfind("</answer>"), 0)
-    inside = text[text.rfind("<answer>", 0, end) + 8:end] if "<answer>" in text[:end] else ""
-    return _phrase(inside) or _spoken(inside)
-
-
-def _hash(text: str) -> str | None:
-    lines = re.findall(r"####[ \t*]*([-+$\\(\[{.\d€£][^\n]*)", text)  # "#### Step 2", "#### 2. Add": headings, not answers
-    return next((line.rstrip("*. ") for line in lines[::-1] if not re.match(r"\d+[.)]\s+[A-Za-z]", line)), None)
-
-
-def _phrase(text: str) -> str | None:
-    found = list(PHRASE.finditer(text))
-    rest = text[found[-1].end():][:2000] if found else ""
-    span = SPAN.match(rest)
-    if span and not _words(span[0]):  # $x = 5$, but not "$5 and the other pays $"
-        return _spoken(span[span.lastindex] + " " + SENTENCE.match(rest[span.end():])[0])
-    return _spoken(SENTENCE.match(rest)[0])
-
-
-def _words(text: str) -> int:
-    return sum(m[1] is not None for m in PROSE.finditer(text))
-
-
-def _spoken(said: str) -> str:
-    """"72 apples" as it is; "that she sold 72 apples" is prose: its last number."""
-    said = said.strip(" \t\n*_:=`\"'").rstrip(".,; ")
-    return _words(said) >= 3 and not re.match(r"[-+($\\\d.\[{]", said) and _number(said) or said
-
-
-def _number(text: str) -> str | None:
-    """The last number of a text with what belongs to it: 2/3, 1 1/2, $1,000, 3 million, or the formula around it."""
-    text = text.rstrip()[-2000:]
-    spans = [m for m in SPAN.finditer(text) if re.search(r"\d", m[0]) and not _words(m[0])]
-    if spans and not re.search(r"\d", text[spans[-1].end():]):
-        return spans[-1][spans[-1].lastindex]  # 3 is not the answer of $2\sqrt{3}$
-    words = ["", *(w.strip("*_`\"'.,;:?" + "()[]" * ("\\" not in w)) for w in text.split()), ""]
-    for before, word, after in reversed(list(zip(words, words[1:], words[2:]))):
-        if before == "not" or not re.search(r"\d", word):
-            continue
-        if NUMBER.fullmatch(word):
-            mixed = re.fullmatch(r"-?\d+", before) and re.fullmatch(r"\d+/\d+", word)
-            return (before + " " if mixed else "") + word + (" " + after if after in SCALE else "")
-        if word[0].isdigit() or re.search(r"[\\=^]", word):
-            return word.rpartition("=")[2]
-    return None  # a digit glued inside a word (AZYUK2A) is no number
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# reading an answer: string -> value
-
-# A value is a Fraction (exact), a tuple of POINTS samples (any other scalar: a variable stands for fixed random numbers; None where
-# undefined) or a Node (container, relation, quantity). A ValueError means "not in the grammar, or past a limit".
-MAX_CHARS, MAX_STEPS, MAX_BITS, MAX_DEPTH, POINTS = 3000, 3000, 4096, 30, 8
-
-
-@dataclass(frozen=True)
-class Node:
-    kind: str  # list, set, union, matrix, row, ratio, rel, unit, text, or the brackets of a tuple or interval: "()", "[)", ...
-    items: tuple
-
-
-CHARACTERS = str.maketrans({**dict(zip("−–—×·∙⋅∗÷’，（）％⟨⟩⩽⩾\u00a0\u2009\u202f", "---*****/',()%()≤≥   ")), **dict.fromkeys("⟦⟧‹›¤º"),
-                            "²": "^2", "³": "^3", "π": r"\pi ", "θ": r"\theta ", "∞": r"\infty ", "√": " sqrt", "½": r"\frac12 ",
-                            "¼": r"\frac14 ", "¾": r"\frac34 ", "⅓": r"\frac13 ", "⅔": r"\frac23 "})
-TEXT = re.compile(r"\\(text(?:normal|rm|bf|it|sf|tt|up)?|[mh]box|math(?:rm|bf|it|sf|cal|bb)|operatorname\*?)\s*\{([^{}]*)\}")
-RULES = [(re.compile(pattern.replace(";;", r"(?![A-Za-z])")), new) for pattern, new in (  # ";;" ends a command's name
-    (r"\\[dtc]frac;;", r"\\frac"), (r"\\dbinom;;", r"\\binom"), (r"\\begin\{array\}\s*\{[^{}]*\}", r"\\begin{matrix}"),
-    (r"\\(?:left|right);;\s*\.?|\\(?:[bB]igg?[lrm]?|displaystyle|textstyle|limits|angle|triangle|vec|hat|bar|overrightarrow"
-     r"|underline|boldsymbol|bm|boxed|fbox|bf|rm|it);;", " "),
-    (r"(?<=\d)(?:\{,\}|,?\\[!,])\s*(?=\d{3}(?!\d))", ""),  # explicit thousands: 1{,}000  1,\!000  1\,000
-    (r"\^\s*(?:\\circ|\{\s*\\circ\s*\}|°)|\\degrees?;;", "°"),
-    (r"(\d*)\.(\d*)\\overline\s*\{(\d{1,50})\}",
-     lambda m: f"({m[1] or 0}.{m[2] or 0}+{int(m[3])}/{'9' * len(m[3])}{'0' * len(m[2])})"),
-    (r"\\(?:cdot|times|ast);;", "*"), (r"\\div;;", "/"), (r"\\cup;;", "∪"), (r"\\in;;", "∈"),
-    (r"\\neq?;;", "≠"), (r"\\(?:leq?|leqslant);;|<=|=<", "≤"), (r"\\(?:geq?|geqslant);;|>=", "≥"), (r"\\lt;;", "<"),
-    (r"\\gt;;", ">"), (r"\\mp;;", "∓"), (r"\\pm;;|\+/?-", "±"), (r"\\lbrace;;", r"\\{"), (r"\\rbrace;;", r"\\}"),
-    (r"\\langle;;", "("), (r"\\rangle;;", ")"), (r"\\%", "%"), (r"\\[lr]?vert;;", "|"), (r"\\\$", "¤"),
-    (r"(?<!\\)\\[()\[\]]|(?<!\\)\\(?:[,;:! >]|q?quad;;|[hv]space\{[^{}]*\})|~", " "),
-    (r"^[\s*]+|(?<![\s.,;:*\\])(?:\\\\|[\s.,;:*])+$", ""),
-    (r"\*\*", "^"), (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", "*"), (r"(?<=\))\s*U\s*(?=\()", "∪"))]
-PROSE_RULES = [(re.compile(pattern, re.I), new) for pattern, new in (  # not for an answer made of words only
-    (r"(?<=:\d\d)\s*⟦?\s*([ap])\.?\s?m\b\.?\s*⟧?", r"⟦\1m⟧"),
-    (r"^\s*⟦?\s*(?:the\s+)?(?:final\s+)?answer\s*(?:is|:|=)[\s:]*⟧?", ""),
-    (r"\s*,?\s*(?:⟦\s*(?:and|or)\s*⟧|(?<![A-Za-z⟦])(?:and|or)(?![A-Za-z⟧]))\s*,?\s*", ","),
-    (r"(?<=\d)\s*(⟦?)\s*(%s)s?\b\s*(⟧?)" % "|".join(SCALE), lambda m: f"*{SCALE[m[2].lower()]} {m[1]}{m[3]}".replace("⟦⟧", "")),
-    (r"(¤|€|£|¥|₹|Rs\.?|USD)\s*(\d+(?:,\d{3})*(?:\.\d+)?(?:\*[\d^]+)?|\.\d+)", r"\2 \1 "),  # $5 per day -> 5 $ per day
-    (r"(?<![\d,. ])(\d{1,3}(?: \d{3})+)(?![\d,. ])", lambda m: m[0].replace(" ", "")))]
-UNITS = {alias: names.split()[0] for names in """dollar dollars ¤ usd|cent cents|euro euros €|pound £ lb lbs|yen ¥|rupee rs ₹
-    |% percent|degree degrees ° deg|in inch inches|ft foot feet|yd yard|mi mile|mm|cm centimeter centimetre|m meter metre
-    |km kilometer kilometre|g gram gm gms|kg kilogram kgs|mg|oz ounce|l liter litre|ml|s sec second secs|min minute mins
-    |h hr hrs hour|yr year|celsius °c|fahrenheit °f|mph|kph|sq square|cu cubic""".split("|") for alias in names.split()}
-GLUE = {"of", "per", "a", "an", "the", "in", "each", "for", "on", "to", "/", "^2", "^3"}  # inside a unit phrase
-NO_UNIT = {*"""squared cubed factorial choose mod modulo plus minus times divided over half halves thirds more less fewer base
-    than not least most where when with score remainder and noon am pm""".split(), *SCALE}
-UNIT = re.compile(r"(?:(?<=[\d})\]])|(?<=\\pi)(?=\s*⟦))"  # possessive quantifiers: never tried twice, so linear
-                  r"(?:\s*+(?:⟦[^⟧]*⟧|[A-Za-z°€£¥₹¤%][A-Za-z.'°]*+|/(?=\s*[A-Za-z⟦])|\^\s*\{?[23]\}?))++"
-                  r"(?=\s*(?:[,;)\]}=<>≤≥]|\\\}|$))")
-WORDS = re.compile(r"(?=.*[aeiouAEIOU]|.{5})[A-Za-z]{2,}(?:[ -][A-Za-z]+)*")
-
-
-def _is_words(s: str) -> bool:
-    return bool(WORDS.fullmatch(s)) and not any(w in FUNCTIONS or w == "pi" for w in s.split())
-
-
-def _text(m: re.Match) -> str:
-    """What \\text{...} holds: words become one symbol in ⟦⟧; digits and single letters are mathematics, except 5\\text{ m}."""
-    inside, before = m[2].strip(" ~\\"), m.string[max(0, m.start() - 20):m.start()]
-    after_number = re.search(r"(?:[\d})°]|\\circ)[\s\\,~]*$", before)
-    letters = "".join(filter(str.isalpha, inside))
-    name = len(letters) > 1 and m[1][0] in "tmh" and m[1][:4] != "math" and not re.search(r"\d", inside)
-    return f"⟦{inside}⟧" if name or (len(inside) == 1 and letters and inside not in "ie" and after_number) else f" {m[2]} "
-
-
-def _unit(m: re.Match) -> str:
-    """A trailing unit phrase as one token: 15⟦cm⟧^2 and 15 square centimetres both end in ‹cm ^2›."""
-    quoted, phrase = "⟦" in m[0], re.sub(r"[.'{}]", "", re.sub(r"[⟦⟧]", " ", m[0].lower()))
-    phrase = re.sub(r"\s*(\^\s*\d|[/%]|°\s*(?:[cf]\b)?)", lambda u: f" {u[1].replace(' ', '')} ", phrase)
-    words, out = re.sub(r"([a-z]) squared", r"\1 ^2", phrase).split(), []
-    for i, w in enumerate(words):  # a bare m is a variable, \text{m} a metre; unknown bare words need a space before, and a vowel
-        w = w if w in UNITS else w.removesuffix("s")
-        known = w in UNITS and (quoted or len(w) > 1 or not w.isalpha() or words[i - 1:i] == ["/"])
-        word = len(w) > 2 and (i or m[0][0] == " ") and re.search("[aeiou]", w) and w not in FUNCTIONS
-        if w in NO_UNIT or not (known or word or quoted or (i and w in GLUE)):
-            return m[0]
-        w = UNITS.get(w, w)
-        out += [w] if w not in out[-1:] + ["unit"] else []
-    out = ["/" if w == "per" else w for w in out if w in ("per", "/", "^2", "^3") or w not in GLUE]
-    if out[:1] in (["sq"], ["cu"]):
-        out = out[1:2] + ["^2" if out[0] == "sq" else "^3"] + out[2:]
-    return f"‹{' '.join(out)}›" if words else m[0]
-
-
-@lru_cache(4096)  # a gold answer is read once for all its samples
-def _normalise(s: str) -> str:
-    s = s.translate(CHARACTERS)
-    for _ in range(4):  # nested \textbf{\text{...}}
-        s = TEXT.sub(_text, s) if "\\" in s else s
-    for pattern, new in RULES:
-        s = pattern.sub(new, s)
-    s = re.sub(r"\$(?=\s*[\d.])", "¤", s, count=1) if s.count("$") % 2 else s  # a lonely dollar is money, pairs are LaTeX
-    s = re.sub(r"\s+", " ", s.replace("$", " ")).strip()
-    if not _is_words(s.strip("⟦⟧ ")):
-        for pattern, new in PROSE_RULES:
-            s = pattern.sub(new, s)
-        s = s.replace("°", "º") if re.search(r"sin|cos|tan|cot|sec\b|csc", s) else s  # sin 30° is half, an answer of 30° is 30
-        s = UNIT.sub(_unit, s).strip(" ,").rstrip(".")
-    return f"⟦{s}⟧" if _is_words(s) else s  # letters only: a word, so that "on" is not n*o
-
-
-@lru_cache(4096)
-def _samples(name: str) -> tuple:
-    rng = random.Random(name)  # the same numbers for a name in every process; half of the points positive, half of either sign
-    return tuple(rng.uniform(0.3, 2.5) if i < POINTS // 2 else rng.uniform(-2.5, 2.5) for i in range(POINTS))
-
-
-def _lift(f, *args):
-    """f exactly on rationals where that is possible, else at every sample point; None where it is undefined."""
-    if any(isinstance(a, Node) for a in args):
-        raise ValueError("arithmetic on a container")
-    if all(isinstance(a, Fraction) for a in args) and isinstance(y := f(*args), Fraction):
-        if max(y.numerator.bit_length(), y.denominator.bit_length()) > MAX_BITS:
-            raise ValueError("number too long")
-        return y
-    out = []
-    for column in zip(*(a if isinstance(a, tuple) else (a,) * POINTS for a in args)):
-        try:
-            y = None if None in column else complex(f(*column))
-            out.append(y if y is None or abs(y.imag) > 1e-13 * abs(y) else y.real if cmath.isfinite(y) else None)
-        except (ArithmeticError, ValueError, TypeError):
-            out.append(None)
-    return tuple(out)
-
-
-def _add(a, b):
-    y = a + b  # what cancels down to rounding noise is 0, or (x+1)^2-x^2-2x-1 would not be
-    return y if isinstance(y, Fraction) or abs(y) >= 1e-13 * max(abs(a), abs(b)) else 0.0
-
-
-def _pow(a, b):
-    """a to the b: exact where rational, real for odd roots of negatives, else principal."""
-    if isinstance(b, Fraction) and not isinstance(a, complex) and (n := b.denominator) < 100:
-        if isinstance(a, Fraction) and (n == 1 or a >= 0):
-            if abs(b) * max(a.numerator.bit_length(), a.denominator.bit_length()) > MAX_BITS:
-                raise ValueError("power too large")  # before computing it: 10^{1000000000}
-            p, q = (v if n == 1 else math.isqrt(v) if n == 2 else round(v ** (1 / n)) for v in (a.numerator, a.denominator))
-            if p ** n == a.numerator and q ** n == a.denominator:
-                return Fraction(p, q) ** b.numerator
-        if a < 0 and n % 2 and n > 1:
-            return (-1) ** (b.numerator % 2) * float(-a) ** float(b)
-    return complex(a) ** complex(b) if isinstance(a, complex) or isinstance(b, complex) else float(a) ** float(b)
-
-
-def _factorial(x):
-    if isinstance(x, Fraction) and (x.denominator > 1 or not 0 <= x <= 300):
-        raise ValueError("factorial")
-    return Fraction(math.factorial(int(x))) if isinstance(x, Fraction) else math.gamma(x + 1)  # n! is n(n-1)! at sample points too
-
-
-def _binomial(n, k):
-    if not isinstance(k, Fraction) or k.denominator > 1 or not 0 <= k <= 200:
-        raise ValueError("binomial")
-    return math.prod(((n - j) / (j + 1) for j in range(int(k))), start=Fraction(1))
-
-
-FUNCTIONS = {"exp": cmath.exp, "ln": cmath.log, "log": cmath.log10, "lg": cmath.log10, "sqrt": lambda x: _pow(x, Fraction(1, 2)),
-             **{name: lambda z, f=getattr(cmath, name): 0.0 if abs(y := f(z)) < 1e-14 else y  # sin(pi) is 0, not 1e-16
-                for name in "sin cos tan sinh cosh tanh".split()},
-             **{"arc" + name: getattr(cmath, "a" + name) for name in ("sin", "cos", "tan")},
-             "cot": lambda z: 1 / cmath.tan(z), "sec": lambda z: 1 / cmath.cos(z), "csc": lambda z: 1 / cmath.sin(z)}
-CONSTANTS = {"pi": (math.pi,) * POINTS, "e": (math.e,) * POINTS, "i": (1j,) * POINTS}
-GREEK = set("""alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi varphi chi psi
-    omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell infty emptyset varnothing""".split())
-FENCES = {"|": ("|", abs), "\\lfloor": ("\\rfloor", lambda x: Fraction(math.floor(x))),
-          "\\lceil": ("\\rceil", lambda x: Fraction(math.ceil(x)))}
-COMMANDS = {"\\frac": operator.truediv, "\\binom": _binomial}
-FACTOR = re.compile(r"[A-Za-z⟦({\[]|\\(?!end|rfloor|rceil)[A-Za-z{]")  # starts a factor
-RELATIONS = {"=": "=", "≠": "≠", "∈": "∈", "<": ">", "≤": "≥", ">": "<", "≥": "≤"}  # and what they are read backwards
-TOKEN = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\[A-Za-z]+|\\.|‹[^›]*›|⟦[^⟧]*⟧|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[A-Za-z]+|\S")
-SYMBOL = re.compile(r"[A-Za-z]'?(?:_\w)?\([^()]*\)|[-+(),|'⟦⟧A-Za-z\s]+|(?:\\(?:%s)|[A-Za-z])(?:_\{?\w+\}?)?'?"
-                    % "|".join(sorted(GREEK)))
-
-
-class Reader:
-    """Recursive descent over the tokens of a normalised answer: one method per level of precedence, each returns a value."""
-
-    def __init__(self, s: str):
-        self.tokens, self.at, self.steps, self.depth = [], 0, 0, 0
-        self.sign, self.pm, self.bars = 1, False, 0  # the branch of plus-minus being read, whether one was met, open |
-        for token in TOKEN.findall(s):
-            head = next((f for f in (*FUNCTIONS, "pi") if token.startswith(f) and len(token) <= len(f) + 2), "")  # sin, sinx
-            rest = token[len(head):]  # up to three letters are a product, more are a word
-            self.tokens += [head] * bool(head)
-            if rest.isalpha() and rest.isascii():
-                self.tokens += [f"⟦{rest}⟧"] if len(rest) > 3 else rest
-            else:
-                self.tokens += [rest] * bool(rest)
-            if self.tokens[-1][0] == "⟦" == self.tokens[-2:][0][0] and len(self.tokens) > 1:
-                raise ValueError("prose: two words in a row are compared as strings only")
-
-    @property
-    def next(self) -> str:
-        return self.tokens[self.at] if self.at < len(self.tokens) else ""
-
-    def take(self, *wanted: str) -> str:
-        token = self.next if not wanted or self.next in wanted else ""
-        self.at += token != ""
-        return token
-
-    def expect(self, *wanted: str) -> str:
-        if self.next not in wanted:
-            raise ValueError(f"expected {wanted}, found {self.next!r}")
-        return self.take()
-
-    def items(self, split=True) -> list:
-        """Comma-separated relations; one with a plus-minus is read twice, with either sign, and gives two."""
-        out, sign, pm = [], self.sign, self.pm
-        while not out or self.take(",", ";"):
-            start, self.pm = self.at, self.pm and not split
-            out.append(self.relation())
-            if split and self.pm:
-                self.at, self.sign = start, -sign
-                out.append(self.relation())
-                self.sign = sign
-        self.pm = pm if split else self.pm
-        return out
-
-    def relation(self):
-        sides, ops, starts = [], [], []
-        while not sides or self.next in RELATIONS:
-            ops += [self.take()] if sides else []
-            starts.append(self.at)
-            sides.append(self.chain("∪", "union", self.quantity))
-        names = ["".join(self.tokens[i:j]) for i, j in zip(starts, [s - 1 for s in starts[1:]] + [self.at])] if ops else []
-        if any(op in ">≥" for op in ops):  # 5 > x is x < 5
-            sides, names, ops = sides[::-1], names[::-1], [RELATIONS[op] for op in ops[::-1]]
-        return Node("rel", (tuple(ops), tuple(sides), tuple(n if SYMBOL.fullmatch(n) else "" for n in names))) if ops else sides[0]
-
-    def quantity(self):
-        value = self.chain(":", "ratio", self.sum)
-        if self.next[:1] == "⟦":  # 4:00⟦pm⟧ is not a product: 0 times pm would be 0 times am
-            return Node("text", (value, _samples(self.take().casefold())))
-        return Node("unit", (value, self.take())) if self.next[:1] == "‹" else value
-
-    def chain(self, separator, kind, part):
-        parts = [part()]
-        while self.take(separator):
-            parts.append(part())
-        return parts[0] if len(parts) == 1 else Node(kind, tuple(parts))
-
-    def sum(self):
-        total = None
-        while total is None or self.next in ("+", "-", "±", "∓"):
-            op = self.take("+", "-", "±", "∓")
-            self.pm |= op in ("±", "∓")
-            term = self.product()
-            if op == "-" or (op == "±" and self.sign < 0) or (op == "∓" and self.sign > 0):
-                term = self.times(Fraction(-1), term)
-            total = term if total is None else _lift(_add, total, term)
-        return total
-
-    def product(self):
-        start, value = self.at, self.power()
-        if self.at == start + 1 and self.tokens[start].isdigit():  # mixed numbers: 1\frac{4}{5}, 7 3/4
-            if self.next == "\\frac":
-                part = self.power()
-                value = value + part if isinstance(part, Fraction) and 0 < part < 1 else self.times(value, part)
-            elif self.next.isdigit() and self.tokens[self.at + 1:self.at + 2] == ["/"]:
-                top, _ = self.take(), self.take()
-                value += Fraction(int(top), int(self.take()))
-        while True:
-            if self.take("*"):
-                value = self.times(value, self.signed())
-            elif self.take("/"):
-                value = _lift(operator.truediv, value, self.signed())
-            elif FACTOR.match(self.next) and not (self.next[0] == "⟦" and self.tokens[self.at - 1].isdigit()) or (
-                    self.next == "|" and not self.bars):  # a product without a sign
-                value = self.times(value, self.power())
-            else:
-                return value
-
-    def times(self, a, b):
-        for x, y in ((a, b), (b, a)):
-            if isinstance(x, Node) and x.kind in ("matrix", "row") and not isinstance(y, Node):
-                return Node(x.kind, tuple(self.times(y, part) for part in x.items))
-        return _lift(operator.mul, a, b)
-
-    def signed(self):
-        return self.times(Fraction(-1), self.power()) if self.take("-") else self.power()
-
-    def power(self):
-        self.depth, self.steps = self.depth + 1, self.steps + 1  # every recursion and every loop passes here
-        if self.depth > MAX_DEPTH or self.steps > MAX_STEPS:
-            raise ValueError("too deep or too long")
-        value = self.atom()
-        while op := self.take("^", "!", "º"):
-            if op == "^":
-                value = _lift(_pow, value, self.signed())
-            elif op == "!" and self.next != "!":  # 5!! is not (5!)!
-                value = _lift(_factorial, value)
-            else:
-                value = _lift(operator.mul, value, (math.radians(1) if op == "º" else None,) * POINTS)
-        self.depth -= 1
-        return value
-
-    def atom(self):
-        token = self.take()
-        name = token.lstrip("\\")
-        if re.match(r"\.?\d", token):
-            return self.number(token)
-        if token in ("(", "[", "{", "\\{"):
-            return self.bracket(token)
-        if token in FENCES:
-            close, f = FENCES[token]
-            self.bars += token == "|"
-            value = _lift(f, self.sum())
-            self.bars -= self.expect(close) == "|"
-            return value
-        if token in COMMANDS:
-            return _lift(COMMANDS[token], self.argument(), self.argument())
-        if token == "\\sqrt":
-            index = self.bracket("[") if self.take("[") else Fraction(2)
-            return _lift(_pow, self.argument(), _lift(operator.truediv, Fraction(1), index))
-        if token.startswith("\\begin"):
-            return self.matrix("vmatrix" if "vmatrix" in token else "matrix")
-        if name in FUNCTIONS:
-            return self.call(name)
-        if name in CONSTANTS and token not in ("\\e", "\\i"):
-            return CONSTANTS[name]
-        if token.isalpha() or token[:1] == "⟦" or (token[:1] == "\\" and name in GREEK):
-            name = name.strip("⟦⟧ ").casefold() if len(name) > 4 else name
-            return _samples(name + self.subscript() + "".join(iter(lambda: self.take("'"), "")))
-        raise ValueError(f"expected a number or a name, found {token!r}")
-
-    def number(self, token: str):
-        if len(token) > 1000 or abs(int(token.lower().partition("e")[2] or 0)) > 1000:
-            raise ValueError("number too long")
-        base = self.subscript()  # 52_8, a numeral in base 8, equals itself only
-        return _samples(token + base) if base else Fraction(token)
-
-    def subscript(self) -> str:
-        text = self.take("_") and "_" + self.take()
-        if text == "_{":
-            end = self.tokens.index("}", self.at)
-            text, self.at = "_" + "".join(self.tokens[self.at:end]), end + 1
-        return text
-
-    def bracket(self, opening: str):
-        bars, self.bars = self.bars, 0
-        items = tuple(self.items(opening == "\\{")) if opening != "\\{" or self.next != "\\}" else ()
-        self.bars, kind = bars, opening + self.expect(*{"{": "}", "\\{": ["\\}"]}.get(opening, ")]"))
-        return Node("set", items) if opening == "\\{" else items[0] if len(items) == 1 and kind in ("()", "[]", "{}") else Node(
-            "list" if kind == "{}" else kind, items)
-
-    def argument(self):
-        """One argument of a TeX command: {...} or one token, of a number its first digit only (\\frac12)."""
-        if self.next.isdigit():
-            self.tokens[self.at:self.at + 1] = filter(None, (self.next[0], self.next[1:]))
-        return self.atom()
-
-    def call(self, name: str):
-        f, base, power = FUNCTIONS[name], None, None
-        if name == "log" and self.take("_"):
-            base = self.argument()
-        if self.take("^"):
-            power = self.signed()
-        if power == -1:
-            f, power = FUNCTIONS["arc" + name], None
-        x = self.atom() if self.next in ("(", "[", "{", "|") else self.power()
-        # sin 2x takes the x too; sin x cos x is a product
-        while (self.next.isalpha() or self.next[1:] in GREEK | {"pi"}) and self.next not in FUNCTIONS:
-            x = self.times(x, self.power())
-        y = _lift(f, x) if base is None else _lift(operator.truediv, _lift(f, x), _lift(f, base))
-        return y if power is None else _lift(_pow, y, power)
-
-    def matrix(self, kind: str):
-        rows = [[]]
-        while not self.next.startswith("\\end"):
-            rows[-1].append(self.sum())
-            if self.next.startswith("\\end") or self.expect("&", "\\\\") == "\\\\":
-                rows.append([])
-        self.take()
-        return Node(kind, tuple(Node("row", tuple(row)) for row in rows if row))
-
-
-@lru_cache(4096)
-def _read(s: str):
-    if not re.search(r"[(\[]|\\\{", s):  # 100,200 is a number, (100,200) a pair
-        s = re.sub(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!,?\d)", lambda m: m[0].replace(",", ""), s)
-    try:
-        items = (reader := Reader(s)).items()
-        reader.expect("")
-        return items[0] if len(items) == 1 else Node("list", tuple(items))
-    except (ValueError, ArithmeticError, TypeError, LookupError, RecursionError):
-        return None
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# equality
-
-def is_equal(pred: str | None, gold: str) -> bool:
-    r"""Whether two answers are the same: as strings, as exact rationals, element by element, or at random points.
-
-    >>> is_equal(r"1+\sqrt{19}, 1-\sqrt{19}", r"1 \pm \sqrt{19}"), is_equal("0.333", r"\frac{1}{3}")
-    (True, False)
-    """
-    if pred is None:                       # no answer
-        return False
-    pred, gold = pred.strip(), gold.strip()
-    if pred == gold or max(len(pred), len(gold)) > MAX_CHARS:
-        return pred == gold != ""
-    pred, gold = _normalise(pred), _normalise(gold)
-    if _flat(pred) == _flat(gold) != "":
-        return True
-    a, b = _read(pred), _read(gold)
-    try:
-        return a is not None and b is not None and _same(a, b)
-    except (ArithmeticError, ValueError):  # a rational past the floats beside an irrational number
-        return False
-
-
-def _flat(s: str) -> str:
-    s = re.sub(r" (?![\w.])|(?<![\w.]) ", "", re.sub("[⟦⟧]", "", s))
-    return re.sub(r"[A-Za-z]{3,}", lambda m: m[0].lower(), s)
-
-
-def _same(a, b) -> bool:
-    ka, kb = (x.kind if isinstance(x, Node) else "" for x in (a, b))
-    if ka == "rel" or kb == "rel":
-        return _same_relation(a, b) if ka == kb else _same(_right(a), b) if ka == "rel" else _same(a, _right(b))
-    if a is None or b is None:
-        return False
-    if ka == kb == "unit":
-        return a.items[1] == b.items[1] and _same(a.items[0], b.items[0])
-    if "unit" in (ka, kb):  # only one names its unit; 10% is 10 or 1/10
-        (value, unit), other = (a.items, b) if ka == "unit" else (b.items, a)
-        percent = unit == "‹%›" and not isinstance(value, Node)
-        return _same(value, other) or (percent and _same(_lift(operator.mul, value, Fraction(1, 100)), other))
-    if not ka and not kb:
-        return _same_scalar(a, b)
-    if {ka, kb} <= {"list", "set", ""} and "list" not in (ka, kb) or {ka, kb} <= {"list", "set"} or ka == kb == "union":
-        return _same_items(*(x.items if isinstance(x, Node) else (x,) for x in (a, b)), ka == kb == "set")
-    return ka == kb and len(a.items) == len(b.items) and all(map(_same, a.items, b.items))
-
-
-def _same_items(a: tuple, b: tuple, as_set: bool) -> bool:
-    """In any order; a list keeps its repetitions, a set does not."""
-    names = [{x.items[2] for x in items if isinstance(x, Node) and x.kind == "rel"} for items in (a, b)]
-    if as_set or len(a) != len(b) or any(len(x) > 1 and not y for x, y in (names, names[::-1])):  # x=1, y=2 is not 2, 1
-        return as_set and all(any(_same(x, y) for y in q) for p, q in ((a, b), (b, a)) for x in p)
-    left = list(b)
-    for x in a:
-        match = next((i for i, y in enumerate(left) if _same(x, y)), None)
-        if match is None:
-            return False
-        left.pop(match)
-    return True
-
-
-def _right(rel: Node):
-    """What a relation says its symbol is: 5 for x = 5, x = 2+3 = 5 and 5 = x; None for 2x = 10 and x < 5."""
-    ops, sides, names = rel.items
-    return None if set(ops) - {"=", "∈"} else sides[-1] if names[0] else sides[0] if names[-1] and ops == ("=",) else None
-
-
-def _same_scalar(a, b) -> bool:
-    if isinstance(a, Fraction) and isinstance(b, Fraction):
-        digits, gap = max(a.denominator, b.denominator), abs(a - b)
-        printed = 10**11 < digits and 10**18 % digits == 0             # a printed float, 12 or more decimals: its last may be off
-        return not gap or (printed and (2 * gap * digits < 1 or gap <= abs(b) * Fraction(2, 2**52)))
-    agree = 0
-    for x, y in zip(*(v if isinstance(v, tuple) else (float(v),) * POINTS for v in (a, b))):
-        close = None not in (x, y) and abs(x - y) <= 1e-11 * max(abs(x), abs(y))
-        if not close and not (x is y is None or (isinstance(x, complex) and isinstance(y, complex))):
-            return False  # both undefined, or both off the real line on other branches: no evidence; anything else is a difference
-        agree += close
-    return agree >= 3
-
-
-def _same_relation(a: Node, b: Node) -> bool:
-    """Same relation up to a factor (2x+4y=3 is y=-x/2+3/4), which must be positive for an inequality."""
-    (ops, left, _), (ops_b, right, _) = a.items, b.items
-    if ops != ops_b or len(left) > 2 or any(isinstance(s, Node) for s in left + right):
-        return ops == ops_b and all(map(_same, left, right))
-    d, e = (_lift(operator.sub, *sides) for sides in (left, right))
-    if isinstance(d, Fraction) or isinstance(e, Fraction) or len(set(d)) == 1:
-        return False  # no variable: 1 = 2 is not 3 = 5
-    ratios = [x / y if x and y else None for x, y in zip(d, e) if x or y]
-    return len(ratios) >= 3 and None not in ratios and all(abs(r - ratios[0]) <= 1e-10 * abs(r) for r in ratios) and (
-        ops[0] in "=≠" or (isinstance(ratios[0], float) and ratios[0] > 0))
 
 
 @dataclass
@@ -622,11 +75,6 @@ class Grade:
     correct: bool
     answer: str | None
     extractor: str  # boxed, answer_tag, hash, phrase, letter, number or none
-
-
-OPTION = re.compile(r"(?:(?<=[\s:])|^)\(?([A-E])\s?[).:](?:\s*\(?\1\s?\))?\s*")
-LETTER = re.compile(r"\W*(?:(?:option|choice)\W*)?(?:text\w*\W*)?([A-E])(?:\W*|\s?[).:]\s*(\S.*))", re.I | re.S)
-CHOSEN = re.compile(r"\b(?:answer|option|choice|is|choose|pick|select)\W{1,4}([A-E])\W*$|\b([A-E])\)? is (?:the )?correct")
 
 
 def grade(text: str, gold: str, dataset: str | None = None, question: str | None = None) -> Grade:
@@ -643,26 +91,19 @@ def grade(text: str, gold: str, dataset: str | None = None, question: str | None
     answer, how = _extract(text)
     if dataset != "aqua":
         return Grade(answer is not None and is_equal(answer, gold), answer, how)
-    options, said = _options(question or ""), CHOSEN.findall(text[-TAIL:])
-    if how in ("number", "none") and said:
-        answer, how = "".join(said[-1]), "letter"
-    letter = LETTER.fullmatch(answer or "")
-    if letter and (not letter[2] or is_equal(letter[2], options.get(letter[1].upper(), letter[2]))):
-        answer = letter[1].upper()
-    elif answer:  # a value: the options that read the same, else those equal to it (10 and 10% are equal, but not the same)
-        found = [k for k, v in options.items() if _normalise(v) == _normalise(answer[:MAX_CHARS])] or [
-            k for k, v in options.items() if is_equal(answer, v)]
-        answer = gold if gold in found else (found + [answer])[0]
+    options = extract.options(question or "")
+    letter = extract.letter_of(answer, options)
+    if letter is None and (how in ("number", "none") or not extract.has_number(answer)):
+        letter = extract.chosen_letter(text[-TAIL:])   # "So D is the right choice.", "hence (C)."
+        how = "letter" if letter else how
+    if letter:
+        answer = letter
+    elif answer:
+        same = [k for k, v in options.items() if normalise(v) == normalise(answer[:MAX_CHARS])]
+        # 10 and 10% are equal, but not the same
+        same = same or [k for k, v in options.items() if is_equal(answer, v)]
+        answer = gold if gold in same else (same + [answer])[0]
     return Grade(answer == gold, answer, how)
-
-
-def _options(question: str) -> dict[str, str]:
-    """{"A": "18", "B": "20"} of "... Answer Choices: (A) 18 (B) 20": the last run of letters in order."""
-    run = []
-    for m in OPTION.finditer(question):
-        run = [m] if m[1] == "A" else run + [m] if run and ord(m[1]) == ord(run[-1][1]) + 1 else run
-    ends = [m.start() for m in run[1:]] + [len(question)]
-    return {m[1]: question[m.end():end].strip(" ,;\n")[:MAX_CHARS] for m, end in zip(run, ends)}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -819,7 +260,7 @@ def _item(name, source, id, where, row):
             question += " Answer Choices: " + " ".join(options)
     elif name != "math500":
         expected, answer = expected + ", a number", re.sub(r"(?<=\d)[,_](?=\d{3})", "", answer)
-    fits = answer in _options(question) if name == "aqua" else name == "math500" or GOLD.fullmatch(answer)
+    fits = answer in extract.options(question) if name == "aqua" else name == "math500" or GOLD.fullmatch(answer)
     if not (key and answer and fits):
         raise SystemExit(f"{where}: {name} expected {expected}; found {str(row)[:200]}; rows are never skipped: repair it")
     return Item(id, name, question, answer)

