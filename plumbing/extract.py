@@ -1,7 +1,7 @@
 r"""Where a final answer stands in a completion: the searches that eval_math.extract_answer calls.
 
-Each function takes the end of a completion, without a finished thought, and returns the answer as it
-is written there, or None. Every pattern is linear: a completion may be anything.
+Each function takes the end of a completion, without a finished thought, and returns the answer as
+it is written there, or None. Every pattern is linear: a completion may be anything.
 """
 
 import re
@@ -11,18 +11,20 @@ from plumbing.notation import FULL_WIDTH, SCALE
 
 SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$([^$\n]+)\$", re.S)
 PROSE = re.compile(r"\\[A-Za-z]+\s*(?:\{[A-Za-z .,]*\})?|([A-Za-z]{3,})")
-FILLER = (r"(?:(?:therefore|thus|then|simply|just|indeed|exactly|equal to|given by|clearly|actually|"
-          r"only|now|about|approximately)\b[\s*_:,]*){0,3}")
+FILLER = (r"(?:(?:therefore|thus|then|simply|just|indeed|exactly|equal to|given by|clearly"
+          r"|actually|only|now|about|approximately)\b[\s*_:,]*){0,3}")
 PHRASE = re.compile(
     r"(?:\banswers?\b(?:\s+(?:choice|option|to|for|of)\b[^.:\n]{0,80}?)?"
     r"[\s*_]*(?:(?:is|are|was|were|will be|would be|must be|should be)\b(?!\s+not\b|n['’]t)|=|:)"
-    rf"[\s*_:]*{FILLER}|(?:答案|答え|答)\s*(?:应该是|应为|为|是|は|等于|[:=])?[\s*_:]*(?:选)?)", re.I)
+    rf"[\s*_:]*{FILLER}"
+    r"|(?:答案|答え|答)\s*(?:应该是|应为|为|是|は|等于|[:=])?[\s*_:]*(?:选)?)", re.I)
 # what follows a denial: "the answer isn't 15; it is 16", "the answer is not 15 but 16"
 DENIAL = re.compile(
     r"\banswers?\b\s+(?:is|are|was|were|cannot be|can't be)(?:n['’]t|\s+not)?\b"
     r"(?:(?<=n['’]t)|(?<=not)|(?<=cannot be)|(?<=can't be))", re.I)
-INSTEAD = re.compile(r"\b(?:but(?:\s+rather)?|instead|rather|it(?:['’]s|\s+is|\s+must\s+be|\s+should"
-                     rf"\s+be|\s+was))\b[\s*_:,]*(?:it\s+is\s+)?{FILLER}(?!not\b)", re.I)
+INSTEAD = re.compile(r"\b(?:but(?:\s+rather)?|instead|rather"
+                     r"|it(?:['’]s|\s+is|\s+must\s+be|\s+should\s+be|\s+was))"
+                     rf"\b[\s*_:,]*(?:it\s+is\s+)?{FILLER}(?!not\b)", re.I)
 SENTENCE = re.compile(
     r"(?:(?!\n|[.;?](?:[\s*_]|$)|,\s+(?!and\s|or\s)[A-Za-z]{2,}|,\s*[\u3400-\u9fff]"
     r"|\s(?:because|since)\s).)*")
@@ -119,16 +121,14 @@ def spoken(said):
     in_words = re.fullmatch(r"[a-z][a-z -]{2,}\(([-$]?\d[\d,.]*)\)", said)
     if in_words:                                              # forty-two (42)
         return in_words[1]
-    verb = None
-    for verb in VERB.finditer(said):
-        pass
-    if verb:
-        rest = said[verb.end():].strip("*_ ")
+    verbs = list(VERB.finditer(said))
+    if verbs:
+        rest = said[verbs[-1].end():].strip("*_ ")
         if re.match(r"[-+($\\.\[{]*\d", rest):                # The smallest $n$ is 41
             return without_aside(rest)
         if SPAN.fullmatch(rest) and not words(rest):
             return rest
-    if verb or words(said) >= 3:
+    if verbs or words(said) >= 3:
         return number(said) or said
     return said
 
@@ -206,7 +206,7 @@ def with_neighbours(said, i):
     return word + (" " + after if after in SCALE else "")
 
 
-# ----------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # multiple choice (AQuA)
 
 OPTION = re.compile(r"(?:(?<=[\s:])|^)\(?([A-E])\s?[).:](?:\s*\(?\1\s?\))?\s*")
@@ -231,7 +231,10 @@ def options(question):
         elif run and ord(m[1]) == ord(run[-1][1]) + 1:
             run.append(m)
     ends = [m.start() for m in run[1:]] + [len(question)]
-    return {m[1]: question[m.end():end].strip(" ,;\n")[:MAX_CHARS] for m, end in zip(run, ends)}
+    found = {}
+    for m, end in zip(run, ends[:len(run)], strict=True):
+        found[m[1]] = question[m.end():end].strip(" ,;\n")[:MAX_CHARS]
+    return found
 
 
 def letter_of(answer, options):

@@ -4,7 +4,7 @@ r"""Whether two answers are the same: read as values, then compared; no eval, no
                                        -> Reader: a value, by recursive descent
                                        -> _same: element by element; scalars by plumbing.numeric
 
-A value is a scalar (Fraction or Expr of plumbing.numeric) or a Node (container, relation, quantity).
+A value is a scalar (Fraction or Expr of plumbing.numeric) or a Node (container, relation, ...).
 A ValueError of the Reader means "not in the grammar, or past a limit": such answers are compared as
 strings only. In doubt the verdict is "different": a wrong accept inflates a score in silence, a
 wrong reject can be seen.
@@ -31,7 +31,7 @@ class Node:
 
 
 FUNCTIONS = {"sqrt", *numeric.FUNCTIONS}
-CONSTANTS = {"pi": numeric.PI, "e": numeric.E, "i": numeric.I}
+CONSTANTS = {"pi": numeric.PI, "e": numeric.EULER, "i": numeric.IMAGINARY}
 FENCES = {"|": ("|", "abs"), "\\lfloor": ("\\rfloor", "floor"), "\\lceil": ("\\rceil", "ceil")}
 COMMANDS = {"\\frac": "/", "\\binom": "binomial"}
 FACTOR = re.compile(r"[A-Za-z⟦({\[]|\\(?!end|rfloor|rceil|over|choose)[A-Za-z{]")  # starts a factor
@@ -39,7 +39,8 @@ RELATIONS = {"=": "=", "≠": "≠", "∈": "∈", "≈": "≈",        # and wh
              "<": ">", "≤": "≥", ">": "<", "≥": "≤"}
 TOKEN = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\[A-Za-z]+|\\.|‹[^›]*›|⟦[^⟧]*⟧"
                    r"|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[A-Za-z]+|\S")
-NAME = r"(?:\\(?:%s)|[A-Za-z]|⟦\w+⟧)(?:_\{?[\w,⟦⟧]+\}?)?'?" % "|".join(sorted(GREEK))
+NAME = (r"(?:\\(?:" + "|".join(sorted(GREEK)) + r")|[A-Za-z]|⟦\w+⟧)"
+        r"(?:_\{?[\w,⟦⟧]+\}?)?'?")
 SEGMENT = r"(?:[A-Z]{2,3}|⟦\w+⟧)"                       # AB, in AB:BC = 7:3
 SYMBOL = re.compile(r"[A-Za-z]'?(?:_\w)?\([^()]*\)|[-+(),|'⟦⟧A-Za-z\s]+"
                     f"|{NAME}(?::{NAME})*|{SEGMENT}(?:[:/]{SEGMENT})+"
@@ -384,7 +385,7 @@ def read(s):
         return None
 
 
-# ----------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # equality
 
 
@@ -416,7 +417,8 @@ def _equal(pred, gold):
         return True
     is_word = [bool(re.fullmatch(r"⟦[A-Za-z]{2,3}⟧", s)) for s in (pred, gold)]
     if sum(is_word) == 1 and not (pred[:1] == gold[:1] == "⟦"):      # ab is a * b beside a \cdot b
-        pred, gold = (" ".join(s[1:-1]) if w else s for s, w in zip((pred, gold), is_word))
+        pred = " ".join(pred[1:-1]) if is_word[0] else pred
+        gold = " ".join(gold[1:-1]) if is_word[1] else gold
     a, b = read(pred), read(gold)
     if a is None or b is None:
         return False
@@ -455,7 +457,7 @@ def _same(a, b, calculator):
         items = [x.items if isinstance(x, Node) else (x,) for x in (a, b)]
         return _same_items(*items, calculator, as_set=ka == kb == "set")
     return ka == kb and len(a.items) == len(b.items) and all(
-        _same(x, y, calculator) for x, y in zip(a.items, b.items))
+        _same(x, y, calculator) for x, y in zip(a.items, b.items, strict=True))
 
 
 def _same_items(a, b, calculator, as_set):
@@ -503,7 +505,7 @@ def _same_relation(a, b, calculator):
         return False
     if len(left) > 2 or any(isinstance(side, Node) for side in left + right):
         return len(left) == len(right) and all(
-            _same(x, y, calculator) for x, y in zip(left, right))
+            _same(x, y, calculator) for x, y in zip(left, right, strict=True))
     d, e = (make("+", x, make("*", Fraction(-1), y)) for x, y in (left, right))
     if not (Traits(d).names and Traits(e).names):
         return False  # no variable: 1 = 2 is not 3 = 5

@@ -21,15 +21,17 @@ SCALE = {"dozen": "12", "hundred": "10^2", "thousand": "10^3", "million": "10^6"
 FULL_WIDTH = {chr(i): chr(i - 0xFEE0) for i in range(0xFF01, 0xFF5F)}
 CHARACTERS = str.maketrans({
     **FULL_WIDTH,
-    **dict(zip("−–—‐‑×·∙⋅∗÷’％⟨⟩⩽⩾、。\u00a0\u2009\u202f\u3000", "-----*****/'%()≤≥,.    ")),
+    **dict(zip("−–—‐‑×·∙⋅∗÷’％⟨⟩⩽⩾、。\u00a0\u2009\u202f\u3000", "-----*****/'%()≤≥,.    ",
+               strict=True)),
     **dict.fromkeys("⟦⟧‹›¤º「」『』【】《》\u200b"),
     "π": r"\pi ", "∞": r"\infty ", "√": " sqrt", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}",
     "½": r"\frac12 ", "¼": r"\frac14 ", "¾": r"\frac34 ", "⅓": r"\frac13 ", "⅔": r"\frac23 ",
     "⅕": r"\frac15 ", "⅙": r"\frac16 ", "⅛": r"\frac18 ", "⅜": r"\frac38 ", "⅝": r"\frac58 ",
     "⅞": r"\frac78 ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ",
-    "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "φ": r"\phi ", "ω": r"\omega ", "…": r"\ldots "})
-RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n"))
-LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789"))
+    "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "φ": r"\phi ", "ω": r"\omega ",
+    "…": r"\ldots "})
+RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n", strict=True))
+LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
 
 TEXT = re.compile(r"\\(text(?:normal|rm|bf|it|sf|tt|up|md|sc|sl)?|emph|[mh]box"
                   r"|math(?:rm|bf|it|sf|cal|bb)|operatorname\*?)\s*\{([^{}]*)\}")

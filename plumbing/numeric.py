@@ -1,9 +1,9 @@
 """Numbers and formulas as values that can be compared: exact where rational, else to many digits.
 
-A scalar is a Fraction or an Expr. An Expr is a tree; its variables stand for numbers, and two
-trees are the same if they agree wherever both are evaluated: at rational points, small and large, of
-either sign, integers among them, exactly where arithmetic stays rational and otherwise with mpmath
-(it comes with torch), first to 60 digits, then to 240 or more where that has to be confirmed.
+A scalar is a Fraction or an Expr. An Expr is a tree; its variables stand for numbers. Two trees are
+the same if they agree wherever both are evaluated: at rational points, small and large, of either
+sign, integers among them; exactly where arithmetic stays rational, and otherwise with mpmath (it
+comes with torch), first to 60 digits, then to 240 or more where that has to be confirmed.
 mpmath is imported when the first number needs it, so that starting stays quick.
 
 Every size is bounded before anything is computed, and a Calculator has a budget for all it
@@ -19,7 +19,7 @@ from functools import cache, lru_cache
 MAX_BITS = 4096          # of numerators and denominators
 MAX_EXPONENT = 1 << 16   # binary digits before or after the point of an inexact number
 FEW, MANY = 60, 240      # decimal digits: a first look, and what confirms it
-CORE_POINTS = 12         # of every formula; formulas with |x|, floors or roots are tried at more
+CORE_POINTS = 12         # of every formula; formulas with |x| or floors are tried at more
 BUDGET = 60_000          # operations for one pair of answers; a function at 240 digits counts as 20
 
 
@@ -41,11 +41,11 @@ def variable(name):
     return Expr("var", (name,))
 
 
-PI, E, I = (Expr(name, ()) for name in ("pi", "e", "i"))
+PI, EULER, IMAGINARY = (Expr(name, ()) for name in ("pi", "e", "i"))
 
 
 def make(op, *args):
-    """op of args: an exact Fraction where that is possible, else an Expr; ValueError past a limit."""
+    """op of args: an exact Fraction where possible, else an Expr; ValueError past a limit."""
     if all(type(a) is Fraction for a in args):
         y = _exact(op, *args)
         if y is not None:
@@ -111,7 +111,7 @@ def _root(v, n):
     return round(v ** (1 / n)) if v.bit_length() < 1000 else 0
 
 
-# ----------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # evaluation at one point
 
 
@@ -124,13 +124,19 @@ def _context(digits):
     return context
 
 
+@cache
+def tiny(digits, spared):
+    """10^(spared - digits) in the context of so many digits."""
+    return _context(digits).mpf(10) ** (spared - digits)
+
+
 class Point:
     """Values of variables, and how many digits inexact numbers have."""
 
     def __init__(self, values, digits, calculator):
         self.values, self.digits, self.calculator = values, digits, calculator
         self.mp = _context(digits)
-        self.tiny = self.mp.mpf(10) ** (10 - digits)     # what cancels down to this is 0
+        self.tiny = tiny(digits, 10)     # what cancels down to this is 0
         self.cost = 4 + digits // 15 + (digits // 60) ** 2
 
     def evaluate(self, x):
@@ -146,7 +152,7 @@ class Point:
         args = [self.evaluate(a) for a in x.args]
         exact = all(type(a) is Fraction for a in args)
         is_slow = not exact or x.op.startswith("function")
-        self.calculator.spend(self.cost * (1 + 2 * (x.op not in "+*/")) if is_slow else 1)
+        self.calculator.spend(self.cost * (1 + 2 * (x.op not in "+*/")) if is_slow else 2)
         try:
             if x.op == "+":
                 return self.add(args)
@@ -279,10 +285,10 @@ FUNCTIONS = ("exp", "ln", "log", "lg", "sin", "cos", "tan", "sinh", "cosh", "tan
 OPERATIONS = {"*": "multiply", "/": "divide", "abs": "absolute", "floor": "floor", "ceil": "ceil",
               "factorial": "factorial", "binomial": "binomial",
               **{f"function {name}": "function" for name in FUNCTIONS}}
-PIECEWISE = {"abs", "floor", "ceil"}      # and roots: see Traits
+PIECEWISE = {"abs", "floor", "ceil"}
 
 
-# ----------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 # where formulas are evaluated
 
 
@@ -302,8 +308,7 @@ class Traits:
                 self.names.add(x.args[0])
             else:
                 self.has_i |= x.op == "i"
-                self.is_piecewise |= x.op in PIECEWISE or (
-                    x.op == "pow" and type(x.args[1]) is Fraction and x.args[1].denominator > 1)
+                self.is_piecewise |= x.op in PIECEWISE
                 todo += x.args
 
     def points(self):
@@ -363,7 +368,7 @@ class Calculator:
 
     def __init__(self):
         self.left = BUDGET
-        self.known = {}          # (id of the formula, number of the core point) -> value at FEW digits
+        self.known = {}     # (id of a formula, number of a core point) -> value at FEW digits
 
     def spend(self, cost):
         self.left -= cost
@@ -379,9 +384,10 @@ class Calculator:
 
     def same(self, a, b):
         """Whether two scalars are one number, or one function of their variables."""
-        self.spend(10)
         if type(a) is Fraction and type(b) is Fraction:
+            self.spend(1)
             return _same_rational(a, b)
+        self.spend(20)
         traits = Traits(a, b)
         if not traits.names:
             return self.same_constant(a, b, traits)
@@ -438,7 +444,7 @@ class Calculator:
             return self.value(x, values, digits)
         key = id(x), number
         if key not in self.known:
-            self.known[key] = x, self.value(x, values, digits)      # x is kept: its id stays its own
+            self.known[key] = x, self.value(x, values, digits)   # x is kept: its id stays its own
         return self.known[key][1]
 
     def ratio(self, a, b):
@@ -474,7 +480,7 @@ def close(x, y, mp):
     if type(x) is Fraction and type(y) is Fraction:
         return x == y
     x, y = (inexact(v, mp) if type(v) is Fraction else v for v in (x, y))
-    return abs(x - y) <= mp.mpf(10) ** (15 - mp.dps) * max(abs(x), abs(y))
+    return abs(x - y) <= tiny(mp.dps, 15) * max(abs(x), abs(y))
 
 
 def inexact(x, mp):

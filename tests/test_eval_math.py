@@ -140,7 +140,7 @@ def test_a_power_is_its_expansion_and_no_other():
 
 def test_no_mutant_of_a_gold_is_equal_to_it():
     """Bug: a digit, sign, operator or exponent that changes nothing in the grader's eyes."""
-    golds = sorted({g for g, _, _ in PAIRS if not re.search(r"floor|ceil|binom|\||matrix|[A-Za-z]{4}|\{|\.\d{10}|\+0", g.replace("frac", "").replace("sqrt", ""))})
+    golds = sorted({g for g, _, _ in PAIRS if not re.search(r"floor|ceil|binom|\||matrix|[A-Za-z]{4}|\\\{|\.\d{10}|\+0", g.replace("frac", "").replace("sqrt", ""))})
     rng, tried, accepted = random.Random(1), 0, []
     for gold in golds * 3:
         places = [i for i, c in enumerate(gold) if c.isdigit() or c in "+-^"]
@@ -183,9 +183,9 @@ def test_hostile_input_is_judged_within_a_second(name):
                  lambda: is_equal(text[:2900], text[:2899] + "7"), lambda: grade(text, "7", "toy-math"),
                  lambda: grade(text, "A", "aqua", text), lambda: grade(f"\\boxed{{{text[:40000]}}}", "A", "aqua", f"(A) 1 (B) {text}"),
                  lambda: grade(f"\\boxed{{{text[:2900]}}}", "7")):
-        start = time.perf_counter()
+        start = time.process_time()     # of this process: other programs on the machine do not count
         call()
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
     assert not is_equal(text, "7")
 
 
