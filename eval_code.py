@@ -578,7 +578,8 @@ def load_problems(spec, limit=None, split="test"):
     published solution. Raises SystemExit, with file and line, on a row that lacks a field, an id seen before, a wrong count.
     """
     import re
-    from eval_math import Item, built_in, hub_rows, read_rows
+    from plumbing.benchmarks import Item, built_in, hub_rows
+    from plumbing.files import read_rows
     name, _, path = spec.partition("=")
     if spec == "toy-code":
         return built_in(spec, split, limit)
@@ -646,7 +647,7 @@ def extract_code(text, prompt="", entry_point=""):
 def read_samples(path, problems, skip=()):
     """A file of {task_id, completion} -> rows like eval_math.complete()'s. Each problem needs as many samples, at least one; rows
     whose task_id is in `skip` are left out."""
-    from eval_math import read_rows
+    from plumbing.files import read_rows
     known, rows = {p.id: p for p in problems}, []
     count = dict.fromkeys(known, 0)
     for where, row in read_rows(path):
@@ -726,8 +727,9 @@ def judge(rows, problems, allow_code_execution=False, timeout=3.0, workers=None,
 def main(argv=None):
     import argparse
     import hashlib
-    from eval_math import (chat, commit, complete, load_model, sampling_flags, show, stem_of, summary, write_rows, write_text,
-                           wrong_flags)
+    from eval_math import complete, show, summary
+    from plumbing.files import commit, write_rows, write_text
+    from plumbing.scoring import chat, load_model, sampling_flags, stem_of, wrong_flags
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("checkpoint", metavar="source", help="checkpoint (.pt file, Hugging Face folder or hub name), or samples: .jsonl or .jsonl.gz of {task_id, completion}")
     parser.add_argument("--data", default="toy-code", help="toy-code (default); humaneval, mbpp, mbpp-test, with or without =FILE")

@@ -7,7 +7,7 @@ it is written there, or None. Every pattern is linear: a completion may be anyth
 import re
 
 from plumbing.latex import MAX_CHARS, is_equal
-from plumbing.notation import FULL_WIDTH, SCALE
+from plumbing.notation import FULL_WIDTH, SCALE, normalise
 
 SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$([^$\n]+)\$", re.S)
 PROSE = re.compile(r"\\[A-Za-z]+\s*(?:\{[A-Za-z .,]*\})?|([A-Za-z]{3,})")
@@ -237,14 +237,14 @@ def options(question):
     return found
 
 
-def letter_of(answer, options):
+def letter_of(answer, values):
     """The letter that an answer is or begins with, if what follows it is that option's value."""
     letter = LETTER.fullmatch(answer or "")
     if not letter:
         return None
     key = letter[1].upper()
     value = (letter[2] or "").strip("}*_ \\")
-    return key if not value or is_equal(value, options.get(key, value)) else None
+    return key if not value or is_equal(value, values.get(key, value)) else None
 
 
 def has_number(answer):
@@ -264,3 +264,28 @@ def chosen_letter(text):
         if not DENIED.search(text[max(0, m.start() - 30):m.start()]):
             last = m[m.lastindex]
     return last
+
+
+def choose(text, answer, source, gold, question):
+    """(letter, source): what an answer to a multiple choice chooses, by letter or by value.
+
+    Where two options are worth the same (10 and 10%), the one that is spelled like the answer
+    counts; if both are, either one is right.
+    """
+    values = options(question)
+    letter = letter_of(answer, values)
+    if letter:
+        return letter, source
+    if source in ("number", "none") or not has_number(answer):
+        letter = chosen_letter(text)   # "So D is the right choice.", "hence (C)."
+        if letter:
+            return letter, "letter"
+    if not answer:
+        return None, source
+    short = answer[:MAX_CHARS]
+    chosen = [key for key, value in values.items() if normalise(value) == normalise(short)]
+    if not chosen:
+        chosen = [key for key, value in values.items() if is_equal(answer, value)]
+    if gold in chosen:
+        return gold, source
+    return (chosen[0] if chosen else answer), source

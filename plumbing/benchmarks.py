@@ -1,0 +1,134 @@
+"""Problems to score a model on: public data sets from the hub or from a file, and built-in tasks.
+
+No row is ever skipped: a row that lacks its question or its gold answer is an error with its place,
+and so is a set with another number of rows than was published, for either would change the score's
+denominator in silence.
+"""
+
+import re
+from collections import namedtuple
+
+from plumbing import extract
+from plumbing.files import read_rows
+
+# One problem. Those of eval_code have code, test and entry_point too; data.Problem, of the built-in
+# tasks, has all of these fields.
+Item = namedtuple("Item", "id family prompt answer code test entry_point", defaults=("", "", ""))
+
+# hub: path, configuration, split. counts: rows of that split, then of other published editions,
+# which are accepted from a file. question, answer: keys, of which the first present wins;
+# "Body+Question" joins two; "instruction" is the key in the paper's own files.
+Source = namedtuple("Source", "hub counts question answer")
+SOURCES = {
+    "gsm8k": Source(("openai/gsm8k", "main", "test"), (1319,),
+                    ("question", "instruction"), ("answer",)),
+    # published as a test set of 1,000; the hub's 700 + 300 split came later: both together, or
+    # either count from a file
+    "svamp": Source(("ChilleD/SVAMP", None, "train+test"), (1000, 300),
+                    ("Body+Question", "instruction"), ("Answer", "answer")),
+    # 238: the paper's own file
+    "mawps": Source(("MU-NLPC/Calc-mawps", None, "test"), (520, 238),
+                    ("question", "original_text", "instruction"), ("result", "ans", "answer")),
+    "aqua": Source(("deepmind/aqua_rat", "raw", "test"), (254,),
+                   ("question", "instruction"), ("correct", "answer")),
+    "math500": Source(("HuggingFaceH4/MATH-500", None, "test"), (500,),
+                      ("problem", "instruction"), ("answer",)),
+    "amc23": Source(("math-ai/amc23", None, "test"), (40,),
+                    ("question", "instruction"), ("answer",)),
+    "aime25": Source(("math-ai/aime25", None, "test"), (30,),
+                     ("problem", "question", "instruction"), ("answer",))}
+# a gold answer of all sets but aqua (letters) and math500 (LaTeX)
+GOLD = re.compile(r"-?(\d+(\.\d*)?(/\d+)?|\.\d+)(e[-+]?\d+)?(\^\\circ)?")
+
+
+def load_problems(spec: str, limit: int | None = None, any_count: bool = False,
+                  split: str = "test") -> list:
+    """Problems of "toy-math", "gsm8k" (from the hub) or "gsm8k=PATH" (see files.read_rows).
+
+    Raises ValueError on a bad row, and on another number of rows than published unless any_count.
+    """
+    name, _, path = spec.partition("=")
+    if spec == "toy-math":
+        return built_in(spec, split, limit)
+    if name not in SOURCES:
+        raise ValueError(f"--data {spec}: expected toy-math or one of {', '.join(SOURCES)}, "
+                         "alone (from the hub) or as NAME=PATH")
+    source = SOURCES[name]
+    rows = read_rows(path) if path else hub_rows(*source.hub)
+    items = []
+    for i, (where, row) in enumerate(rows, 1):
+        items.append(_item(name, f"{name}/{i}", where, row))
+    counts = source.counts if path else source.counts[:1]
+    if len(items) not in counts and not any_count:
+        raise ValueError(f"--data {spec}: expected {' or '.join(map(str, counts))} rows, found "
+                         f"{len(items)}; get the whole file, or pass --any-count to eval_math.py")
+    return items[:limit]
+
+
+def built_in(task: str, split: str, limit: int | None = None) -> list:
+    """The first problems of a built-in task, 2,100 unless told."""
+    from plumbing.tasks import TASKS
+    try:
+        return TASKS[task](split, limit or 2100)
+    except ValueError as e:
+        raise ValueError(f"--limit {limit}: {e}") from None
+
+
+def hub_rows(path: str, config: str | None, split: str) -> list[tuple]:
+    """(where, row) of a data set of the Hugging Face hub."""
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise ValueError(f"{path} comes from the hub: pip install datasets, or name a local file "
+                         "as NAME=PATH") from None
+    try:
+        rows = list(load_dataset(path, config, split=split))
+    except Exception as e:     # no network, no such set: each has an error class of its own
+        what = f"{type(e).__name__}: {str(e).strip()[:200]}"
+        raise ValueError(f"{path}: the hub did not give it ({what}); check the network, or name a "
+                         "local file as NAME=PATH") from None
+    return [(f"{path} {split}:{i}", row) for i, row in enumerate(rows, 1)]
+
+
+def _text(row, key):
+    """row[key] as text, "" if it is missing; "Body+Question": both, "" if either is missing."""
+    parts = []
+    for part in key.split("+"):
+        value = row.get(part)
+        parts.append("" if value is None else str(value).strip())
+    return " ".join(parts) if all(parts) else ""
+
+
+def _first(row, keys):
+    """(key, text) of the first key that the row has, or (None, "")."""
+    for key in keys:
+        if _text(row, key):
+            return key, _text(row, key)
+    return None, ""
+
+
+def _item(name, id, where, row):
+    """One row of a data set, checked -> Item."""
+    source = SOURCES[name]
+    key, question = _first(row, source.question)
+    _, answer = _first(row, source.answer)
+    expected = f"a row with {' or '.join(source.question)} and {' or '.join(source.answer)}"
+    if name == "gsm8k" and key == "question":        # a worked solution, its last line "#### 72"
+        expected += ", its gold after ####"
+        answer = answer.rpartition("####")[2].strip() if "####" in answer else ""
+    if name == "aqua":
+        expected += ", a letter of its options"
+        if isinstance(row.get("options"), list):     # "A)21" -> "(A) 21"
+            options = [re.sub(r"^\(?([A-E])\)\s*", r"(\1) ", str(o)) for o in row["options"]]
+            question = f"{question} Answer Choices: {' '.join(options)}"
+        fits = answer in extract.options(question)
+    elif name == "math500":
+        fits = True
+    else:
+        expected += ", a number"
+        answer = re.sub(r"(?<=\d)[,_](?=\d{3})", "", answer)
+        fits = bool(GOLD.fullmatch(answer))
+    if not (key and answer and fits):
+        raise ValueError(f"{where}: {name} expected {expected}; found {str(row)[:200]}; "
+                         "rows are never skipped: repair it")
+    return Item(id, name, question, answer)

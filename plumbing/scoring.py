@@ -1,0 +1,200 @@
+"""What eval_math.py and eval_code.py share beside the statistics: flags, files, model, prompts."""
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import re
+
+from plumbing.benchmarks import SOURCES
+from plumbing.files import read_rows
+
+
+def chat(enc, system=None, raw=False):
+    """wrap(question) -> the prompt that the model reads, by the template that training used.
+
+    That is the tokenizer's own template, else a plain one. raw: where the tokenizer has none, the
+    text stands as it is (a function to complete), behind the token that opens every text.
+    """
+    from data import render
+    template = "none" if raw and not enc.chat_template else "auto"
+    first = [{"role": "system", "content": system}] if system else []
+
+    def wrap(question):
+        messages = [*first, {"role": "user", "content": question}]
+        return render(messages, enc, template, add_generation_prompt=True)
+    return wrap
+
+
+def load_model(path, device="cpu"):
+    """(model, tokenizer, task) of a checkpoint or a Hugging Face folder.
+
+    The task is the one it was trained on: a built-in one, or text. The tokenizer stops where the
+    turns of its chat template end, as after training.
+    """
+    from model import load_checkpoint, read_config
+    from plumbing.tasks import task_of, tokenizer_of, with_template
+    from plumbing.tokenizer import fingerprint
+    try:
+        enc = with_template(tokenizer_of(read_config(path)[1]))
+    except ValueError as e:
+        raise ValueError(f"{path}: {e}") from None
+    model, meta = load_checkpoint(path, device, fingerprint(enc))
+    return model.eval(), enc, task_of(meta)
+
+
+def official_grader():
+    """The paper's scorer as verdict(text, gold) -> bool: math-verify, and letters by pattern."""
+    try:
+        from math_verify import LatexExtractionConfig, parse, verify
+    except ImportError:
+        raise ValueError("--grader official needs math-verify: "
+                         "pip install math-verify[antlr4_13_2], or leave it out") from None
+    anchored = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
+    letter = re.compile(r"\\boxed\{\s*([A-E])\s*\}|answer\s*(?:is|:)?\s*\(?([A-E])\b", re.I)
+
+    def verdict(text, gold):
+        letters = letter.findall(text)
+        if letters and gold in tuple("ABCDE"):
+            return "".join(letters[-1]).upper() == gold
+        return bool(verify(parse(f"${gold.strip('$')}$"), parse(text, extraction_config=anchored)))
+    return verdict
+
+
+def digest(items):
+    """SHA-256 of what was asked and of its gold answers, so that a record names its data."""
+    lines = [json.dumps([item.id, item.prompt, item.answer]) for item in items]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def scores_folder(path):
+    """Where scores go: beside a .pt file, without .pt; of a folder or name into out/NAME."""
+    if path.endswith(".pt"):
+        return path.removesuffix(".pt")
+    return os.path.join("out", os.path.basename(os.path.normpath(path)))
+
+
+def sampling_flags(cli, task):
+    """Add the flags that eval_math and eval_code share to an argparse parser."""
+    cli.add_argument("--split", choices=("test", "val"), default="test", help=f"of {task}")
+    cli.add_argument("--limit", type=int, help="only the first problems of each set")
+    cli.add_argument("--n", type=int, default=1, help="samples per problem")
+    cli.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    cli.add_argument("--k", type=int, nargs="+", default=[],
+                     help="report pass@k, k <= samples per problem")
+    cli.add_argument("--max-new-tokens", type=int,
+                     help=f"default 64 for {task}, else 512, or the protocol's")
+    cli.add_argument("--batch", type=int,
+                     help=f"prompts decoded together, default 700 for {task}, else 32")
+    cli.add_argument("--seed", type=int, default=0, help="of the samples")
+    cli.add_argument("--device", default="cpu", help="of the model: cpu, cuda, mps")
+    cli.add_argument("--out", help="folder for NAME.jsonl (rows) and NAME.json (settings, scores); "
+                     "default: beside a .pt file, without .pt; out/NAME for a folder")
+
+
+def wrong_flags(a):
+    """Sentences on the values of sampling_flags that cannot be used, all at once."""
+    wrong = []
+    counts = [x for x in (a.n, a.limit, a.batch, a.max_new_tokens) if x is not None]
+    if min(counts) < 1:
+        wrong.append("--n, --limit, --batch and --max-new-tokens: expected 1 or more")
+    try:
+        import torch
+        torch.empty(0, device=a.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as e:
+        reason = str(e).splitlines()[0]
+        wrong.append(f"--device {a.device}: expected one that this machine has ({reason})")
+    if any(not 1 <= k <= a.n for k in a.k):
+        wrong.append(f"--k: expected 1 <= k <= n, found k {a.k} with n {a.n}; raise --n")
+    if (a.n > 1 and a.temperature == 0) or not 0 <= a.temperature < math.inf:
+        wrong.append(f"--temperature {a.temperature}: greedy samples are equal; "
+                     "--n 1, or --temperature 0.5")
+    return wrong
+
+
+def math_flags(description, argv=None):
+    """The command line of eval_math, checked; ValueError names all that is wrong at once."""
+    cli = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("checkpoint", nargs="?",
+                     help=".pt file of train_wmss.py, Hugging Face folder or hub name")
+    cli.add_argument("--compare", nargs=2, metavar=("A", "B"),
+                     help="two row files (.jsonl) of earlier runs; nothing is generated")
+    cli.add_argument("--data", nargs="+", default=["toy-math"],
+                     help=f"toy-math, {', '.join(SOURCES)}: from the hub, or NAME=PATH")
+    cli.add_argument("--any-count", action="store_true",
+                     help="accept a set of another size than published")
+    cli.add_argument("--protocol", choices=("plain", "paper"), default="plain",
+                     help="paper: greedy, its system prompt, thinking on, 4,096 new tokens, 8,192 "
+                     "for aime25 and amc23")
+    cli.add_argument("--grader", choices=("ours", "official"), default="ours",
+                     help="official: math-verify's verdict beside ours")
+    sampling_flags(cli, "toy-math")
+    a = cli.parse_args(argv)
+    if a.compare:
+        return a
+    wrong = wrong_flags(a)
+    if not a.checkpoint:
+        wrong.insert(0, "checkpoint: expected a path, found none")
+    if a.protocol == "paper" and (a.temperature or a.max_new_tokens):
+        wrong.append("--protocol paper is greedy with its own lengths; leave those flags out")
+    names = [spec.partition("=")[0] for spec in a.data]
+    if len(set(names)) < len(names):
+        wrong.append(f"--data: expected each set once, found {', '.join(names)}")
+    if wrong:
+        raise ValueError("\n  ".join(["these flags cannot be used:", *wrong]))
+    return a
+
+
+def check_task(a, task):
+    """A model that learned another task than toy-math knows nothing of its problems."""
+    if task == "toy-math" or "toy-math" not in a.data:
+        return
+    was, instead = f"was trained on {task}", f"--data {', '.join(SOURCES)}"
+    if task != "text":
+        instead = f"python eval_code.py {a.checkpoint} --allow-code-execution"
+    elif not a.checkpoint.endswith(".pt"):
+        was = "does not say on what it was trained, so on text"
+    raise ValueError(f"{a.checkpoint} {was}; score it with {instead}")
+
+
+def verdicts_of(path):
+    """A file of judged rows -> {(id, gold): {sample: correct}}."""
+    verdicts = {}
+    for where, row in read_rows(path):
+        if not {"id", "gold", "sample", "correct"} <= set(row) or row["correct"] is None:
+            raise ValueError(f"{where}: expected a judged row (id, gold, sample, correct), found "
+                             f"{str(row)[:80]}")
+        samples = verdicts.setdefault((row["id"], row["gold"]), {})
+        samples[row["sample"]] = bool(row["correct"])
+    return verdicts
+
+
+def stem_of(a, name, record):
+    """Where the rows and the record of a set go, without .jsonl or .json.
+
+    That is NAME, or NAME-SETTINGS where NAME has scores of other settings, so that scores are
+    overwritten by their like only.
+    """
+    if name.startswith("toy-") and a.split == "val":
+        name += "-val"
+    stem = os.path.join(a.out or scores_folder(a.checkpoint), name)
+    keys = ("n", "temperature", "seed", "limit", "max_new_tokens", "protocol")
+    try:
+        with open(stem + ".json", encoding="utf-8") as f:
+            there = json.load(f)
+    except (OSError, ValueError):
+        return stem
+    if all(there.get(key) == record.get(key) for key in keys):
+        return stem
+    tags = ""
+    if a.temperature > 0:
+        tags += f"-n{a.n}-t{a.temperature:g}-seed{a.seed}"
+    if a.limit:
+        tags += f"-first{a.limit}"
+    if a.max_new_tokens:
+        tags += f"-{a.max_new_tokens}tokens"
+    if vars(a).get("protocol") == "paper":
+        tags += "-paper"
+    return stem + (tags or "-greedy")
