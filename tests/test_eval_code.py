@@ -22,7 +22,8 @@ import eval_code
 import eval_math
 from plumbing.toy_code import toy_code
 from eval_code import Runner, check, cut_at_stop, extract_code, judge, load_problems, pack, read_samples, score, unpack
-from eval_math import Item, summary
+from eval_math import summary
+from plumbing.benchmarks import Item
 
 ROOT = pathlib.Path(conftest.ROOT)
 ADD = ('def add(a, b):\n    """Return the sum of a and b."""\n', "assert add(2, 3) == 5\nassert add(-1, 1) == 0\nassert add(10, 7) == 17")

@@ -157,8 +157,8 @@ def test_every_gold_of_the_public_data_equals_itself(capsys):
 
 
 FRAGMENTS = (
-    r"""\frac \sqrt { } ( ) [ ] \{ \} 1 2 10 0 . , ; : + - * / ^ _ ! | = < > \pm \le \in \cup x y e i \pi \infty
-    \text{cm} \text{and}
+    r"""\frac \sqrt { } ( ) [ ] \{ \} 1 2 10 0 . , ; : + - * / ^ _ ! | = < >
+    \pm \le \in \cup x y e i \pi \infty \text{cm} \text{and}
     \begin{pmatrix} \end{pmatrix} & \\ \sin \log % \% $ \$ # ° \left \right \boxed{ </think>
     <answer> </answer> #### million and or cm Evelyn
     \overline{3} 3.25 1,000 1e5 1e510 ⟦ ‹ \binom \lfloor \rfloor ~ \, \! \quad \ud800""".split()
