@@ -38,7 +38,8 @@ CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 ASIDE = re.compile(  # what may stand behind a number without being part of it
     r"\s*\([A-Za-z][A-Za-z ,'-]*\)$"                          # 42 (forty-two)
     r"|\s+of\s+(?:an?|the|his|her|its|their|all|each)\b[A-Za-z ]*$"   # 3/4 of an hour
-    r"|,?\s+(?:and|but)?\s*(?:not|rather than|instead of)\s.*$", re.S)   # 16, not 15
+    r"|\s+(?:more|left|in total|in all|altogether|remaining)$"       # 7 more
+    r"|,?\s+(?:[—–-]\s*)?(?:and|but)?\s*(?:not|rather than|instead of)\s.*$", re.S)   # 16, not 15
 # Chinese and Japanese marks of sentences as ASCII, with the space that other searches expect
 MARKS = str.maketrans({**FULL_WIDTH, "，": ", ", "。": ". ", "：": ": ", "；": "; ", "、": ", ",
                        "！": "! ", "？": "? ", "\u3000": " ", **dict.fromkeys("「」『』“”")})

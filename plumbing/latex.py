@@ -122,8 +122,9 @@ class Reader:
             self.drop_approximations(sides, ops, names)
         if len(ops) > 1 and set(ops) == {"="}:
             shorten(sides, ops, names)
-        if ops == ["="] and all(is_constant(s) for s in sides) and Calculator().same(*sides):
-            return sides[-1]                                  # 5 + 6 = 11 says 11
+        numbers = [amount(side) for side in sides]
+        if ops == ["="] and all(map(is_constant, numbers)) and Calculator().same(*numbers):
+            return sides[-1]                                  # 5 + 6 = 11 apples says 11 apples
         return Node("rel", (tuple(ops), tuple(sides), tuple(names))) if ops else sides[0]
 
     def drop_approximations(self, sides, ops, names):
@@ -366,8 +367,8 @@ def shorten(sides, ops, names):
     """y = 4+5 = 9 says y = 9; 2+3 = 4+1 = 5 says 5 = 5, if the parts agree (25 = 26 does not)."""
     if names[0] and not any(names[1:-1]):
         sides[:], ops[:], names[:] = [sides[0], sides[-1]], ["="], [names[0], names[-1]]
-    elif all(is_constant(side) for side in sides):
-        if all(Calculator().same(side, sides[-1]) for side in sides[:-1]):
+    elif all(is_constant(amount(side)) for side in sides):
+        if all(Calculator().same(amount(side), amount(sides[-1])) for side in sides[:-1]):
             sides[:], ops[:], names[:] = [sides[-1], sides[-1]], ["="], ["", ""]
 
 

@@ -39,7 +39,7 @@ TEXT = re.compile(r"\\(text(?:normal|rm|bf|it|sf|tt|up|md|sc|sl)?|emph|[mh]box"
 
 def _repeating(m):
     """0.1(6), whatever its spelling: 0.1 + 6/90."""
-    whole, once, again = m[1] or "0", m[2], m[3]
+    whole, once, again = m[1] or "0", m[2], m[3] or m[4]
     return f"({whole}.{once or 0}+{int(again)}/{'9' * len(again)}{'0' * len(once)})"
 
 
@@ -62,9 +62,9 @@ FIRST_RULES = _rules(     # before \text{...} is read
 RULES = _rules(
     (r"\\(?:[dtcsx]|nice|flat)frac;;", r"\\frac"), (r"\\[dt]binom;;", r"\\binom"),
     (r"\\begin\{array\}\s*\{[^{}]*\}", r"\\begin{matrix}"),
-    (r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar)\s*\{(\d{1,50})\}", _repeating),
+    (r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar)\s*(?:\{(\d{1,50})\}|(\d))", _repeating),
     (r"(?<!\d)(\d*)\.(\d*)\\dot\s*\{?(\d)\}?(?:(\d{0,50})\\dot\s*\{?(\d)\}?)?", _repeating_dots),
-    (r"(?<![\w.)}])(\d+)\.(\d*)\((\d{1,50})\)(?![\d^!(])", _repeating),
+    (r"(?<![\w.)}])(\d+)\.(\d*)\((\d{1,50})\)()(?![\d^!(])", _repeating),
     (r"\\(?:left|right);;\s*\.?|\\(?:[bB]igg?[lrm]?|displaystyle|textstyle|limits|angle|triangle"
      r"|vec|hat|bar|overrightarrow|underline|boldsymbol|bm|boxed|fbox|bf|rm|it|mathstrut);;", " "),
     # explicit thousands: 1{,}000  1,\!000  1\,000; else a comma in braces is a decimal one
