@@ -578,8 +578,9 @@ def load_problems(spec, limit=None, split="test"):
     published solution. Raises SystemExit, with file and line, on a row that lacks a field, an id seen before, a wrong count.
     """
     import re
-    from plumbing.benchmarks import Item, built_in, hub_rows
+    from plumbing.benchmarks import Item, hub_rows
     from plumbing.files import read_rows
+    from plumbing.tasks import built_in
     name, _, path = spec.partition("=")
     if spec == "toy-code":
         return built_in(spec, split, limit)

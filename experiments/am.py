@@ -23,8 +23,10 @@ import zlib
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))    # the project
 
 import eval_math
+from plumbing import latex
 from plumbing.cli import program
 from plumbing.files import write_text
+from plumbing.notation import normalise
 
 # The authors publish their own counts over the 1,400,000 rows (on the hub, math_stats.json of
 # chhao/AM-DeepSeek-R1-Filtered-Math-Code): 1,034,155 of another format, 94,575 more without a
@@ -86,7 +88,7 @@ def sift(row, verdict, system=None):
         return OUTSIDE, source, None
     if not thought.strip():
         return THOUGHT, source, None
-    boxed, how = eval_math._extract(answer) if r"\boxed{" in answer else (None, "none")
+    boxed, how = eval_math.find_answer(answer) if r"\boxed{" in answer else (None, "none")
     if how != "boxed":
         return BOX, source, None
     if not reference:
@@ -113,9 +115,9 @@ def exact(response, boxed, reference):
 
 
 def _is_readable(reference):
-    if len(reference) > eval_math.MAX_CHARS:
+    if len(reference) > latex.MAX_CHARS:
         return False
-    return eval_math._read(eval_math._normalise(reference)) is not None
+    return latex.read(normalise(reference)) is not None
 
 
 def official():

@@ -49,6 +49,7 @@ def load_problems(spec: str, limit: int | None = None, any_count: bool = False,
     """
     name, _, path = spec.partition("=")
     if spec == "toy-math":
+        from plumbing.tasks import built_in  # imports torch, which public data do not need
         return built_in(spec, split, limit)
     if name not in SOURCES:
         raise ValueError(f"--data {spec}: expected toy-math or one of {', '.join(SOURCES)}, "
@@ -63,15 +64,6 @@ def load_problems(spec: str, limit: int | None = None, any_count: bool = False,
         raise ValueError(f"--data {spec}: expected {' or '.join(map(str, counts))} rows, found "
                          f"{len(items)}; get the whole file, or pass --any-count to eval_math.py")
     return items[:limit]
-
-
-def built_in(task: str, split: str, limit: int | None = None) -> list:
-    """The first problems of a built-in task, 2,100 unless told."""
-    from plumbing.tasks import TASKS
-    try:
-        return TASKS[task](split, limit or 2100)
-    except ValueError as e:
-        raise ValueError(f"--limit {limit}: {e}") from None
 
 
 def hub_rows(path: str, config: str | None, split: str) -> list[tuple]:

@@ -17,7 +17,7 @@ def chat(enc, system=None, raw=False):
     That is the tokenizer's own template, else a plain one. raw: where the tokenizer has none, the
     text stands as it is (a function to complete), behind the token that opens every text.
     """
-    from data import render
+    from plumbing.chat import render
     template = "none" if raw and not enc.chat_template else "auto"
     first = [{"role": "system", "content": system}] if system else []
 
@@ -34,7 +34,8 @@ def load_model(path, device="cpu"):
     turns of its chat template end, as after training.
     """
     from model import load_checkpoint, read_config
-    from plumbing.tasks import task_of, tokenizer_of, with_template
+    from plumbing.chat import with_template
+    from plumbing.tasks import task_of, tokenizer_of
     from plumbing.tokenizer import fingerprint
     try:
         enc = with_template(tokenizer_of(read_config(path)[1]))
