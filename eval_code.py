@@ -18,6 +18,7 @@ import builtins
 import ctypes
 import json
 import os
+import re
 import resource
 import select
 import signal
@@ -577,10 +578,7 @@ def load_problems(spec, limit=None, split="test"):
     Of each problem `prompt` is for the model, `code` is what stands before its completion in the program, `answer` the
     published solution. Raises SystemExit, with file and line, on a row that lacks a field, an id seen before, a wrong count.
     """
-    import re
-    from plumbing.benchmarks import Item, hub_rows
-    from plumbing.files import read_rows
-    from plumbing.tasks import built_in
+    from eval_math import Item, built_in, hub_rows, read_rows
     name, _, path = spec.partition("=")
     if spec == "toy-code":
         return built_in(spec, split, limit)
@@ -616,33 +614,68 @@ def cut_at_stop(text, stops=STOPS):
     return text[:min((i for i in map(text.find, stops) if i >= 0), default=len(text))]
 
 
-def unfenced(text, prompt):
-    return text.rpartition("</think>")[2].removeprefix(prompt)
+def extract(text, prompt, entry_point):
+    """As extract_code, and where the code was found: "fence" or "text"."""
+    import textwrap
+    from plumbing.python_text import fences_of
+    text = text.rpartition("</think>")[2]
+    function = re.compile(rf"^\s*(async\s+)?(def|class)\s+{re.escape(entry_point)}\b", re.M)
+    before, blocks = fences_of(text)
+    with_function = [block for block in blocks if function.search(block)]
+    if blocks and not with_function:
+        # a model that goes on in a block which its prompt opened closes it behind the function
+        if function.search(before) or (prompt and re.match(r"\s*[\r\n]*[ \t]+\S", before)):
+            text, blocks = before, []
+    if blocks:
+        code = textwrap.dedent(with_function[-1] if with_function else blocks[0])
+        if function.search(prompt) and not function.search(code):
+            code = textwrap.indent(code, "    ")       # a bare body, to fit below the prompt's def
+        code = "\n" + code
+    else:
+        code = text.removeprefix(prompt)
+    if prompt.rstrip().endswith(":") and re.match(r"\s*\n\S|\S", code):
+        code = "    pass\n" + code                     # a whole function: the prompt's def stays empty
+    return code, "fence" if blocks else "text"
 
 
 def extract_code(text, prompt="", entry_point=""):
-    """Chat answer -> what to run after prompt: the last fenced block that defines entry_point, else the first; no fence: text.
+    """Chat answer -> what to run after prompt: the last fenced block that defines entry_point, else
+    the first; without a fence the whole text.
 
-    An unclosed fence counts, thoughts before </think> do not; a bare body is indented, to fit below a prompt that ends in one.
-    extract_code("Sure:\\n```python\\ndef f(x):\\n    return x\\n```", "", "f") == "\\ndef f(x):\\n    return x\\n".
+    An unclosed fence counts, thoughts before </think> do not.
+    extract_code("Sure:\\n```python\\ndef f(x):\\n    return x\\n```", "", "f")
+    is "\\ndef f(x):\\n    return x\\n".
     """
-    import re
-    import textwrap
-    text, blocks, fence = text.rpartition("</think>")[2], [], ""
-    for line in text.splitlines(keepends=True):
-        mark = re.match(r"\s*(```+|~~~+)(.*)", line)
-        if fence and mark and mark[1].startswith(fence) and not mark[2].strip():
-            fence = ""
-        elif fence:
-            blocks[-1] += line
-        elif mark:
-            fence = mark[1]
-            blocks.append("")
-    if not blocks:
-        return unfenced(text, prompt)
-    defines = re.compile(rf"^\s*(async\s+)?def\s+{re.escape(entry_point)}\b", re.M)
-    code = textwrap.dedent(next(filter(defines.search, reversed(blocks)), blocks[0]))
-    return "\n" + (textwrap.indent(code, "    ") if defines.search(prompt) and not defines.search(code) else code)
+    return extract(text, prompt, entry_point)[0]
+
+
+def cut(text, prompt, entry_point, stops=STOPS):
+    """What of an unfenced answer to run below prompt: up to its function's end, and what that needs.
+
+    A base model goes on after its function with prose, tests, the next function. Stops apply only
+    behind the first complete definition of entry_point; all that stands before it is kept. Of what
+    is cut, definitions that the kept part reads come back. A text in which the function is never
+    complete stays whole, and fails by itself.
+    """
+    from plumbing.python_text import defines, is_prose, longest_program, needed
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    n_prompt, lines = prompt.count("\n"), (prompt + text).split("\n")
+    tree, n_lines = longest_program(lines, n_prompt)
+    statements = tree.body if tree and stops else []
+    ends = [s.end_lineno for s in statements
+            if s.end_lineno > n_prompt and entry_point in defines(s)]
+    if not ends:
+        return text
+    n_lines = min([s.lineno - 1 for s in statements if s.lineno > ends[0] and is_prose(s)],
+                  default=n_lines)
+    function = "\n".join(lines[:ends[0]])
+    kept = function + cut_at_stop("\n".join(["", *lines[ends[0]:n_lines]]), stops)
+    n_kept = kept.count("\n") + 1
+    later = [s for s in statements if s.lineno > n_kept]
+    for s in needed([s for s in statements if s.lineno <= n_kept], later):
+        first = min([s.lineno, *(d.lineno for d in getattr(s, "decorator_list", []))])
+        kept = "\n".join([kept, *lines[first - 1:s.end_lineno]])
+    return kept[len(prompt):] + "\n"
 
 
 def read_samples(path, problems, skip=()):
@@ -716,9 +749,8 @@ def judge(rows, problems, allow_code_execution=False, timeout=3.0, workers=None,
     known, jobs = {p.id: p for p in problems}, []
     for r in rows:
         p = known[r["id"]]
-        code = extract_code(r["completion"], p.code, p.entry_point)
-        r["extractor"] = "text" if code == unfenced(r["completion"], p.code) else "fence"
-        jobs.append((p, cut_at_stop(code, stops) if r["extractor"] == "text" else code))
+        code, r["extractor"] = extract(r["completion"], p.code, p.entry_point)
+        jobs.append((p, cut(code, p.code, p.entry_point, stops) if r["extractor"] == "text" else code))
     for r, (_, code), v in zip(rows, jobs, score(jobs, timeout, workers, allow_code_execution)):
         r.update(answer=code if code.strip() else None, status=v.status, detail=v.detail, seconds=v.seconds, isolation=v.isolation,
                  correct=None if v.status == "error" else v.status == "pass")

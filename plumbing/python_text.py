@@ -1,0 +1,98 @@
+"""Text that is mostly Python: where the code in it ends, what it defines, what it needs."""
+
+import ast
+import re
+import warnings
+
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom,
+               ast.Assign, ast.AnnAssign)
+
+
+def fences_of(text):
+    """Chat answer -> (what stands before its first fence, the fenced blocks).
+
+    A fence that nothing closes ends with the text.
+    """
+    before, blocks, fence = "", [], ""
+    for line in text.splitlines(keepends=True):
+        mark = re.match(r"\s*(```+|~~~+)(.*)", line)
+        if fence and mark and mark[1].startswith(fence) and not mark[2].strip():
+            fence = ""
+        elif fence:
+            blocks[-1] += line
+        elif mark:
+            fence = mark[1]
+            blocks.append("")
+        elif not blocks:
+            before += line
+    return before, blocks
+
+
+def longest_program(lines, least):
+    """The most lines, more than `least`, that are Python. Returns (syntax tree, number of lines).
+
+    Lines are left away back to where a statement begins at column 0, so that half a function is
+    not taken for a shorter one. (None, 0) if nothing is left.
+    """
+    end = len(lines)
+    while end > least:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")              # an unknown \escape in a string
+                return ast.parse("\n".join(lines[:end]) + "\n"), end
+        except SyntaxError as e:
+            end = min(e.lineno or 1, end) - 1
+        except (ValueError, RecursionError, MemoryError):    # null bytes, or nested too deeply
+            return None, 0
+        while end > least and (not lines[end].strip() or lines[end][0] in " \t#"):
+            end -= 1
+    return None, 0
+
+
+def names_in(node):
+    """(names that are bound anywhere in the code, names that it reads)."""
+    bound, read = set(), set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name):
+            group = read if isinstance(part.ctx, ast.Load) else bound
+            group.add(part.id)
+        elif isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            bound.add(part.name)
+        elif isinstance(part, ast.alias):
+            bound.add((part.asname or part.name).partition(".")[0])
+        elif isinstance(part, ast.arg):
+            bound.add(part.arg)
+    return bound, read
+
+
+def defines(node):
+    """The names that a top-level statement defines."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return {node.name}
+    return names_in(node)[0]
+
+
+def is_prose(node):
+    """Does nothing when run, or only fails: a word or a sentence that happens to be Python."""
+    if isinstance(node, ast.AnnAssign):
+        return node.value is None
+    return isinstance(node, ast.Expr) and not isinstance(node.value, (ast.Call, ast.Await))
+
+
+def needed(kept, later):
+    """Those of the statements `later` that define what the statements `kept` read, and so on."""
+    bound, read = set(), set()
+    for node in kept:
+        more_bound, more_read = names_in(node)
+        bound |= more_bound
+        read |= more_read
+    later = [node for node in later if isinstance(node, DEFINITIONS)]
+    back = []
+    while True:
+        more = [node for node in later if defines(node) & (read - bound)]
+        if not more:
+            return sorted(back, key=lambda node: node.lineno)
+        bound |= defines(more[0])
+        read |= names_in(more[0])[1]
+        back.append(more[0])
+        later.remove(more[0])
