@@ -2,6 +2,7 @@
 
 import ast
 import re
+import textwrap
 import warnings
 
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom,
@@ -26,6 +27,31 @@ def fences_of(text):
         elif not blocks:
             before += line
     return before, blocks
+
+
+def extract(text: str, prompt: str, entry_point: str) -> tuple[str, str]:
+    """As extract_code, and where the code was found: "fence" or "text"."""
+    text = text.rpartition("</think>")[2]
+    name = re.escape(entry_point)
+    function = re.compile(rf"^\s*(async\s+)?(def|class)\s+{name}\b|^{name}\s*=[^=]|"
+                          rf"^from\s.*\bimport\b.*\b{name}\b", re.M)
+    before, blocks = fences_of(text)
+    with_function = [block for block in blocks if function.search(block)]
+    if blocks and not with_function:
+        # a model that goes on in a block which its prompt opened closes it behind the function
+        goes_on = prompt and re.match(r"\s*[\r\n]*[ \t]+\S", before)
+        if function.search(before) or goes_on:
+            text, blocks = before, []
+    if blocks:
+        code = textwrap.dedent(with_function[-1] if with_function else blocks[0])
+        if function.search(prompt) and not function.search(code):
+            code = textwrap.indent(code, "    ")       # a bare body, to fit below the prompt's def
+        code = "\n" + code
+    else:
+        code = text.removeprefix(prompt)
+    if prompt.rstrip().endswith(":") and re.match(r"\s*\n\S|\S", code):
+        code = "    pass\n" + code                     # a whole function: the prompt's has no body
+    return code, "fence" if blocks else "text"
 
 
 def longest_program(lines, least):

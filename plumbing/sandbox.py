@@ -1,0 +1,345 @@
+"""Runs a program that a model wrote against trusted tests: it can neither forge a verdict nor harm
+the machine. Three kinds of processes beside the caller's:
+
+    zygote     a bare interpreter (no site, no environment) that forks the two below for each
+               program, times and kills them. No source and no test passes through its memory, so
+               each fork of it is as good as a new interpreter
+    candidate  is confined (plumbing/confine.py) before the first byte of model-written code runs,
+               then answers one question after another (plumbing/candidate.py)
+    referee    runs the trusted tests; each call of the tested function is a question to the
+               candidate (plumbing/referee.py)
+
+A program's clock is its processor time plus the time it slept: a busy machine slows a program down
+but cannot fail it. The zygote imports this file, and its start is most of what a single check
+costs: what only the caller needs is imported where it is used.
+"""
+
+import os
+import resource
+import select
+import signal
+import stat
+import struct
+import sys
+import time
+from collections import namedtuple
+
+from plumbing.candidate import candidate
+from plumbing.confine import LIBC, LIMITS, STEPS, libc
+from plumbing.referee import referee
+from plumbing.values import MB, read, receive, send
+
+MAX_FOLDER, MAX_FILES = 64 * MB, 1_000          # what a program may keep in its folder
+Verdict = namedtuple("Verdict", "status detail seconds isolation")   # pass, fail, timeout, error
+
+# ----------------------------------------------------------------------------------------------
+# the zygote
+
+
+def fork(role, keep, *args):
+    """A child that runs role(*keep, *args) and dies with this process.
+
+    Of this process's descriptors it has 0 to 2 and keep.
+    """
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        for below, above in zip((2, *sorted(keep)), (*sorted(keep), 64), strict=True):
+            os.closerange(below + 1, above)
+        if hasattr(LIBC, "prctl"):
+            libc("prctl", 1, signal.SIGKILL, 0, 0, 0)        # PR_SET_PDEATHSIG
+        if os.getppid() == parent:
+            role(*keep, *args)
+    finally:
+        os._exit(0)                             # past atexit, threads and whatever else could hang
+
+
+def used(pid):
+    """(processor seconds of pid, does a thread of it run or wait for a core?).
+
+    (0, False), so that all is sleep, where that cannot be known.
+    """
+    try:
+        seconds, states = time.clock_gettime(~pid << 3 | 2), set()      # Linux: clock of a process
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/stat", "rb") as f:
+                states.add(f.read().rpartition(b") ")[2][:1])
+        return seconds, b"R" in states
+    except OSError:              # no such clock or no /proc, or it ended while we looked
+        return 0.0, False
+
+
+def folder_full(folder):
+    """Does it hold more than MAX_FOLDER bytes or MAX_FILES files, those below included?"""
+    size, files, folders = 0, 0, [folder]
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    files += 1
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+                    if size > MAX_FOLDER or files > MAX_FILES:
+                        return True
+        except (FileNotFoundError, NotADirectoryError):      # removed while we looked
+            continue
+        except OSError:                         # too deep, or made so that nobody can look into it
+            files += 100
+    return files > MAX_FILES
+
+
+def removed_files(pid):
+    """Bytes of files that the process has removed and still has open, or in its memory."""
+    sizes = {}
+    try:
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            for fd in os.listdir(f"/proc/{pid}/task/{thread}/fd"):
+                try:
+                    file = os.stat(f"/proc/{pid}/task/{thread}/fd/{fd}")
+                except OSError:                 # it was closed while we looked
+                    continue
+                if stat.S_ISREG(file.st_mode) and not file.st_nlink:
+                    sizes[file.st_ino] = file.st_blocks * 512
+        with open(f"/proc/{pid}/maps", "rb") as f:
+            for line in f:
+                if line.endswith(b"(deleted)\n"):            # a page may keep the largest file
+                    sizes.setdefault(int(line.split()[4]), LIMITS["FSIZE"])
+    except OSError:                             # no /proc, or the process has ended
+        return 0
+    return sum(sizes.values())
+
+
+def supervise(pids, done, timeout, folder):
+    """Wait for the referee to end. Returns "", or why not: timeout, full, gone (our caller)."""
+    poll, start = select.poll(), time.monotonic()
+    poll.register(done, 0)                      # both only for their hang-up
+    poll.register(0, 0)
+    last, slept, looks = start, 0.0, 0
+    while True:
+        ended = dict(poll.poll(20))
+        if ended:
+            return "" if done in ended else "gone"
+        now, looks, use = time.monotonic(), looks + 1, [used(pid) for pid in pids]
+        if not any(runs for _, runs in use):
+            slept += min(now - last, 0.05)      # a late look says nothing about the time before it
+        if sum(seconds for seconds, _ in use) + slept > timeout or now - start > 20 * timeout + 10:
+            return "timeout"
+        if looks % 5 == 0 and (folder_full(folder) or removed_files(pids[0]) > MAX_FOLDER):
+            return "full"
+        last = now
+
+
+def bury(pids):
+    """Kill and reap pids, and all their orphans, for whom we are the subreaper.
+
+    (There are none where seccomp holds.)
+    """
+    try:
+        os.killpg(pids[0], signal.SIGKILL)
+    except OSError:                             # it died before it had a group, or left none
+        pass
+    try:
+        while pids:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            for pid in pids:
+                os.waitpid(pid, 0)
+            with open(f"/proc/self/task/{os.getpid()}/children") as f:
+                pids = [int(pid) for pid in f.read().split()]
+    except OSError:                             # no /proc: then no orphans come to us either
+        return
+
+
+def zygote(folder):
+    """Serve one program after another until stdin closes.
+
+    Each comes as 8 bytes of timeout, a message for the candidate, and one for the referee.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)   # where seccomp is missing a program may send them
+    if hasattr(LIBC, "prctl"):
+        libc("prctl", 36, 1, 0, 0, 0)           # PR_SET_CHILD_SUBREAPER
+        libc("prctl", 4, 0, 0, 0, 0)            # PR_SET_DUMPABLE: no process may trace us
+    while True:
+        head = read(0, 8)
+        if len(head) < 8:
+            return
+        timeout, = struct.unpack("d", head)
+        before, in_force = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]), []
+        (c_in, r_out), (r_in, c_out), (ready, c_ready), (done, r_done) = (
+            os.pipe() for _ in range(4))
+        pids, reason = [fork(candidate, (c_in, c_out, c_ready), folder, timeout)], "broken"
+        for fd in (c_in, c_out, c_ready):
+            os.close(fd)
+        try:
+            in_force = receive(ready)           # written before any model-written code runs
+            stdout = os.dup(1)
+            pids.append(fork(referee, (r_out, r_in, r_done, stdout)))
+            for fd in (r_out, r_in, r_done, stdout):
+                os.close(fd)
+            reason = supervise(pids, done, timeout, folder)
+        except EOFError:                        # it could not even be confined: harness trouble
+            return
+        finally:
+            bury(pids)
+        seconds = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before
+        if reason == "gone":
+            return
+        send(1, ["end", "timeout" if seconds > timeout else reason, seconds, in_force])
+        for fd in (ready, done):
+            os.close(fd)
+
+
+# ----------------------------------------------------------------------------------------------
+# the caller's side
+
+BOOT = ("import sys; sys.path.append(sys.argv[1]); import plumbing.sandbox as sandbox; "
+        "sys.path.pop(); sandbox.zygote(sys.argv[2]); "
+        "sandbox.os._exit(0)")                  # taking an interpreter down costs 3 ms
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CONTROL = ("", "def f(x): return x + 1", "assert f(2) == 3", "f")
+TOLD = set()                                    # steps and modules whose absence has been reported
+
+
+def tell_once(what, sentence):
+    if what not in TOLD:
+        TOLD.add(what)
+        print(f"eval_code: {sentence}", file=sys.stderr)
+
+
+def folders_of_modules(text):
+    """Folders outside the standard library that hold what a test imports: numpy, say."""
+    import re
+    found = re.findall(r"^\s*(?:import|from)\s+(\w+)", text, re.M)
+    names = set(found) - set(sys.stdlib_module_names)
+    folders = [path for path in sys.path for name in sorted(names)
+               if os.path.exists(os.path.join(path, name)) and path != ROOT]
+    return sorted(set(folders))
+
+
+class Runner:
+    """One zygote and one folder, for many programs one after another. Not thread-safe.
+
+    with Runner() as runner:
+        runner.check("", "def f(x): return x + 1", "assert f(2) == 3", "f", timeout=3)
+    """
+
+    def __init__(self, boot=BOOT):
+        import tempfile
+        self.boot, self.process = boot, None
+        self.folder = tempfile.mkdtemp(prefix="eval_code-")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+        clear(self.folder)                      # after Ctrl-C the program wrote on until stop()
+        os.rmdir(self.folder)
+
+    def start(self):
+        import subprocess
+        env = {"HOME": self.folder, "TMPDIR": self.folder, "TZ": "UTC", "LC_ALL": "C.UTF-8",
+               "OPENBLAS_NUM_THREADS": "1",
+               "PYTHONHASHSEED": "0"}           # sets in one order, so that a verdict repeats
+        command = [sys.executable, "-s", "-S", "-P", "-c", self.boot, ROOT, self.folder]
+        self.process = subprocess.Popen(
+            command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0,
+            cwd=self.folder, start_new_session=True)
+
+    def stop(self):
+        """Closing its stdin makes the zygote kill what it has, and leave."""
+        if self.process:
+            self.process.stdin.close()
+            self.process.stdout.close()
+            self.process.wait()
+        self.process = None
+
+    def check(self, prompt, completion, test, entry_point, timeout):
+        """As the function `check`, without its new zygote each time."""
+        if not timeout > 0:
+            raise ValueError(f"check: expected a timeout over 0 seconds, found {timeout}")
+        test = test if isinstance(test, str) else "\n".join(test)
+        job = prompt, completion, test, entry_point
+        for _ in range(2):                      # what dies is judged once more, by a new zygote
+            verdict, why = self.judge(*job, timeout)
+            if verdict:
+                return verdict
+            self.stop()
+        # twice: by the program's hand, if a harmless one lives
+        alive, _ = self.judge(*CONTROL, 10)
+        if alive and alive.status == "pass":
+            return Verdict("fail", f"the program ended its judge, twice ({why})", 0.0,
+                           alive.isolation)
+        self.stop()
+        return Verdict("error", why, 0.0, ())
+
+    def judge(self, prompt, completion, test, entry_point, timeout):
+        """Returns (verdict, ""), or (None, what died) where zygote or referee gave none."""
+        said = None
+        try:
+            if self.process is None:
+                self.start()
+            inbox, outbox = self.process.stdout.fileno(), self.process.stdin.fileno()
+            os.write(outbox, struct.pack("d", timeout))
+            send(outbox, prompt + completion)
+            send(outbox, dict(prompt=prompt, test=test, entry_point=entry_point,
+                              modules=folders_of_modules(f"{prompt}\n{test}")))
+            while True:
+                message = receive(inbox)
+                if message[0] != "verdict":
+                    break
+                said = message[1:]
+        except (OSError, EOFError) as e:
+            self.stop()
+            return None, f"the confined interpreter did not start, or its zygote died ({e})"
+        finally:
+            clear(self.folder)
+        _, reason, seconds, in_force = message
+        missing = [step for step in STEPS if step not in in_force]
+        if missing:
+            names = ", ".join(missing)
+            tell_once(names, f"this platform lacks, and programs run without: {names}")
+        if reason == "timeout":
+            said = "timeout", f"over {timeout} s of processor time and sleep"
+        elif reason == "full":
+            said = "fail", f"over {MAX_FOLDER // MB} MB or {MAX_FILES:,} files in its folder"
+        elif said is None:
+            return None, "the referee died without a verdict"
+        if said[0] == "error":
+            tell_once(said[1], said[1])
+        return Verdict(*said, seconds, tuple(in_force)), ""
+
+
+def clear(folder):
+    """Delete what a program left in its folder; no link is followed."""
+    os.chmod(folder, 0o700)
+    for entry in os.scandir(folder):
+        if not entry.is_dir(follow_symlinks=False):
+            os.unlink(entry.path)
+            continue
+        # rm copes with any depth; chmod is for what was made without rights
+        import subprocess
+        quiet = dict(stderr=subprocess.DEVNULL)
+        if subprocess.run(["rm", "-rf", entry.path], **quiet).returncode:
+            subprocess.run(["chmod", "-R", "u+rwx", entry.path], **quiet)
+            subprocess.run(["rm", "-rf", entry.path], **quiet)
+
+
+def check(prompt, completion, test, entry_point, timeout):
+    """Does the program prompt + completion pass test? Leaves no process and no file.
+
+    timeout: seconds of processor time and sleep. A machine with a free core decides within
+    timeout + 1 s; where the program has to wait for a core it may take longer, at most 20 timeouts
+    and 10 s. test: asserts that call entry_point (MBPP), or a function check(candidate) of such
+    (HumanEval). Returns a Verdict; .isolation names the steps of confinement that were in force.
+    Runs the code: calling this function is the consent that the command line asks for.
+
+    >>> check("", "def f(x): return x + 1", "assert f(2) == 3", "f", 3).status
+    'pass'
+    """
+    with Runner() as runner:
+        return runner.check(prompt, completion, test, entry_point, timeout)
