@@ -5,8 +5,8 @@ code rows are HumanEval and MBPP (pass@1).
     python eval_code.py samples.jsonl --data humaneval=HumanEval.jsonl.gz \\
         --allow-code-execution --workers 4 --timeout 3                # {task_id, completion} rows
 
-A program that a model wrote may be wrong in every way: loop, fill the memory, delete files, kill
-its parent, or return an object that claims to equal everything. So it never meets its tests:
+A program may be wrong in every way: loop, fill the memory, delete files, kill its parent, or return
+an object that claims to equal everything. So it never meets its tests:
 
     this process   reads data, asks for verdicts, writes them
     zygote         a bare interpreter that forks the two below for each program, and kills them
@@ -14,7 +14,6 @@ its parent, or return an object that claims to equal everything. So it never mee
                    program and answers one question after another: "what is f(2)?"
     referee        runs the trusted tests; an answer is decoded into plain data before a test sees
                    it, so every comparison is ours
-
 How they do that stands in plumbing/sandbox.py and is no part of the method.
 """
 
@@ -36,7 +35,6 @@ from plumbing.sandbox import Runner, check
 
 # where the text of a model that goes on after its function is cut (Chen et al. 2021)
 STOPS = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(", "\nassert ", "\n```")
-SELF_TEST = (("x + 1", "pass"), ("x - 1", "fail"))
 
 # ------------------------------------------------------------------------- from answer to program
 
@@ -53,7 +51,7 @@ def extract_code(text: str, prompt: str = "", entry_point: str = "") -> str:
     return extract(text, prompt, entry_point)[0]
 
 
-def cut_at_stop(text: str, stops=STOPS) -> str:
+def cut_at_stop(text: str, stops: tuple[str, ...] = STOPS) -> str:
     """text up to the first stop string, wherever tokens begin.
 
     >>> cut_at_stop(" return 1\\ndef g", ["\\ndef"])
@@ -63,7 +61,7 @@ def cut_at_stop(text: str, stops=STOPS) -> str:
     return text[:min([i for i in found if i >= 0], default=len(text))]
 
 
-def cut(text: str, prompt: str, entry_point: str, stops=STOPS) -> str:
+def cut(text: str, prompt: str, entry_point: str, stops: tuple[str, ...] = STOPS) -> str:
     """What of an answer without a fence to run below prompt: its function, and what that needs.
 
     A base model goes on after its function with prose, tests, the next function. Stops apply only
@@ -107,10 +105,8 @@ def score(jobs: list, timeout: float = 3.0, workers: int | None = None,
     A timeout (or trouble of the harness) is believed where the program, run alone, has it again.
     The limit is then twice the time that the problem's own solution takes here, if that is more:
     a slow machine is no reason to fail.
-
-    workers: programs at a time, default cores / 2. Raises ValueError without allow_code_execution,
-    and where a right program does not pass, or a wrong one not fail: then no verdict of this
-    machine would mean anything.
+    workers: programs at a time, default cores / 2. ValueError without allow_code_execution, and
+    where a right program does not pass, or a wrong one not fail: no verdict would mean anything.
     """
     if not allow_code_execution:
         raise ValueError("this runs code that a model wrote; pass --allow-code-execution if that "
@@ -124,14 +120,13 @@ def score(jobs: list, timeout: float = 3.0, workers: int | None = None,
         own = run_programs([(p, p.answer)], 10 * timeout)[0]
         return max(timeout, 2 * own.seconds) if own.status == "pass" else timeout
 
-    for body, expected in SELF_TEST:
+    for body, expected in (("x + 1", "pass"), ("x - 1", "fail")):
         v = check("", f"def f(x): return {body}", "assert f(2) == 3", "f", 10)
         if v.status != expected:
             raise ValueError(f"self-test: expected {expected} of `return {body}`, found {v.status} "
                              f"({v.detail}); run the tests: pytest tests/test_sandbox.py")
     workers = workers or max(1, (os.cpu_count() or 1) // 2)
-    verdicts = [None] * len(jobs)
-    parts = [jobs[w::workers] for w in range(workers)]
+    parts, verdicts = [jobs[w::workers] for w in range(workers)], [None] * len(jobs)
     with ThreadPoolExecutor(workers) as pool:
         try:
             done = pool.map(run_programs, parts, [timeout] * workers)
@@ -147,7 +142,8 @@ def score(jobs: list, timeout: float = 3.0, workers: int | None = None,
 
 
 def judge(rows: list[dict], problems: list, allow_code_execution: bool = False,
-          timeout: float = 3.0, workers: int | None = None, stops=STOPS) -> list[dict]:
+          timeout: float = 3.0, workers: int | None = None,
+          stops: tuple[str, ...] = STOPS) -> list[dict]:
     """Add the verdict to rows of eval_math.complete() or read_samples().
 
     answer: the code that ran, after the problem's own. status, detail, seconds: see the sandbox.
@@ -172,21 +168,20 @@ def judge(rows: list[dict], problems: list, allow_code_execution: bool = False,
 # ----------------------------------------------------------------------------------- command line
 
 
-def command_line(argv):
+def command_line(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False)
-    parser.add_argument("checkpoint", metavar="source",
-                        help="checkpoint (.pt file, Hugging Face folder or hub name), or samples: "
-                             ".jsonl or .jsonl.gz of {task_id, completion}")
+    parser.add_argument("checkpoint", metavar="source", help="checkpoint (.pt file, Hugging Face "
+                        "folder or hub name), or samples: .jsonl(.gz) of {task_id, completion}")
     parser.add_argument("--data", default="toy-code", help="toy-code (default); "
                         f"{', '.join(EXPECTED)}, with or without =FILE")
     parser.add_argument("--allow-code-execution", action="store_true",
                         help="run the code; nothing happens without it")
     parser.add_argument("--workers", type=int, help="programs at a time, default: cores / 2")
-    parser.add_argument("--timeout", type=float, default=3.0,
-                        help="seconds of processor time and sleep for each program (3), or twice "
-                             "what the problem's own solution takes here where that is more")
+    parser.add_argument("--timeout", type=float, default=3.0, help="seconds of processor time and "
+                        "sleep for each program (3), or twice what the problem's own solution "
+                        "takes here where that is more")
     eval_math.sampling_flags(parser, "toy-code")
     args = parser.parse_args(argv)
     if not args.allow_code_execution:
@@ -202,7 +197,7 @@ def command_line(argv):
     return args
 
 
-def completions(args, problems: list) -> list[dict]:
+def completions(args: argparse.Namespace, problems: list) -> list[dict]:
     """Rows of what a model writes for the problems."""
     name = args.data.partition("=")[0]
     model, enc, task = eval_math.load_model(args.checkpoint, args.device)
@@ -217,7 +212,7 @@ def completions(args, problems: list) -> list[dict]:
 
 
 @program("eval_code")
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     args, start = command_line(argv), time.time()
     name, _, path = args.data.partition("=")
     every = load_problems(args.data, args.limit if args.is_model else None, args.split)

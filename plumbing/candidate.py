@@ -218,15 +218,10 @@ class Talk:
         self.nonces.append(nonce)
         try:
             args = self.unpack(packed)
-            kept, before = self.containers(op, args), None
-            if kept:
-                self.told = set()
-                before = pack(kept, self.other)
             value = self.operations[op](*args)
             changed, which = None, None
-            if kept:
-                changed = self.changes(kept, before)
-                which = next((key for key, x in kept.items() if x is value), None)
+            if op == "call":
+                changed, which = self.changes(args, packed, value)
             packed_value = value.tree if type(value) is Exact else self.pack(value)
             reply = [nonce, "value", packed_value, changed, which]
         except BaseException as e:              # SystemExit too: how a program ends is no verdict
@@ -238,21 +233,21 @@ class Talk:
         self.nonces.pop()
         send(self.outbox, reply)
 
-    def containers(self, op, args):
-        """The arguments of a call that the function may change in place: {position or name: x}."""
-        if op != "call":
-            return {}
-        named = {**dict(enumerate(args[1])), **args[2]}
-        return {key: x for key, x in named.items() if type(x).__name__ in MUTABLE}
-
-    def changes(self, kept, before):
-        """What the call made of them, packed; None if nothing changed."""
+    def changes(self, args, packed, value):
+        """What a call made of the containers among its arguments: ({position or name: content},
+        packed, or None if all is as before; which of them the value is, or None)."""
+        _, given, named = args
+        before = dict(enumerate(packed[1]["tuple"])) | dict(packed[2]["dict"])
+        given = dict(enumerate(given)) | named
+        given = {key: x for key, x in given.items() if type(x).__name__ in MUTABLE}
+        which = next((key for key, x in given.items() if x is value), None)
+        self.told = set()
         try:
-            self.told = set()
-            after = pack(kept, self.other)
+            after = {key: pack(x, self.other) for key, x in given.items()}
         except Exception:                       # nested too deeply, say
-            return None
-        return None if after == before else after
+            return None, which
+        changed = [[key, tree] for key, tree in after.items() if tree != before[key]]
+        return {"dict": changed} if changed else None, which
 
     def ask(self, op, *args):
         """Ask the referee about something that the test lent."""

@@ -9,6 +9,9 @@ def statement(text):
     return compile(text, "<test>", "exec", ONLY_TREE).body[0]
 
 
+SETTLE, SETTLE_CALL = statement("__settle__()"), statement("__settle__(True)")
+
+
 def rewrite(node):
     """A test with __settle__() behind each statement, and __same__(a, b) for `a is b`.
 
@@ -37,16 +40,16 @@ def rewrite_all(nodes, parent, field):
                                                                          "finalbody")
     is_block = is_block and type(parent).__name__ not in ("Module", "ClassDef", "Lambda", "IfExp")
     if is_block:
-        new.append(statement("__settle__()"))
+        new.append(SETTLE)
     for node in nodes:
         new.append(rewrite(node) if hasattr(node, "_fields") else node)
         kind = type(node).__name__
         if type(parent).__name__ == "ClassDef":
             continue
         if kind == "Expr" and type(node.value).__name__ == "Call":
-            new.append(statement("__settle__(True)"))
+            new.append(SETTLE_CALL)
         elif kind in ("Assign", "AugAssign", "AnnAssign", "Assert"):
-            new.append(statement("__settle__()"))
+            new.append(SETTLE)
     return new
 
 

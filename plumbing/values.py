@@ -124,6 +124,20 @@ BUILD = {
 }
 
 
+KNOWN = {}                                      # type -> what tag_and_parts says of it
+
+
+def tag_and_parts(kind):
+    """The tag of a type's values and the function that takes them apart; (None, None) if other."""
+    if issubclass(kind, tuple) and isinstance(getattr(kind, "_fields", None), tuple):
+        return "namedtuple", lambda x: [kind.__name__, list(kind._fields), list(x)]
+    for base in kind.__mro__:
+        parts = PARTS.get(f"{base.__module__}.{base.__qualname__}")
+        if parts:
+            return base.__name__, parts
+    return None, None
+
+
 def pack(x, other, depth=0):
     """Value -> tagged JSON tree. other(x, depth) packs what is not plain data, or raises.
 
@@ -141,13 +155,11 @@ def pack(x, other, depth=0):
         return x
     if isinstance(x, list):
         return [pack(v, other, depth + 1) for v in x]
-    if isinstance(x, tuple) and isinstance(getattr(type(x), "_fields", None), tuple):
-        fields = [type(x).__name__, list(type(x)._fields), list(x)]
-        return {"namedtuple": pack(fields, other, depth + 1)}
-    for kind in type(x).__mro__:
-        parts = PARTS.get(f"{kind.__module__}.{kind.__qualname__}")
-        if parts:
-            return {kind.__name__: pack(parts(x), other, depth + 1)}
+    if type(x) not in KNOWN:
+        KNOWN[type(x)] = tag_and_parts(type(x))
+    tag, parts = KNOWN[type(x)]
+    if tag:
+        return {tag: pack(parts(x), other, depth + 1)}
     if type(x) in (type, type(len)) and BUILTINS.get(x.__name__) is x:
         return {"builtin": x.__name__}
     return other(x, depth)
