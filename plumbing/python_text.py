@@ -14,15 +14,17 @@ def fences_of(text):
 
     A fence that nothing closes ends with the text.
     """
-    before, blocks, fence = "", [], ""
+    before, blocks, fence, margin = "", [], "", 0
     for line in text.splitlines(keepends=True):
-        mark = re.match(r"\s*(```+|~~~+)(.*)", line)
-        if fence and mark and mark[1].startswith(fence) and not mark[2].strip():
+        mark = re.match(r"(\s*)(```+|~~~+)(.*)", line)
+        # deeper by four spaces a fence is part of the code, of a docstring say (CommonMark)
+        closes = mark and not mark[3].strip() and len(mark[1]) <= margin + 3
+        if fence and closes and mark[2].startswith(fence):
             fence = ""
         elif fence:
             blocks[-1] += line
         elif mark:
-            fence = mark[1]
+            fence, margin = mark[2], len(mark[1])
             blocks.append("")
         elif not blocks:
             before += line
@@ -31,7 +33,7 @@ def fences_of(text):
 
 def extract(text: str, prompt: str, entry_point: str) -> tuple[str, str]:
     """As extract_code, and where the code was found: "fence" or "text"."""
-    text = text.rpartition("</think>")[2]
+    text = text.rpartition("</think>")[2].removeprefix(prompt)
     name = re.escape(entry_point)
     function = re.compile(rf"^\s*(async\s+)?(def|class)\s+{name}\b|^{name}\s*=[^=]|"
                           rf"^from\s.*\bimport\b.*\b{name}\b", re.M)
@@ -41,14 +43,17 @@ def extract(text: str, prompt: str, entry_point: str) -> tuple[str, str]:
         # a model that goes on in a block which its prompt opened closes it behind the function
         goes_on = prompt and re.match(r"\s*[\r\n]*[ \t]+\S", before)
         if function.search(before) or goes_on:
-            text, blocks = before, []
+            blocks, lines = [], (prompt + text).split("\n")
+            n_before = (prompt + before).count("\n")
+            if not longest_program(lines, n_before)[1]:      # else it is part of a docstring
+                text = before
     if blocks:
         code = textwrap.dedent(with_function[-1] if with_function else blocks[0])
         if function.search(prompt) and not function.search(code):
             code = textwrap.indent(code, "    ")       # a bare body, to fit below the prompt's def
         code = "\n" + code
     else:
-        code = text.removeprefix(prompt)
+        code = text
     if prompt.rstrip().endswith(":") and re.match(r"\s*\n\S|\S", code):
         code = "    pass\n" + code                     # a whole function: the prompt's has no body
     return code, "fence" if blocks else "text"

@@ -185,6 +185,8 @@ AROUND = {
     "comment at column 0": "def add(a, b):\n    a += 1\n# back again\n    return a + b - 1\n",
     "text at column 0": "def add(a, b):\n    '''\nclass and\ndef and\n# more\n'''\n"
                         "    return a + b\n",
+    "fence in the text": "def add(a, b):\n    '''\n    ```\n    1\n    ```\n    '''\n"
+                         "    return a + b\n",
     "main part": f"{HELPER}\n{WHOLE}\nif __name__ == '__main__':\n    print(add(1, input()))\n",
     "second function": f"{HELPER}\n{WHOLE}\ndef mul(a, b):\n    return a * b\n",
     "carriage returns": f"{HELPER}\n{WHOLE}".replace("\n", "\r\n"),
