@@ -14,6 +14,7 @@ an object that claims to equal everything. So it never meets its tests:
                    program and answers one question after another: "what is f(2)?"
     referee        runs the trusted tests; an answer is decoded into plain data before a test sees
                    it, so every comparison is ours
+
 How they do that stands in plumbing/sandbox.py and is no part of the method.
 """
 
@@ -146,9 +147,8 @@ def judge(rows: list[dict], problems: list, allow_code_execution: bool = False,
           stops: tuple[str, ...] = STOPS) -> list[dict]:
     """Add the verdict to rows of eval_math.complete() or read_samples().
 
-    answer: the code that ran, after the problem's own. status, detail, seconds: see the sandbox.
-    correct: True, False, or None for an error, which eval_math.summary() counts neither way.
-    stops: see cut; a fenced block is taken whole.
+    answer: the code that ran, after the problem's own. status, detail, seconds: the verdict's.
+    correct: True, False, or None for an error, which counts neither way. stops: see cut.
     """
     known, jobs = {p.id: p for p in problems}, []
     for r in rows:
@@ -205,10 +205,10 @@ def completions(args: argparse.Namespace, problems: list) -> list[dict]:
         raise ValueError(f"{args.checkpoint} was trained on {task}; score it with python "
                          f"eval_math.py {args.checkpoint}")
     is_toy = name == "toy-code"
-    return eval_math.complete(model, enc, problems,
-                    max_new_tokens=args.max_new_tokens or (64 if is_toy else 512), n=args.n,
-                    batch_size=args.batch or (700 if is_toy else 32), temperature=args.temperature,
-                    seed=args.seed, wrap=None if is_toy else eval_math.chat(enc, raw=True))
+    return eval_math.complete(
+        model, enc, problems, max_new_tokens=args.max_new_tokens or (64 if is_toy else 512),
+        batch_size=args.batch or (700 if is_toy else 32), n=args.n, seed=args.seed,
+        temperature=args.temperature, wrap=None if is_toy else eval_math.chat(enc, raw=True))
 
 
 @program("eval_code")
