@@ -27,12 +27,13 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import eval_math
+from eval_math import complete, show, summary
 from plumbing.cli import program
 from plumbing.code_benchmarks import EXPECTED, load_problems, read_samples
 from plumbing.files import commit, write_rows, write_text
 from plumbing.python_text import defines, extract, is_prose, longest_program, needed
 from plumbing.sandbox import Runner, check
+from plumbing.scoring import chat, load_model, sampling_flags, stem_of, wrong_flags
 
 # where the text of a model that goes on after its function is cut (Chen et al. 2021)
 STOPS = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(", "\nassert ", "\n```")
@@ -179,15 +180,14 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--allow-code-execution", action="store_true",
                         help="run the code; nothing happens without it")
     parser.add_argument("--workers", type=int, help="programs at a time, default: cores / 2")
-    parser.add_argument("--timeout", type=float, default=3.0, help="seconds of processor time and "
-                        "sleep for each program (3), or twice what the problem's own solution "
-                        "takes here where that is more")
-    eval_math.sampling_flags(parser, "toy-code")
+    parser.add_argument("--timeout", type=float, default=3.0, help="seconds of work and sleep a "
+                        "program (3), or twice what the problem's own solution takes if more")
+    sampling_flags(parser, "toy-code")
     args = parser.parse_args(argv)
     if not args.allow_code_execution:
         score([])                                      # refuses, before any costly work
     args.is_model = not args.checkpoint.endswith((".jsonl", ".jsonl.gz"))
-    wrong = eval_math.wrong_flags(args) if args.is_model else []
+    wrong = wrong_flags(args) if args.is_model else []
     if not args.is_model and args.limit is not None and args.limit < 1:
         wrong.append("--limit: expected 1 or more")
     if args.timeout <= 0 or args.workers is not None and args.workers < 1:
@@ -200,15 +200,15 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
 def completions(args: argparse.Namespace, problems: list) -> list[dict]:
     """Rows of what a model writes for the problems."""
     name = args.data.partition("=")[0]
-    model, enc, task = eval_math.load_model(args.checkpoint, args.device)
+    model, enc, task = load_model(args.checkpoint, args.device)
     if name == "toy-code" != task:
         raise ValueError(f"{args.checkpoint} was trained on {task}; score it with python "
                          f"eval_math.py {args.checkpoint}")
     is_toy = name == "toy-code"
-    return eval_math.complete(
+    return complete(
         model, enc, problems, max_new_tokens=args.max_new_tokens or (64 if is_toy else 512),
         batch_size=args.batch or (700 if is_toy else 32), n=args.n, seed=args.seed,
-        temperature=args.temperature, wrap=None if is_toy else eval_math.chat(enc, raw=True))
+        temperature=args.temperature, wrap=None if is_toy else chat(enc, raw=True))
 
 
 @program("eval_code")
@@ -232,17 +232,17 @@ def main(argv: list[str] | None = None) -> int:
         if os.path.isfile(file):                       # no folder of a model, no name on the hub
             with open(file, "rb") as f:
                 sha[file] = hashlib.file_digest(f, "sha256").hexdigest()
-    scores = eval_math.summary(rows, args.k)
+    scores = summary(rows, args.k)
     found = [r["status"] for r in rows]
     counts = {status: found.count(status) for status in ("pass", "fail", "timeout", "error")}
     flags = {key: value for key, value in vars(args).items() if key != "is_model"}
     record = {**flags, "sha256": sha, "commit": commit(), "python": sys.version.split()[0],
               "isolation": rows[0]["isolation"], "samples": n, "counts": counts,
               "seconds": round(time.time() - start, 1), "scores": scores}
-    stem = eval_math.stem_of(args, name, record)
+    stem = stem_of(args, name, record)
     write_rows(stem + ".jsonl", rows)
     write_text(stem + ".json", json.dumps(record, indent=1))
-    print(f"{name}: {stem}.jsonl | {counts}\n{eval_math.show(scores)}")
+    print(f"{name}: {stem}.jsonl | {counts}\n{show(scores)}")
     return 1 if counts["error"] else 0
 
 

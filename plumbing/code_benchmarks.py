@@ -2,7 +2,7 @@
 
 import re
 
-from eval_math import Item, built_in, hub_rows  # merging: from plumbing.benchmarks
+from plumbing.benchmarks import Item, hub_rows
 from plumbing.files import read_rows
 
 # How many problems each has. mbpp-test: task ids 11 to 510, the split that is reported.
@@ -42,6 +42,7 @@ def load_problems(spec: str, limit: int | None = None, split: str = "test") -> l
     """
     name, _, path = spec.partition("=")
     if spec == "toy-code":
+        from plumbing.tasks import built_in  # imports torch, which public data do not need
         return built_in(spec, split, limit)
     if name not in EXPECTED:
         raise ValueError(f"--data: expected toy-code, or {', '.join(EXPECTED)} with or without "

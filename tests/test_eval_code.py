@@ -14,7 +14,6 @@ import pytest
 
 import eval_code
 import eval_math
-from plumbing.toy_code import toy_code
 from eval_code import (
     check,
     cut,
@@ -25,8 +24,10 @@ from eval_code import (
     read_samples,
     score,
 )
-from eval_math import Item, summary
+from eval_math import summary
+from plumbing.benchmarks import Item
 from plumbing.sandbox import Verdict
+from plumbing.toy_code import toy_code
 
 ROOT = pathlib.Path(conftest.ROOT)
 DATA = pathlib.Path(os.environ.get("EVAL_CODE_DATA", ROOT.parent / "shared/data"))

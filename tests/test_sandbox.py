@@ -17,8 +17,8 @@ import conftest
 import pytest
 
 from eval_code import score
-from eval_math import Item
 from plumbing import sandbox
+from plumbing.benchmarks import Item
 from plumbing.sandbox import Runner, check
 from plumbing.values import pack, unpack
 
