@@ -41,12 +41,12 @@ from entropy import WEIGHTS, Gaps, find_gaps, gap_mask, load_pair
 from model import GPT, GPTConfig, load_checkpoint, read_config
 from plumbing.checks import STAGES, check_flags, check_inputs
 from plumbing.cli import arg, parse, program
-from plumbing.controls import ARMS, ROWS, Arm
+from plumbing.controls import ARMS, ROWS, arm_of, needs_gaps
 from plumbing.files import write_text
 from plumbing.loss import linear_cross_entropy
 from plumbing.report import gap_table, html_report, score_table
 from plumbing.run import Folder, Progress, Ranks, Run, sample_flops, step_flops
-from plumbing.tasks import TASKS, corpus_set
+from plumbing.tasks import corpus_set
 
 # -------------------------------------------------------------------------------------------------
 # configuration: each field is a flag; a plain `my_temp: float = 1.0` would be one, too
@@ -55,27 +55,25 @@ from plumbing.tasks import TASKS, corpus_set
 @dataclass
 class Config:
     name: str = arg("toy", "everything the run makes lies in out/NAME", group="the run")
-    preset: str = arg("", "flags from a file: smoke, smollm2-gsm8k, qwen3-0.6b-gsm8k, "
-                      "qwen3-4b-am, or your own; flags of the command line go first")
+    preset: str = arg("", "a file of flags: smoke, smollm2-gsm8k, qwen3-0.6b-gsm8k, qwen3-4b-am or "
+                      "your own; flags of the command line go first")
     stages: str = arg(",".join(STAGES), "the stages to run, in this order")
     resume: bool = arg(False, "go on with an interrupted out/NAME, or add stages to it")
     overwrite: bool = arg(False, "delete an existing out/NAME first")
-    seed: int = arg(0, "of the initialisation, the data and their order", low=0, high=2**31 - 1)
+    seed: int = arg(0, "of initialisation, data and order", low=0, high=2**31 - 1)
     threads: int = arg(0, "CPU threads of each process; 0: cores / processes", low=0)
-    dtype: Literal["auto", "fp32", "bf16"] = arg("auto", "of the computation; auto is bf16 on a "
-                                                 "GPU, fp32 on a CPU")
-    compile: bool | None = arg(None, "torch.compile the models in training (default: on a GPU "
-                               "from a width of 1,024 on)")
+    dtype: Literal["auto", "fp32", "bf16"] = arg("auto", "auto: bf16 on a GPU, fp32 on a CPU")
+    compile: bool | None = arg(None, "torch.compile in training (default: wide models on a GPU)")
 
     task: Literal["toy-math", "toy-code", "text"] = arg(
         "toy-math", "sums in columns; words -> a Python expression; the text of --data",
         group="data: a built-in task, or text")
-    data: list[str] = arg([], "text: .jsonl or .parquet files, folders, names on the hub as "
-                          "NAME[:CONFIG][@SPLIT]")
+    data: list[str] = arg([], "text: .jsonl or .parquet files, folders, NAME[:CONFIG][@SPLIT] of "
+                          "the hub")
     template: str = arg("auto", "chat format: plain, chatml, none, a Jinja file; auto is the "
                         "tokenizer's own, else plain")
-    prompt_column: str = arg("", "text: name of the column of prompts (default: messages, "
-                             "prompt/completion or question/answer)")
+    prompt_column: str = arg("", "text: name of the column of prompts, if not one of messages, "
+                             "prompt, question")
     completion_column: str = arg("", "text: name of the column of completions")
     max_len: int = arg(1024, "text: most tokens of a sample that the model reads", low=1)
     long: Literal["drop", "truncate", "error"] = arg("error", "text: what becomes of longer ones")
@@ -86,24 +84,20 @@ class Config:
     dim: int = arg(96, "width", low=1, group="model")
     n_layers: int = arg(2, "layers", low=1)
     n_heads: int = arg(4, "attention heads", low=1)
-    base: str = arg("", "M0: this checkpoint, Hugging Face folder or hub name, instead of training "
-                    "a base")
+    base: str = arg("", "M0: a checkpoint, Hugging Face folder or hub name; none: train a base")
     sft: str = arg("", "M1: this checkpoint, instead of fine-tuning")
 
     batch_size: int = arg(64, "samples of an optimizer step, over all ranks", low=1,
                           group="optimisation: AdamW, linear warm-up, linear decay to 0")
-    micro_batch: int = arg(64, "most samples of a forward pass; a step adds up the gradients of as "
-                           "many passes as it takes", low=1)
-    tokens_per_batch: int = arg(0, "most tokens of a forward pass, padding included; 0: no limit",
-                                low=0)
-    checkpointing: bool = arg(False, "recompute activations in backward: less memory, a third more "
-                              "time")
+    micro_batch: int = arg(64, "most samples of a forward pass; a step takes several if need be",
+                           low=1)
+    tokens_per_batch: int = arg(0, "most tokens of a forward pass; 0: no limit", low=0)
+    checkpointing: bool = arg(False, "recompute activations: less memory, a third more time")
     base_steps: int = arg(1200, "steps of the base", low=1)
     base_lr: float = arg(3e-3, "peak learning rate of the base", above=0)
     sft_epochs: float = arg(1.0, "epochs of SFT over D", above=0)
     sft_lr: float = arg(1e-4, "peak learning rate of SFT", above=0)
-    wmss_epochs: float = arg(1.0, "epochs of stage 3; also sets the steps of its baselines",
-                             above=0)
+    wmss_epochs: float = arg(1.0, "epochs of wmss; the other arms take as many steps", above=0)
     # each arm's best of 1e-5, 3e-5, ..., 3e-3 on the validation problems of toy-math, five seeds
     sft_steps_lr: float = arg(1e-4, "peak learning rate of sft-steps", above=0)
     sft_flops_lr: float = arg(3e-4, "peak learning rate of sft-flops", above=0)
@@ -113,37 +107,32 @@ class Config:
     warmup: float = arg(0.1, "share of a stage's steps", low=0, high=1)
     weight_decay: float = arg(0.0, "of AdamW", low=0)
     clip: float = arg(1.0, "largest norm of the gradient, both models together", above=0)
-    chunk_rows: int = arg(0, "tokens whose logits exist at a time; 0: as many as fill 128 MB",
-                          low=0)
+    chunk_rows: int = arg(0, "tokens whose logits exist at a time; 0: 128 MB of them", low=0)
 
     arm: list[str] = arg(["sft-steps", "sft-flops", "joint", "wmss", "wmss-mask"],
                          "what stage 3 trains", choices=tuple(ARMS), group="WMSS")
     lam: float = arg(0.5, "weight of the strong logits in the mix (eq. 5)", low=0, high=1)
     weak: Literal["joint", "frozen"] = arg("joint", "is the weak model trained, too?")
-    weak_snapshot: str = arg("", "the weak model: a checkpoint of any size with the same tokenizer "
-                             "(default: M0)")
+    weak_snapshot: str = arg("", "the weak model: a checkpoint with the same tokenizer, of any "
+                             "size (default: M0)")
     weights: str = arg("code", "formula of the sampling weights", choices=tuple(WEIGHTS))
     alpha: float = arg(0.1, "weight term: base difficulty", low=0)
     beta: float = arg(0.8, "weight term: consolidation (v2: current difficulty)", low=0)
     gamma: float = arg(0.1, "weight term: regression repair", low=0)
     dedup: bool = arg(False, "of equal draws keep the first only (v2)")
     gap: Literal["none", "sample", "token", "both"] = arg(
-        "sample", "what wmss uses the gaps for: sampling weights (the paper), a mask on the "
-        "mixing, both, nothing")
-    tau: float = arg(0.01, "gap mask: nats of entropy change; tau = h = 0 masks every token in",
-                     low=0)
-    h: float = arg(0.05, "gap mask: nats of weak entropy that make an unchanged token hard", low=0)
+        "sample", "wmss uses gaps as sampling weights (the paper), as a mask on the mixing, both")
+    tau: float = arg(0.01, "gap mask: nats of change; tau = h = 0 masks every token in", low=0)
+    h: float = arg(0.05, "gap mask: nats of weak entropy that make a token hard", low=0)
     rounds: int = arg(1, "K; round t mixes M_{t-1} into M_t", low=1)
 
-    snapshots: int = arg(2, "SFT snapshots saved on the way, for --weak-snapshot", low=0,
-                         group="output")
+    snapshots: int = arg(2, "SFT snapshots, for --weak-snapshot", low=0, group="output")
     save_every: int = arg(200, "steps between saves of the state that --resume goes on from", low=1)
     log_every: int = arg(50, "most steps between log lines", low=1)
     score_n: int = arg(2100, "problems to score", low=1)
-    score_split: Literal["test", "val"] = arg("test", "built-in tasks: choose settings on val, "
-                                              "read test once")
-    score_data: list[str] = arg([], "text: what to score on, gsm8k or mbpp=FILE, say (see --data "
-                                "of eval_math.py and eval_code.py)")
+    score_split: Literal["test", "val"] = arg("test", "built-in tasks: choose on val, read test "
+                                              "once")
+    score_data: list[str] = arg([], "text: gsm8k, mbpp=FILE, ...: see --data of eval_*.py")
     system: str = arg("", "text: system prompt of the scored questions; paper is the paper's")
     eval_batch: int = arg(700, "prompts decoded together", low=1)
     allow_code_execution: bool = arg(False, "code: run the programs that the models write, "
@@ -285,18 +274,6 @@ def stage_sft(run: Run):
     finish(run, "sft", model, state)
 
 
-def arm_of(cfg: Config, name: str) -> Arm:
-    """The arm of that name; what it leaves open is as the flags say."""
-    arm = ARMS[name]
-    return arm._replace(weak=cfg.weak if arm.weak is None else arm.weak,
-                        gap=cfg.gap if arm.gap is None else arm.gap)
-
-
-def needs_gaps(cfg: Config) -> bool:
-    """Whether an arm uses the gaps, or has its steps or FLOPs from one that does."""
-    return cfg.gap != "none" or any(arm_of(cfg, name).gap != "none" for name in cfg.arm)
-
-
 def stage_entropy(run: Run, t: int):
     """Stage 2 of round t: the gaps between the weak snapshot and M_t over D -> gaps.pt."""
     cfg, folder, path, started = run.cfg, run.folder, run.folder.gaps(t), time.time()
@@ -391,25 +368,20 @@ def stage_arm(run: Run, name: str, t: int = 1):
 def sets_to_score(run: Run) -> list[tuple]:
     """-> [(problems, wrap(prompt) -> the text that is read, or None, judge(rows) -> rows)]."""
     cfg, sets = run.cfg, []
-    workers = max(1, os.cpu_count() // 2 // run.ranks.world)
-
-    def judge_of(module, name, problems):
-        if module is eval_code:
-            return partial(eval_code.judge, problems=problems, workers=workers,
-                           allow_code_execution=cfg.allow_code_execution)
-        return partial(eval_math.judge, dataset=name)
-
-    if cfg.task != "text":
-        problems = TASKS[cfg.task](cfg.score_split, cfg.score_n)
-        module = eval_code if cfg.task == "toy-code" else eval_math
-        return [(problems, None, judge_of(module, cfg.task, problems))]
     system = eval_math.PAPER_SYSTEM if cfg.system == "paper" else cfg.system
-    for spec in cfg.score_data:
-        name = spec.partition("=")[0]
-        module = eval_code if name in eval_code.EXPECTED else eval_math
-        problems = module.load_problems(spec, cfg.score_n)
-        wrap = eval_math.chat(run.enc, system, raw=module is eval_code)
-        sets.append((problems, wrap, judge_of(module, name, problems)))
+    for spec in cfg.score_data if cfg.task == "text" else [cfg.task]:
+        name, wrap = spec.partition("=")[0], None
+        is_code = name == "toy-code" or name in eval_code.EXPECTED
+        module = eval_code if is_code else eval_math
+        problems = module.load_problems(spec, cfg.score_n, split=cfg.score_split)
+        if cfg.task == "text":
+            wrap = eval_math.chat(run.enc, system, raw=is_code)
+        judge = partial(eval_math.judge, dataset=name)
+        if is_code:
+            judge = partial(eval_code.judge, problems=problems,
+                            allow_code_execution=cfg.allow_code_execution,
+                            workers=max(1, os.cpu_count() // 2 // run.ranks.world))
+        sets.append((problems, wrap, judge))
     return sets
 
 

@@ -43,15 +43,15 @@ GOLD = re.compile(r"-?(\d+(\.\d*)?(/\d+)?|\.\d+)(e[-+]?\d+)?(\^\\circ)?")
 
 def load_problems(spec: str, limit: int | None = None, any_count: bool = False,
                   split: str = "test") -> list:
-    """Problems of "toy-math", "gsm8k" (from the hub) or "gsm8k=PATH" (see files.read_rows).
+    """Problems of a built-in task, of "gsm8k" (from the hub) or "gsm8k=PATH" (files.read_rows).
 
     Raises ValueError on a bad row, and on another number of rows than published unless any_count.
     """
     name, _, path = spec.partition("=")
-    if spec == "toy-math":
-        from plumbing.tasks import built_in  # imports torch, which public data do not need
-        return built_in(spec, split, limit)
     if name not in SOURCES:
+        from plumbing.tasks import TASKS, built_in  # imports torch: public data do not need it
+        if spec in TASKS:
+            return built_in(spec, split, limit)
         raise ValueError(f"--data {spec}: expected toy-math or one of {', '.join(SOURCES)}, "
                          "alone (from the hub) or as NAME=PATH")
     source = SOURCES[name]

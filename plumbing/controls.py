@@ -113,6 +113,18 @@ FORMER_NAMES = {"sft": "sft-steps", "d0": "temperature", "label-smoothing": "smo
 ROWS = ("base", "sft", *ARMS, "weak", "fused")      # of the table of scores; sft is M1
 
 
+def arm_of(cfg, name):
+    """The arm of that name; what it leaves open is as the flags say."""
+    arm = ARMS[name]
+    return arm._replace(weak=cfg.weak if arm.weak is None else arm.weak,
+                        gap=cfg.gap if arm.gap is None else arm.gap)
+
+
+def needs_gaps(cfg):
+    """Whether an arm uses the gaps, or has its steps or FLOPs from wmss, which does."""
+    return cfg.gap != "none" or any(arm_of(cfg, name).gap != "none" for name in cfg.arm)
+
+
 def hash_ids(*ids):
     """Whole numbers, or int64 tensors that broadcast -> int64: a pseudo-random function of all.
 
