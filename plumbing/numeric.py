@@ -323,7 +323,7 @@ class Traits:
             for value in pool:
                 yield {name: value}
             return
-        for i in range(60):
+        for i in range(120):
             yield {name: random.Random(f"{name} {i}").choice(pool) for name in self.names}
 
     def pool(self):
@@ -331,6 +331,8 @@ class Traits:
         pool = {Fraction(n) for n in range(-12, 13)}
         for n in (1_000_003, 300_000_007, 10 ** 20 + 39):          # floors of logarithms
             pool |= {Fraction(n), Fraction(-n)}
+        for n in (1, 3, 7, 11, 19, 27):                            # ceil(5 / x)
+            pool |= {Fraction(n, 32), Fraction(-n, 32)}
         numbers = sorted(x for x in self.numbers if x and bits_of(x) < 40)[:6]
         places = set(numbers)
         for a in numbers:
