@@ -54,98 +54,76 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         return action.metavar or default_metavar
 
 
-class Flags:
-    """The flags of a dataclass: what each is called, what it takes, and what its value means."""
+class Flag:
+    """One field of a dataclass as a flag: what it is called, what it takes, what is allowed."""
 
-    def __init__(self, cls):
-        self.fields = {f.name: f for f in dataclasses.fields(cls)}
-        self.types = get_type_hints(cls)
-        self.defaults = cls()
+    def __init__(self, field, hint):
+        self.name, self.about = flag_of(field.name), field.metadata
+        self.is_list = get_origin(hint) is list
+        self.is_switch = hint in (bool, bool | None)
+        one = get_args(hint)[0] if self.is_list else hint
+        self.kind = next((kind for kind in (int, float) if one in (kind, kind | None)), str)
+        self.choices = get_args(hint) if get_origin(hint) is Literal else self.about.get("choices")
 
-    def is_list(self, name):
-        return get_origin(self.types[name]) is list
+    def fits(self, value):
+        """-> (does the number lie within the limits, what they are in words)"""
+        low, high, above = (self.about.get(key) for key in ("low", "high", "above"))
+        if above is not None:
+            return above < value < math.inf, f"a number above {above}"
+        if low is not None and high is not None:
+            return low <= value <= high, f"a number from {low} to {high}"
+        if low is not None:
+            return low <= value < math.inf, f"a number of at least {low}"
+        if high is not None:
+            return -math.inf < value <= high, f"a number of at most {high}"
+        return True, "a number"
 
-    def is_switch(self, name):
-        return self.types[name] in (bool, bool | None)
+    def read(self, words):
+        """The words behind the flag -> its value; ValueError, in plain words, if they have none."""
+        if self.is_list and words:
+            return [self.read_one(word) for word in words]
+        if len(words) != 1:
+            wanted = "one or more values" if self.is_list else "one value"
+            raise ValueError(f"{self.name}: expected {wanted}, found {' '.join(words) or 'none'}")
+        return self.read_one(words[0])
 
-    def kind(self, name):
-        """int, float or str: what one word of the flag is read as."""
-        words = self.types[name]
-        if self.is_list(name):
-            words = get_args(words)[0]
-        for kind in (int, float):
-            if words in (kind, kind | None):
-                return kind
-        return str
-
-    def choices(self, name):
-        if get_origin(self.types[name]) is Literal:
-            return get_args(self.types[name])
-        return self.fields[name].metadata.get("choices")
-
-    def read(self, name, word):
-        """One word of the command line -> its value; ValueError, in plain words, if it has none."""
-        kind, about = self.kind(name), self.fields[name].metadata
-        if self.choices(name) and word not in self.choices(name):
-            expected = ", ".join(self.choices(name))
-            raise ValueError(f"{flag_of(name)}: expected one of {expected}, found {word!r}")
+    def read_one(self, word):
+        if self.choices and word not in self.choices:
+            raise ValueError(f"{self.name}: expected one of {', '.join(self.choices)}, "
+                             f"found {word!r}")
         try:
-            value = kind(word)
+            value = self.kind(word)
         except ValueError:
-            expected = "a whole number" if kind is int else "a number"
-            raise ValueError(f"{flag_of(name)}: expected {expected}, found {word!r}") from None
-        if kind is not str and not self.is_within(value, about):
-            raise ValueError(f"{flag_of(name)}: expected {self.range_of(about)}, found {word}")
+            expected = "a whole number" if self.kind is int else "a number"
+            raise ValueError(f"{self.name}: expected {expected}, found {word!r}") from None
+        fits, expected = (True, "") if self.kind is str else self.fits(value)
+        if not fits:
+            raise ValueError(f"{self.name}: expected {expected}, found {word}")
         return value
 
-    def is_within(self, value, about):
-        low, high, above = (about.get(key) for key in ("low", "high", "above"))
-        if not math.isfinite(value):
-            return low is None and high is None and above is None
-        return not ((low is not None and value < low) or (high is not None and value > high)
-                    or (above is not None and value <= above))
+    def add_to(self, group, dest, default):
+        """Add it to an argparse group."""
+        text = self.about.get("help") or "a field of your own"
+        if default not in (None, "", []):
+            shown = " ".join(map(str, default)) if isinstance(default, list) else default
+            text += f" (default {shown})"
+        how = dict(dest=dest, default=argparse.SUPPRESS)
+        if self.is_switch:
+            how["action"] = argparse.BooleanOptionalAction
+        else:
+            words = "{" + ",".join(self.choices or ()) + "}"
+            if not self.choices or len(words) > 30:
+                words = {int: "N", float: "X", str: "TEXT"}[self.kind]
+                if self.choices:
+                    text += "; of " + ", ".join(self.choices)
+            how.update(nargs="*", metavar=words + " ..." if self.is_list else words)
+        group.add_argument(self.name, help=text.replace("%", "%%"), **how)
 
-    def range_of(self, about):
-        """
-        >>> Flags.range_of(None, dict(low=0, high=1))
-        'a number from 0 to 1'
-        """
-        low, high, above = (about.get(key) for key in ("low", "high", "above"))
-        if above is not None:
-            return f"a number above {above}"
-        if low is None:
-            return f"a number of at most {high}"
-        if high is not None:
-            return f"a number from {low} to {high}"
-        return f"a number of at least {low}"
 
-    def parser(self, description):
-        parser = argparse.ArgumentParser(description=description, formatter_class=_Help,
-                                         allow_abbrev=False, usage="%(prog)s [--flag value ...]")
-        group = parser
-        for name, field in self.fields.items():
-            about = field.metadata
-            if about.get("group"):
-                group = parser.add_argument_group(about["group"])
-            default = getattr(self.defaults, name)
-            text = about.get("help") or "a field of your own"
-            if default not in (None, "", []):
-                shown = " ".join(map(str, default)) if isinstance(default, list) else default
-                text += f" (default {shown})"
-            how = dict(dest=name, default=argparse.SUPPRESS, help=text.replace("%", "%%"))
-            if self.is_switch(name):
-                group.add_argument(flag_of(name), action=argparse.BooleanOptionalAction, **how)
-                continue
-            shown = "{" + ",".join(self.choices(name)) + "}" if self.choices(name) else None
-            if shown is None or len(shown) > 30:
-                shown = {int: "N", float: "X", str: "TEXT"}[self.kind(name)]
-                if self.choices(name):
-                    how["help"] += "; one or more of " if self.is_list(name) else "; one of "
-                    how["help"] += ", ".join(self.choices(name))
-            if self.is_list(name):
-                shown += " ..."
-            group.add_argument(flag_of(name), nargs="*", metavar=shown, **how)
-        return parser
+def flags_of(cls):
+    """{field: Flag} of a dataclass."""
+    hints = get_type_hints(cls)
+    return {f.name: Flag(f, hints[f.name]) for f in dataclasses.fields(cls)}
 
 
 def parse(cls, argv=None, *, description="", check=None):
@@ -153,21 +131,27 @@ def parse(cls, argv=None, *, description="", check=None):
 
     A field named `preset` names a file of flags, in plumbing/presets or anywhere; flags of the
     command line go before those of the preset, and those before the defaults. check(cfg, given)
-    yields sentences on values that do not fit each other. Whatever is wrong is reported at once,
+    gives sentences on values that do not fit each other. Whatever is wrong is reported at once,
     in one ValueError; nothing has been written by then.
     """
-    flags, problems = Flags(cls), []
-    given = _read(flags, flags.parser(description), argv, problems)
-    values = dict(given)
-    preset = given.get("preset", getattr(flags.defaults, "preset", ""))
+    flags, defaults, problems = flags_of(cls), cls(), []
+    parser = argparse.ArgumentParser(description=description, formatter_class=_Help,
+                                     allow_abbrev=False, usage="%(prog)s [--flag value ...]")
+    group = parser
+    for name, flag in flags.items():
+        if flag.about.get("group"):
+            group = parser.add_argument_group(flag.about["group"])
+        flag.add_to(group, name, getattr(defaults, name))
+    given = _read(flags, parser, argv, problems)
+    values = {}
+    preset = given.get("preset", getattr(defaults, "preset", ""))
     if preset:
         try:
-            words = preset_words(preset)
-            values = _read(flags, flags.parser(""), words, problems) | given
+            values = _read(flags, parser, preset_words(preset), problems)
         except ValueError as e:
             problems.append(str(e))
-    cfg = cls(**values)
-    if check is not None and not problems:
+    cfg = cls(**values | given)
+    if check is not None:
         problems += check(cfg, set(given))
     if problems:
         raise ValueError("\n  ".join(["these flags cannot be used:", *problems]) +
@@ -177,65 +161,49 @@ def parse(cls, argv=None, *, description="", check=None):
 
 def _read(flags, parser, argv, problems):
     """Words -> {field: value}; what is wrong is appended to problems."""
-    given, unknown = parser.parse_known_args(argv)
+    found, unknown = parser.parse_known_args(argv)
     values = {}
-    for name, words in vars(given).items():
-        if flags.is_switch(name):
-            values[name] = words
-            continue
+    for name, words in vars(found).items():
         try:
-            if flags.is_list(name):
-                values[name] = [flags.read(name, word) for word in words]
-                if not words:
-                    raise ValueError(f"{flag_of(name)}: expected one or more values, found none")
-            elif len(words) != 1:
-                found = " ".join(words) or "none"
-                raise ValueError(f"{flag_of(name)}: expected one value, found {found}")
-            else:
-                values[name] = flags.read(name, words[0])
+            values[name] = words if flags[name].is_switch else flags[name].read(words)
         except ValueError as e:
             problems.append(str(e))
-    known = [flag_of(name) for name in flags.fields]
     after_unknown = False
     for word in unknown:
-        if not word.startswith("--"):
-            if not after_unknown:               # the value of a mistyped flag was named with it
-                problems.append(f"{word!r} stands alone; every value follows a flag, as in "
-                                "--lam 0.5")
-            continue
-        after_unknown = "=" not in word
-        close = difflib.get_close_matches(word.split("=")[0], known, 1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        problems.append(f"{word.split('=')[0]} is no flag of this program{hint}")
+        name, is_flag = word.split("=")[0], word.startswith("--")
+        if is_flag:
+            close = difflib.get_close_matches(name, [flag.name for flag in flags.values()], 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            problems.append(f"{name} is no flag of this program{hint}")
+            after_unknown = "=" not in word
+        elif not after_unknown:                 # the value of a mistyped flag was named with it
+            problems.append(f"{word!r} stands alone; every value follows a flag, as in --lam 0.5")
     return values
 
 
-def preset_words(preset):
-    """The words of a preset file: one flag with its values a line, the reason behind a #."""
+def preset_lines(preset):
+    """The lines of a preset: a name in plumbing/presets, or a file of flags anywhere."""
     path = os.path.join(PRESETS, preset + ".txt")
-    if not os.path.isfile(path):
-        path = preset
     try:
-        with open(path, encoding="utf-8") as f:
-            lines = f.read().splitlines()
+        with open(path if os.path.isfile(path) else preset, encoding="utf-8") as f:
+            return f.read().splitlines()
     except OSError:
-        there = ", ".join(sorted(name[:-4] for name in os.listdir(PRESETS)))
+        there = ", ".join(sorted(name.removesuffix(".txt") for name in os.listdir(PRESETS)))
         raise ValueError(f"--preset: expected one of {there}, or a file of flags, "
                          f"found {preset!r}") from None
+
+
+def preset_words(preset):
+    """Its words: a flag with its values a line, the reason behind a #."""
     words = []
-    for line in lines:
+    for line in preset_lines(preset):
         words += shlex.split(line, comments=True)
     return words
 
 
 def preset_notes(preset):
-    """What a preset says about itself: its lines that begin with #, as one text."""
-    path = os.path.join(PRESETS, preset + ".txt")
-    if not os.path.isfile(path):
-        path = preset
-    with open(path, encoding="utf-8") as f:
-        notes = [line.lstrip("# ").rstrip() for line in f if line.startswith("#")]
-    return " ".join(notes)
+    """What it says about itself: its lines that begin with #, as one text."""
+    return " ".join(line.strip("# ") for line in preset_lines(preset) if line.startswith("#"))
 
 
 def program(name):
