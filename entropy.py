@@ -20,9 +20,11 @@ from dataclasses import asdict, dataclass, field
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import Tensor
 
 from data import Sample, micro_batches
 from model import GPT, load_checkpoint, read_config
+from plumbing.bar import bar
 from plumbing.cli import program
 from plumbing.files import write_atomically
 from plumbing.loss import chunk_of, tiles
@@ -32,7 +34,7 @@ from plumbing.tokenizer import fingerprint
 
 
 @torch.no_grad()
-def token_entropy(hidden: torch.Tensor, weight: torch.Tensor, chunk_rows: int | None = None):
+def token_entropy(hidden: Tensor, weight: Tensor, chunk_rows: int | None = None):
     """Entropy of softmax(hidden @ weight.T) in nats for each row, paper v2 eq. 7.
 
     hidden (..., C), weight (V, C) -> hidden.shape[:-1]. At most chunk_rows * V logits exist at a
@@ -73,23 +75,23 @@ def token_entropy(hidden: torch.Tensor, weight: torch.Tensor, chunk_rows: int | 
     return torch.cat(out).reshape(hidden.shape[:-1]) if out else hidden.new_zeros(hidden.shape[:-1])
 
 
-def _shares(term):
+def _share(term):
     """A term divided by its sum; where it is 0 everywhere there is nothing to share out."""
     return term / term.sum() if term.sum() > 0 else term
 
 
-def weights_code(w, s, alpha, beta, gamma):
+def weights_code(w: Tensor, s: Tensor, alpha: float, beta: float, gamma: float) -> Tensor:
     """The released code: each term has exactly its share alpha, beta or gamma of the mass."""
     consolidating, regressing = (w - s).clamp_min(0), (s - w).clamp_min(0)
-    return (alpha * _shares(w) + beta * _shares(consolidating) + gamma * _shares(regressing))
+    return alpha * _share(w) + beta * _share(consolidating) + gamma * _share(regressing)
 
 
-def weights_v1(w, s, alpha, beta, gamma):
+def weights_v1(w: Tensor, s: Tensor, alpha: float, beta: float, gamma: float) -> Tensor:
     """Version 1 of the paper: base difficulty, consolidation and regression repair, in nats."""
     return alpha * w + beta * (w - s).clamp_min(0) + gamma * (s - w).clamp_min(0)
 
 
-def weights_v2(w, s, alpha, beta, gamma):
+def weights_v2(w: Tensor, s: Tensor, alpha: float, beta: float, gamma: float) -> Tensor:
     """Version 2 of the paper: beta weighs the live entropy; close to uncertainty sampling."""
     return alpha * (w - s).clamp_min(0) + beta * s + gamma * (s - w).clamp_min(0)
 
@@ -98,8 +100,8 @@ def weights_v2(w, s, alpha, beta, gamma):
 WEIGHTS = {"code": weights_code, "v1": weights_v1, "v2": weights_v2}
 
 
-def gap_weights(ent_weak: torch.Tensor, ent_live: torch.Tensor, alpha: float = 0.1,
-                beta: float = 0.8, gamma: float = 0.1, kind: str = "code") -> torch.Tensor:
+def gap_weights(ent_weak: Tensor, ent_live: Tensor, alpha: float = 0.1,
+                beta: float = 0.8, gamma: float = 0.1, kind: str = "code") -> Tensor:
     """Sampling weights from the samples' mean entropies -> (N,) float64, sums to 1.
 
     ent_weak, ent_live (N,) in nats. kind: one of WEIGHTS, the three published readings of
@@ -126,8 +128,8 @@ def gap_weights(ent_weak: torch.Tensor, ent_live: torch.Tensor, alpha: float = 0
     return out / out.sum() if out.sum() > 0 else torch.full_like(out, 1 / len(out))
 
 
-def gap_mask(ent_weak: torch.Tensor, ent_live: torch.Tensor, tau: float = 0.0,
-             h: float = 0.0) -> torch.Tensor:
+def gap_mask(ent_weak: Tensor, ent_live: Tensor, tau: float = 0.0,
+             h: float = 0.0) -> Tensor:
     """Gap code of each token -> uint8, indices into CODES; the gap mask is code > 0.
 
     1 consolidating: the live model is surer than the weak one by more than tau. 2 regressing: less
@@ -158,14 +160,14 @@ class Gaps:
 
     The tokens of sample n are offsets[n]:offsets[n + 1] of the flat vectors of length M.
     """
-    ids: torch.Tensor               # (N,) the samples' ids
-    offsets: torch.Tensor           # (N + 1,)
-    ent_weak: torch.Tensor          # (M,) nats
-    ent_live: torch.Tensor          # (M,) nats
-    mean_weak: torch.Tensor         # (N,) float64, nats per token
-    mean_live: torch.Tensor         # (N,)
-    codes: torch.Tensor = None      # (M,) uint8, see gap_mask
-    weights: torch.Tensor = None    # (N,) float64, see gap_weights
+    ids: Tensor               # (N,) the samples' ids
+    offsets: Tensor           # (N + 1,)
+    ent_weak: Tensor          # (M,) nats
+    ent_live: Tensor          # (M,) nats
+    mean_weak: Tensor         # (N,) float64, nats per token
+    mean_live: Tensor         # (N,)
+    codes: Tensor = None      # (M,) uint8, see gap_mask
+    weights: Tensor = None    # (N,) float64, see gap_weights
     settings: dict = field(default_factory=dict)
     flops: float = 0.0              # what measuring cost
     seconds: float = 0.0
@@ -201,11 +203,11 @@ class Gaps:
                              f"{again}")
         return gaps
 
-    def of_sample(self, i: int, name: str) -> torch.Tensor:
+    def of_sample(self, i: int, name: str) -> Tensor:
         """The part of a flat vector that belongs to sample i."""
         return getattr(self, name)[self.offsets[i]:self.offsets[i + 1]]
 
-    def codes_of(self, ids: torch.Tensor) -> torch.Tensor:
+    def codes_of(self, ids: Tensor) -> Tensor:
         """Codes of a batch's loss tokens, row by row as hidden[loss_mask] has them -> (n,) uint8.
 
         ids (B,): sample ids, which number the rows 0..N-1; -1 is a row without loss.
@@ -230,7 +232,8 @@ def measure(weak: GPT, live: GPT, samples: list[Sample], micro_batch: int = 64,
                              "every sample")
     device = next(live.parameters()).device
     found = {}                                              # id -> entropies of its loss tokens
-    for batch in micro_batches(samples, micro_batch, rank, world, tokens_per_batch):
+    batches = micro_batches(samples, micro_batch, rank, world, tokens_per_batch)
+    for batch in bar(batches, "entropies", "batch"):
         b = batch.to(device)
         counts = [n_loss.get(i, 0) for i in batch.ids.tolist()]     # a row without loss is id -1
         by_model = []

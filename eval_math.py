@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from plumbing import extract, scoring
+from plumbing.bar import bar
 from plumbing.benchmarks import load_problems
 from plumbing.cli import program
 from plumbing.files import commit, write_rows, write_text
@@ -201,7 +202,7 @@ def complete(model, enc, problems: list, *, max_new_tokens: int = 64, batch_size
         if not last or len(last) == batch_size or slots(i) > 2 * slots(last[0]):
             batches.append([])
         batches[-1].append(i)
-    for batch in batches:
+    for batch in bar(batches, "answers", "batch"):
         new = model.generate([prompts[i // n] for i in batch], max_new_tokens,
                              temperature=temperature, stop_ids=enc.stop_ids,
                              seed=[rows[i]["seed"] for i in batch], weak=weak, lam=lam)

@@ -26,6 +26,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import json
 import time
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,6 +34,7 @@ from typing import Literal
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
 import eval_code
 import eval_math
@@ -151,14 +153,15 @@ class MixedLoss(nn.Module):
     """
 
     def __init__(self, strong: GPT, weak: GPT | None = None, joint: bool = True,
-                 chunk_rows: int | None = None, control=None):
+                 chunk_rows: int | None = None, control: Callable | None = None):
         super().__init__()
         self.strong, self.weak, self.joint = strong, weak, joint
         self.chunk_rows, self.control = chunk_rows, control
         if weak is not None:
             weak.requires_grad_(joint)
 
-    def forward(self, x, y: torch.Tensor, positions: torch.Tensor, lam) -> torch.Tensor:
+    def forward(self, x: Tensor | list[Tensor], y: Tensor, positions: Tensor,
+                lam: float | Tensor) -> Tensor:
         """x: token ids, (B, T) or a list of buckets; y (N,) targets; positions (N,): where among
         all B * T positions they are predicted; lam: a number or (N,)."""
         def hidden(model):
@@ -183,9 +186,9 @@ def lr_at(step: int, steps: int, peak: float, warmup: float) -> float:
     return peak * min((step + 1) / rise, (steps - step) / max(1, steps - rise))
 
 
-def train(run: Run, arm: str, strong: GPT, samples: list[Sample], batches: list[torch.Tensor],
+def train(run: Run, arm: str, strong: GPT, samples: list[Sample], batches: list[Tensor],
           lr: float, weak: GPT | None = None, joint: bool = True, gaps: Gaps | None = None,
-          control=None, snapshots=()) -> dict:
+          control: Callable | None = None, snapshots: Collection[int] = ()) -> dict:
     """Train strong (and weak) in place -> the final state: a checkpoint without its model.
 
     batches: one tensor of sample indices per optimizer step, from data.schedule(). weak: mix its

@@ -104,7 +104,7 @@ class Flag:
     def add_to(self, group, dest, default):
         """Add it to an argparse group."""
         text = self.about.get("help") or "a field of your own"
-        if default not in (None, "", []):
+        if default not in (None, "", []) and default is not False:
             shown = " ".join(map(str, default)) if isinstance(default, list) else default
             text += f" (default {shown})"
         how = dict(dest=dest, default=argparse.SUPPRESS)
