@@ -133,7 +133,6 @@ def test_foreign_missing_and_unfitting_checkpoints_are_refused_before_work(
         ((*base, "--task", "toy-code", "--allow-code-execution"), "was trained on toy-math"),
         (("--stages", "sft"), "need out/toy/base.pt"),
         ((*base, "--stages", "entropy,wmss"), "need out/toy/sft.pt"),
-        (("--score-n", "100000"), "too few"),
         ((*base, *sft, "--stages", "wmss"), "add the stage entropy"),
         (sft, "which base was it fine-tuned from?"),
         ((*base, "--dim", "32", "--n-layers", "2"), "pass --dim 16 --n-layers 1"),
@@ -171,6 +170,21 @@ def test_gaps_of_another_data_set_are_refused(run, trained):
         assert "was made for other samples or models" in refuse(*again)
     (out / "gaps.pt").write_bytes(b"half")
     assert "not a gaps file" in refuse(*again)
+
+
+def test_more_problems_than_there_are_is_refused_before_work(tmp_path, monkeypatch):
+    """Bug: a score that fails after the training that it is to judge."""
+    real = train_wmss.TASKS["toy-math"]
+
+    def too_few(split, n, *more):       # to find that out takes the real one seconds
+        if split == "test":
+            raise ValueError(f"split {split!r} has too few problems for n = {n}; ask for fewer")
+        return real(split, n, *more)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(train_wmss.TASKS, "toy-math", too_few)
+    assert "'test' has too few problems for n = 14" in refuse(*TINY)
+    assert os.listdir(tmp_path) == []
 
 
 # -------------------------------------------------------------------------------------------------
