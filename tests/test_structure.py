@@ -2,6 +2,7 @@
 bounds are upper bounds."""
 
 import ast
+import functools
 import os
 import re
 
@@ -17,8 +18,11 @@ def read(path):
         return f.read()
 
 
+parsed = functools.cache(ast.parse)             # of a source; many rules read the same files
+
+
 def tree(path):
-    return ast.parse(read(path))
+    return parsed(read(path))
 
 
 def python_files(folder):
@@ -108,7 +112,7 @@ def test_one_statement_stands_on_a_line(path):
 def test_no_tuple_is_made_by_a_trailing_comma(path):
     """Bug: a comma at the end of a line that a reader does not see."""
     source = read(path)
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Tuple):
             text = ast.get_source_segment(source, node)
             open_ended = text.rstrip().endswith(",")
