@@ -14,6 +14,7 @@ import train_wmss
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 from plumbing.checks import check_flags
 from plumbing.cli import parse
+from plumbing.tasks import TASKS
 from train_wmss import Config
 
 
@@ -174,7 +175,7 @@ def test_gaps_of_another_data_set_are_refused(run, trained):
 
 def test_more_problems_than_there_are_is_refused_before_work(tmp_path, monkeypatch):
     """Bug: a score that fails after the training that it is to judge."""
-    real = train_wmss.TASKS["toy-math"]
+    real = TASKS["toy-math"]
 
     def too_few(split, n, *more):       # to find that out takes the real one seconds
         if split == "test":
@@ -182,7 +183,7 @@ def test_more_problems_than_there_are_is_refused_before_work(tmp_path, monkeypat
         return real(split, n, *more)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(train_wmss.TASKS, "toy-math", too_few)
+    monkeypatch.setitem(TASKS, "toy-math", too_few)
     assert "'test' has too few problems for n = 14" in refuse(*TINY)
     assert os.listdir(tmp_path) == []
 
