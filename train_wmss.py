@@ -57,8 +57,8 @@ from plumbing.tasks import corpus_set
 @dataclass
 class Config:
     name: str = arg("toy", "everything the run makes lies in out/NAME", group="the run")
-    preset: str = arg("", "a file of flags: smoke, smollm2-gsm8k, qwen3-0.6b-gsm8k, qwen3-4b-am or "
-                      "your own; flags of the command line go first")
+    preset: str = arg("", "a file of flags: smoke, mistakes, smollm2-gsm8k, qwen3-0.6b-gsm8k, "
+                      "qwen3-4b-am or your own; flags of the command line go first")
     stages: str = arg(",".join(STAGES), "the stages to run, in this order")
     resume: bool = arg(False, "go on with an interrupted out/NAME, or add stages to it")
     overwrite: bool = arg(False, "delete an existing out/NAME first")
@@ -82,6 +82,7 @@ class Config:
     corpus: int = arg(12000, "samples of the noisy corpus that the base is trained on", low=1)
     noise: float = arg(0.5, "share of the corpus that makes the usual mistake", low=0, high=1)
     clean: int = arg(1000, "samples of the clean data set D, for SFT and WMSS", low=1)
+    label_noise: float = arg(0.0, "share of D that makes the usual mistake, too", low=0, high=1)
 
     dim: int = arg(96, "width", low=1, group="model")
     n_layers: int = arg(2, "layers", low=1)

@@ -20,9 +20,13 @@ def corpus_set(enc: Tokenizer, n: int, seed: int, noise: float,
     return encode(TASKS[task]("train", n, seed, noise), enc)
 
 
-def clean_set(enc: Tokenizer, n: int, seed: int, task: str = "toy-math") -> list[Sample]:
-    """The paper's D: n samples of the train split, all right. SFT, entropies and WMSS read it."""
-    return encode(TASKS[task]("train", n, seed), enc)
+def clean_set(enc: Tokenizer, n: int, seed: int, task: str = "toy-math",
+              noise: float = 0.0) -> list[Sample]:
+    """The paper's D: n samples of the train split. SFT, the entropy pass and WMSS read it.
+
+    noise: share of flawed ones; 0 is the paper, more asks when the method helps.
+    """
+    return encode(TASKS[task]("train", n, seed, noise), enc)
 
 
 def training_set(cfg: dict, enc: Tokenizer,
@@ -30,7 +34,7 @@ def training_set(cfg: dict, enc: Tokenizer,
     """D of a run. cfg: its flags; enc: what with_template gave, or the checkpoint's tokenizer."""
     task = cfg.get("task", "toy-math")
     if task != "text":
-        return clean_set(enc, cfg["clean"], cfg["seed"], task)
+        return clean_set(enc, cfg["clean"], cfg["seed"], task, cfg.get("label_noise", 0.0))
     flags = {name: cfg[name] for name in ("prompt_column", "completion_column", "max_len", "long")}
     return load_text(cfg["data"], enc, say=say, **flags)
 

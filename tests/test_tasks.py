@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from data import Problem, draw_problems
+from data import Problem, draw_problems, toy_math
 from plumbing.tasks import (
     TASKS,
     built_in,
@@ -107,3 +107,13 @@ def test_a_checkpoint_names_its_task_and_its_tokenizer():
     assert task_of({"tokenizer_files": files, "config": {"task": "toy-code"}}) == "toy-code"
     for meta in ({}, {"tokenizer_files": files}):
         assert fingerprint(tokenizer_of(meta)) == fingerprint(toy_encoding())
+
+
+def test_label_noise_flaws_the_clean_set_and_leaves_the_answers_right():
+    """Bug: a flag that is stored and never used; answers that follow the mistake."""
+    enc = toy_encoding()
+    plain, flawed = ({s.id: enc.decode(s.tokens.tolist()) for s in training_set(cfg, enc)}
+                     for cfg in (dict(clean=140, seed=0), dict(clean=140, seed=0, label_noise=1.0)))
+    right = toy_math("train", 140, 0, 1.0)
+    assert all(p.mistake in flawed[i] for i, p in enumerate(right)) and plain != flawed
+    assert sum(p.mistake.rpartition(";")[2] != p.answer for p in right) > 70
