@@ -16,8 +16,8 @@ from fractions import Fraction
 from functools import lru_cache
 
 from plumbing import numeric
-from plumbing.notation import GREEK, normalise
-from plumbing.numeric import Calculator, Expr, Traits, make, variable
+from plumbing.notation import FUNCTIONS, GREEK, normalise
+from plumbing.numeric import Calculator, Expr, make, names_of, variable
 
 MAX_CHARS, MAX_STEPS, MAX_DEPTH = 3000, 3000, 30
 
@@ -30,15 +30,24 @@ class Node:
     items: tuple
 
 
-FUNCTIONS = {"sqrt", *numeric.FUNCTIONS}
 CONSTANTS = {"pi": numeric.PI, "e": numeric.EULER, "i": numeric.IMAGINARY}
 FENCES = {"|": ("|", "abs"), "\\lfloor": ("\\rfloor", "floor"), "\\lceil": ("\\rceil", "ceil")}
 COMMANDS = {"\\frac": "/", "\\binom": "binomial"}
-FACTOR = re.compile(r"[A-Za-z⟦({\[]|\\(?!end|rfloor|rceil|over|choose)[A-Za-z{]")  # starts a factor
+INFIX = {"\\over": "/", "\\choose": "binomial"}
+DEFINITIONS = {  # of functions that plumbing.numeric does not have
+    "exp": "e^x", "log": r"\frac{\ln x}{\ln 10}", "lg": r"\frac{\ln x}{\ln 10}",
+    "cot": r"\frac{1}{\tan x}", "sec": r"\frac{1}{\cos x}", "csc": r"\frac{1}{\sin x}",
+    "sinh": "(e^x-e^{-x})/2", "cosh": "(e^x+e^{-x})/2", "sqrt": "x^{1/2}",
+    "tanh": r"\frac{e^x-e^{-x}}{e^x+e^{-x}}"}
 RELATIONS = {"=": "=", "≠": "≠", "∈": "∈", "≈": "≈",        # and what they are read backwards
              "<": ">", "≤": "≥", ">": "<", "≥": "≤"}
-TOKEN = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\[A-Za-z]+|\\.|‹[^›]*›|⟦[^⟧]*⟧"
-                   r"|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|[A-Za-z]+|\S")
+HEADS = "|".join(sorted([*FUNCTIONS, "pi"], key=len, reverse=True))
+TOKEN = re.compile(
+    r"\\(?:begin|end)\{\w+\*?\}|\\[A-Za-z]+|\\.|‹[^›]*›|⟦[^⟧]*⟧"
+    r"|(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+    rf"|(?<![A-Za-z])(?:{HEADS})(?=[A-Za-z]{{0,2}}(?![A-Za-z]))"       # sin, and the sin of sinx
+    r"|(?<![A-Za-z])[A-Za-z]{4,}|\S")                      # up to three letters are a product
+FACTOR = re.compile(r"[A-Za-z⟦({\[]|\\(?!end|rfloor|rceil|over|choose)[A-Za-z{]")  # starts a factor
 NAME = (r"(?:\\(?:" + "|".join(sorted(GREEK)) + r")|[A-Za-z]|⟦\w+⟧)"
         r"(?:_\{?[\w,⟦⟧]+\}?)?'?")
 SEGMENT = r"(?:[A-Z]{2,3}|⟦\w+⟧)"                       # AB, in AB:BC = 7:3
@@ -52,33 +61,44 @@ CHOICE = re.compile(r"(?:\(([A-E])\)[.:]?|([A-E])[.)])\s+(?=\S)(.*)")       # (A
 LETTER = re.compile(r"\(?([A-E])[).]?")
 
 
+def kind(x):
+    return x.kind if isinstance(x, Node) else ""
+
+
+def amount(x):
+    """5 of 5 cm."""
+    return x.items[0] if kind(x) == "unit" else x
+
+
+def is_constant(x):
+    return not kind(x) and not names_of(x)
+
+
+def times(a, b):
+    for x, y in ((a, b), (b, a)):
+        if kind(x) in ("matrix", "row") and not kind(y):
+            return Node(x.kind, tuple(times(y, part) for part in x.items))
+    return make("*", a, b)
+
+
+def minus(x):
+    return times(Fraction(-1), x)
+
+
 class Reader:
     """Recursive descent over the tokens of a normalised answer: one method per level of
     precedence, each returns a value."""
 
     def __init__(self, s):
-        self.tokens, self.at, self.steps, self.depth = [], 0, 0, 0
-        # the branch of plus-minus being read, whether one was met, open |
-        self.sign, self.pm, self.bars = 1, False, 0
         if PROSE.search(s):
             raise ValueError("prose is compared as a string only")
-        names = (*FUNCTIONS, "pi")
-        for token in TOKEN.findall(s):
-            if not token[0].isalpha():
-                self.tokens.append(token)
-                continue
-            heads = [f for f in names if token.startswith(f) and len(token) <= len(f) + 2]
-            head = max(heads, key=len, default="")           # sin, sinx
-            rest = token[len(head):]
-            if head:
-                self.tokens.append(head)
-            if rest.isalpha() and rest.isascii():            # up to three letters are a product
-                self.tokens += [f"⟦{rest}⟧"] if len(rest) > 3 else rest
-            elif rest:
-                self.tokens.append(rest)
-        firsts = "".join(token[0] for token in self.tokens)
-        if "⟦⟦" in firsts:
+        self.tokens = [f"⟦{t}⟧" if len(t) > 3 and t.isalpha() and t not in FUNCTIONS else t
+                       for t in TOKEN.findall(s)]
+        if "⟦⟦" in "".join(token[0] for token in self.tokens):
             raise ValueError("prose: two words in a row are compared as strings only")
+        self.at, self.steps, self.depth = 0, 0, 0
+        # the branch of plus-minus being read, whether one was met, open |
+        self.sign, self.pm, self.bars = 1, False, 0
 
     @property
     def next(self):
@@ -113,46 +133,31 @@ class Reader:
             if sides:
                 ops.append(self.take())
             start = self.at
-            sides.append(self.chain("∪", "union", self.over))
+            sides.append(self.chain("∪", "union", self.quantity))
             name = "".join(self.tokens[start:self.at])
             names.append(name if SYMBOL.fullmatch(name) else "")
-        if any(op in ">≥" for op in ops):                     # 5 > x is x < 5
+        if "≈" in ops:             # 5/9 ≈ 0.556 says 5/9; x ≈ 3 says nothing exact
+            first = ops.index("≈")
+            exact, *rounded = [amount(side) for side in sides[first:]]
+            if {*ops[:first]} > {"="} or {*ops[first:]} > {"≈"} or not near(exact, rounded):
+                raise ValueError("not near what it approximates")
+            del ops[first:], sides[first + 1:], names[first + 1:]
+        if set(ops) & {">", "≥"}:                             # 5 > x is x < 5
             sides, names, ops = sides[::-1], names[::-1], [RELATIONS[op] for op in ops[::-1]]
-        if "≈" in ops:
-            self.drop_approximations(sides, ops, names)
-        if len(ops) > 1 and set(ops) == {"="}:
-            shorten(sides, ops, names)
-        numbers = [amount(side) for side in sides]
-        if ops == ["="] and all(map(is_constant, numbers)) and Calculator().same(*numbers):
-            return sides[-1]                                  # 5 + 6 = 11 apples says 11 apples
+        if set(ops) == {"="}:
+            numbers, calculator = [amount(side) for side in sides], Calculator()
+            if all(map(is_constant, numbers)):                # 5 + 6 = 11 apples says 11 apples
+                if all(calculator.same(x, numbers[-1]) for x in numbers[:-1]):
+                    return sides[-1]
+            if names[0] and not any(names[1:-1]):             # y = 4 + 5 = 9 says y = 9
+                ops, sides, names = ["="], [sides[0], sides[-1]], [names[0], names[-1]]
         return Node("rel", (tuple(ops), tuple(sides), tuple(names))) if ops else sides[0]
-
-    def drop_approximations(self, sides, ops, names):
-        """5/9 ≈ 0.556 says 5/9, if the two are near each other; x ≈ 3 says nothing exact."""
-        first = ops.index("≈")
-        exact = sides[first]
-        number = amount(exact)
-        if set(ops[:first]) - {"="} or set(ops[first:]) != {"≈"} or not is_constant(number):
-            raise ValueError("an approximation of no number")
-        rounded = [amount(side) for side in sides[first + 1:]]
-        if not all(is_constant(x) and near(number, x) for x in rounded):
-            raise ValueError("not near what it approximates")
-        del ops[first:], sides[first + 1:], names[first + 1:]
-
-    def over(self):
-        value = self.quantity()
-        if self.take("\\over"):                               # {1 \over 2}
-            return self.make("/", value, self.quantity())
-        if self.take("\\choose"):
-            return self.make("binomial", value, self.quantity())
-        return value
 
     def quantity(self):
         start = self.at
-        value = self.chain(":", "ratio", self.sum)
-        if isinstance(value, Node) and value.kind == "ratio":
-            if any(re.fullmatch(r"0\d", t) for t in self.tokens[start + 1:self.at]):
-                value = Node("clock", value.items)            # 3:05 is no 3:5
+        value = self.chain(":", "ratio", self.infix)
+        if kind(value) == "ratio" and re.search(r":0\d(?!\d)", "".join(self.tokens[start:self.at])):
+            value = Node("clock", value.items)                # 3:05 is no 3:5
         if self.next[:1] == "⟦":  # 4:00⟦pm⟧ is no product: 0 times pm would be 0 times am
             return Node("text", (value, variable(self.take().casefold())))
         return Node("unit", (value, self.take())) if self.next[:1] == "‹" else value
@@ -163,21 +168,19 @@ class Reader:
             parts.append(part())
         return parts[0] if len(parts) == 1 else Node(kind, tuple(parts))
 
-    def make(self, op, *args):
-        if any(isinstance(a, Node) for a in args):
-            raise ValueError("arithmetic on a container")
-        return make(op, *args)
+    def infix(self):
+        value, op = self.sum(), self.take(*INFIX)             # {1 \over 2}
+        return make(INFIX[op], value, self.sum()) if op else value
 
     def sum(self):
         terms = []
         while not terms or self.next in ("+", "-", "±", "∓"):
             op = self.take("+", "-", "±", "∓")
             self.pm |= op in ("±", "∓")
+            is_minus = op == "-" or (op == "±" and self.sign < 0) or (op == "∓" and self.sign > 0)
             term = self.product()
-            if op == "-" or (op == "±" and self.sign < 0) or (op == "∓" and self.sign > 0):
-                term = self.times(Fraction(-1), term)
-            terms.append(term)
-        return terms[0] if len(terms) == 1 else self.make("+", *terms)
+            terms.append(minus(term) if is_minus else term)
+        return terms[0] if len(terms) == 1 else make("+", *terms)
 
     def product(self):
         start, value = self.at, self.power()
@@ -185,11 +188,11 @@ class Reader:
             value = self.mixed(value)
         while True:
             if self.take("*"):
-                value = self.times(value, self.signed())
+                value = times(value, self.signed())
             elif self.take("/"):
-                value = self.make("/", value, self.signed())
+                value = make("/", value, self.signed())
             elif self.starts_factor(value):
-                value = self.times(value, self.power())
+                value = times(value, self.power())
             else:
                 return value
 
@@ -197,7 +200,7 @@ class Reader:
         if self.next == "\\frac":
             part = self.power()
             is_part = type(part) is Fraction and 0 < part < 1
-            return whole + part if is_part else self.times(whole, part)
+            return whole + part if is_part else times(whole, part)
         if self.next.isdigit() and self.tokens[self.at + 1:self.at + 2] == ["/"]:
             top, _ = self.take(), self.take()
             return whole + Fraction(int(top), int(self.take()))
@@ -212,14 +215,8 @@ class Reader:
             return before in (")", "\\pi", "pi") and isinstance(value, Expr)
         return FACTOR.match(self.next) and not (self.next[0] == "⟦" and before.isdigit())
 
-    def times(self, a, b):
-        for x, y in ((a, b), (b, a)):
-            if isinstance(x, Node) and x.kind in ("matrix", "row") and not isinstance(y, Node):
-                return Node(x.kind, tuple(self.times(y, part) for part in x.items))
-        return self.make("*", a, b)
-
     def signed(self):
-        return self.times(Fraction(-1), self.power()) if self.take("-") else self.power()
+        return minus(self.power()) if self.take("-") else self.power()
 
     def power(self):
         self.depth, self.steps = self.depth + 1, self.steps + 1   # every recursion passes here
@@ -229,15 +226,15 @@ class Reader:
         while op := self.take("^", "!", "º"):
             if op == "^":
                 in_braces = self.next == "{"
-                value = self.make("pow", value, self.atom() if in_braces else self.signed())
+                value = make("pow", value, self.atom() if in_braces else self.signed())
                 if self.tokens[self.at - 1] == "!" or (in_braces and self.next in ("^", "!")):
                     raise ValueError("2^{3}! and x^{2}^{3}: one cannot know what is meant")
             elif op == "º":
-                value = self.make("*", value, make("/", numeric.PI, Fraction(180)))
+                value = make("*", value, make("/", numeric.PI, Fraction(180)))
             elif self.next == "!":
                 raise ValueError("5!! is not (5!)!")
             else:
-                value = self.make("factorial", value)
+                value = make("factorial", value)
         self.depth -= 1
         return value
 
@@ -249,24 +246,20 @@ class Reader:
         if token in ("(", "[", "{", "\\{"):
             return self.bracket(token)
         if token in FENCES:
-            close, op = FENCES[token]
-            self.bars += token == "|"
-            value = self.make(op, self.sum())
-            self.bars -= self.expect(close) == "|"
-            return value
+            return self.fence(token)
         if token in COMMANDS:
-            return self.make(COMMANDS[token], self.argument(), self.argument())
+            return make(COMMANDS[token], self.argument(), self.argument())
         if token == "\\sqrt":
             index = self.bracket("[") if self.take("[") else Fraction(2)
-            return self.make("pow", self.argument(), self.make("/", Fraction(1), index))
+            return make("pow", self.argument(), make("/", Fraction(1), index))
         if token.startswith("\\begin"):
             return self.matrix(token)
         if name in FUNCTIONS:
             return self.call(name)
         if name in CONSTANTS and token not in ("\\e", "\\i"):
             return CONSTANTS[name]
-        is_letters = token.isalpha() and token.isascii()
-        if is_letters or token[:1] == "⟦" or (token[:1] == "\\" and name in GREEK):
+        is_letter = token.isalpha() and token.isascii()
+        if is_letter or token[:1] == "⟦" or (token[:1] == "\\" and name in GREEK):
             name = name.strip("⟦⟧ ").casefold() if len(name) > 4 else name
             name += self.subscript()
             while self.take("'"):
@@ -295,17 +288,23 @@ class Reader:
         closing = self.expect(*{"{": "}", "\\{": ["\\}"]}.get(opening, ")]"))
         if is_set:
             return Node("set", items)
-        kind = opening + closing
-        if len(items) == 1 and kind in ("()", "[]", "{}"):
+        brackets = opening + closing
+        if len(items) == 1 and brackets in ("()", "[]", "{}"):
             return items[0]
-        return Node("list" if kind == "{}" else kind, items)
+        return Node("list" if brackets == "{}" else brackets, items)
+
+    def fence(self, opening):
+        closing, op = FENCES[opening]
+        self.bars += opening == "|"
+        value = self.sum()
+        self.bars -= self.expect(closing) == "|"
+        return minus(make("floor", minus(value))) if op == "ceil" else make(op, value)
 
     def argument(self):
         r"""One argument of a TeX command: {...} or one token, of a number its first digit only
         (\frac12)."""
         if self.next.isdigit():
-            digits = self.next
-            self.tokens[self.at:self.at + 1] = [digits[0], digits[1:]] if digits[1:] else [digits]
+            self.tokens[self.at:self.at + 1] = [*self.next]
         return self.atom()
 
     def call(self, name):
@@ -320,56 +319,38 @@ class Reader:
         # sin 2x takes the x too; sin x cos x is a product
         while self.next not in FUNCTIONS and (
                 self.next.isalpha() or self.next == "\\pi" or self.next[1:] in GREEK):
-            x = self.times(x, self.power())
-        if name == "sqrt":
-            y = self.make("pow", x, Fraction(1, 2))
-        else:
-            y = self.make(f"function {name}", x)
+            x = times(x, self.power())
         if base is not None:
-            y = self.make("/", y, self.make(f"function {name}", base))
-        return y if power is None else self.make("pow", y, power)
+            y = make("/", make("ln", x), make("ln", base))
+        elif name in DEFINITIONS:
+            y = numeric.substitute(read(DEFINITIONS[name]), {"x": x})
+        else:
+            y = make(name, x)
+        return y if power is None else make("pow", y, power)
 
     def matrix(self, begin):
         if not re.fullmatch(r"\\begin\{(?:[pbBvV]?|small)matrix\*?\}", begin):
             raise ValueError(f"unknown {begin}")
-        kind, rows = "vmatrix" if "vmatrix" in begin else "matrix", [[]]
+        rows = [[]]
         while not self.next.startswith("\\end"):
             rows[-1].append(self.sum())
             if self.next.startswith("\\end") or self.expect("&", "\\\\") == "\\\\":
                 rows.append([])
         self.expect(begin.replace("begin", "end"), "\\end{array}")
-        return Node(kind, tuple(Node("row", tuple(row)) for row in rows if row))
-
-
-def amount(x):
-    """5 of 5 cm."""
-    return x.items[0] if isinstance(x, Node) and x.kind == "unit" else x
-
-
-def is_constant(x):
-    return not isinstance(x, Node) and not Traits(x).names
+        rows = [Node("row", tuple(row)) for row in rows if row]
+        return Node("vmatrix" if "vmatrix" in begin else "matrix", tuple(rows))
 
 
 def near(exact, rounded):
-    """Whether a decimal could be a rounding of a number: within one of its last place, or 2 %."""
-    if type(rounded) is not Fraction:
+    """Whether decimals could be roundings of a number: within one of the last place, or 2 %."""
+    if not is_constant(exact) or not all(type(x) is Fraction for x in rounded):
         return False
-    calculator = Calculator()
-    try:
-        x = calculator.value(exact, {}, numeric.FEW)
-        gap = calculator.value(make("abs", make("+", exact, -rounded)), {}, numeric.FEW)
-        return gap * rounded.denominator < 1 or gap * 50 <= abs(x)
-    except (numeric.Undecided, TypeError):
-        return False
-
-
-def shorten(sides, ops, names):
-    """y = 4+5 = 9 says y = 9; 2+3 = 4+1 = 5 says 5 = 5, if the parts agree (25 = 26 does not)."""
-    if names[0] and not any(names[1:-1]):
-        sides[:], ops[:], names[:] = [sides[0], sides[-1]], ["="], [names[0], names[-1]]
-    elif all(is_constant(amount(side)) for side in sides):
-        if all(Calculator().same(amount(side), amount(sides[-1])) for side in sides[:-1]):
-            sides[:], ops[:], names[:] = [sides[-1], sides[-1]], ["="], ["", ""]
+    value = numeric.as_fraction(Calculator().value(exact, {}, numeric.FEW))
+    for x in rounded:
+        gap = abs(value - x)
+        if gap * x.denominator >= 1 and gap * 50 > abs(value):
+            return False
+    return True
 
 
 @lru_cache(4096)
@@ -435,19 +416,20 @@ def _flat(s):
 
 
 def _same(a, b, calculator):
-    ka, kb = (x.kind if isinstance(x, Node) else "" for x in (a, b))
+    """Two values."""
+    ka, kb = kind(a), kind(b)
+    if ka == kb == "rel":
+        return _same_relation(a, b, calculator)
     if "rel" in (ka, kb):
+        a, b = (_right(x, y) if kind(x) == "rel" else x for x, y in ((a, kb), (b, ka)))
+        return None not in (a, b) and _same(a, b, calculator)
+    if "unit" in (ka, kb):
         if ka == kb:
-            return _same_relation(a, b, calculator)
-        a, b = (_right(x, y) if k == "rel" else x for x, y, k in ((a, kb, ka), (b, ka, kb)))
-        return a is not None and b is not None and _same(a, b, calculator)
-    if ka == kb == "unit":
-        return a.items[1] == b.items[1] and _same(a.items[0], b.items[0], calculator)
-    if "unit" in (ka, kb):  # only one names its unit; 10% is 10 or 1/10
-        (value, unit), other = (a.items, b) if ka == "unit" else (b.items, a)
-        if _same(value, other, calculator):
+            return a.items[1] == b.items[1] and _same(amount(a), amount(b), calculator)
+        if _same(amount(a), amount(b), calculator):       # only one names its unit
             return True
-        if unit != "‹%›" or isinstance(value, Node):
+        (value, unit), other = (a.items, b) if ka == "unit" else (b.items, a)
+        if unit != "‹%›" or kind(value):                  # 10% is 10 or 1/10
             return False
         return _same(make("*", value, Fraction(1, 100)), other, calculator)
     if not ka and not kb:
@@ -479,7 +461,7 @@ def _same_items(a, b, calculator, as_set):
 
 def _names(items):
     """What the relations among the items are about; x_1 and x_2 are both about x."""
-    relations = [x.items[2] for x in items if isinstance(x, Node) and x.kind == "rel"]
+    relations = [x.items[2] for x in items if kind(x) == "rel"]
     return {tuple(re.sub(r"_.*", "", name) for name in names) for names in relations}
 
 
@@ -488,7 +470,7 @@ def _right(rel, other_kind):
     ops, sides, names = rel.items
     if ops == ("≠",) and other_kind == "union" and names[0] and is_constant(sides[1]):
         infinity = variable("infty")                                 # x ≠ 2 beside a union
-        low = Node("()", (make("*", Fraction(-1), infinity), sides[1]))
+        low = Node("()", (minus(infinity), sides[1]))
         return Node("union", (low, Node("()", (sides[1], infinity))))
     if set(ops) - {"=", "∈"}:
         return None
@@ -504,11 +486,11 @@ def _same_relation(a, b, calculator):
     (ops, left, _), (ops_b, right, _) = a.items, b.items
     if ops != ops_b:
         return False
-    if len(left) > 2 or any(isinstance(side, Node) for side in left + right):
+    if len(left) > 2 or any(map(kind, left + right)):
         return len(left) == len(right) and all(
             _same(x, y, calculator) for x, y in zip(left, right, strict=True))
-    d, e = (make("+", x, make("*", Fraction(-1), y)) for x, y in (left, right))
-    if not (Traits(d).names and Traits(e).names):
+    d, e = (make("+", x, minus(y)) for x, y in (left, right))
+    if not (names_of(d) and names_of(e)):
         return False  # no variable: 1 = 2 is not 3 = 5
     ratio = calculator.ratio(d, e)
     return ratio is not None and (ops[0] in "=≠" or ratio > 0)

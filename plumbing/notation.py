@@ -9,8 +9,8 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from plumbing.numeric import FUNCTIONS
-
+FUNCTIONS = """sqrt exp ln log lg sin cos tan cot sec csc sinh cosh tanh arcsin arccos
+    arctan""".split()
 GREEK = """alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho
     sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega ell infty
     emptyset varnothing""".split()
@@ -128,7 +128,7 @@ WORDS = re.compile(r"(?=.*[aeiouAEIOU]|.{5})[A-Za-z]{2,}(?:[ -][A-Za-z]+)*")
 def is_words(s):
     """Letters only, and no function or pi among them: a word, so that "on" is not n * o."""
     return bool(WORDS.fullmatch(s)) and not any(
-        w in FUNCTIONS or w in ("pi", "sqrt") for w in s.split())
+        w in (*FUNCTIONS, "pi") for w in s.split())
 
 
 def _text(m):
@@ -157,7 +157,7 @@ def _unit(m):
         known = w in UNITS and (
             quoted or len(w) > 1 or not w.isalpha() or words[i - 1:i] == ["/"])
         is_word = len(w) > 2 and (i or m[0][0] == " ") and re.search("[aeiou]", w)
-        is_word = is_word and w not in FUNCTIONS and w != "sqrt"
+        is_word = is_word and w not in FUNCTIONS
         if w in NO_UNIT or not (known or is_word or quoted or (i and w in GLUE)):
             return m[0]
         w = UNITS.get(w, w)

@@ -1,10 +1,9 @@
 """Numbers and formulas as values that can be compared: exact where rational, else to many digits.
 
-A scalar is a Fraction or an Expr. An Expr is a tree; its variables stand for numbers. Two trees are
-the same if they agree wherever both are evaluated: at rational points, small and large, of either
-sign, integers among them; exactly where arithmetic stays rational, and otherwise with mpmath (it
-comes with torch), first to 60 digits, then to 240 or more where that has to be confirmed.
-mpmath is imported when the first number needs it, so that starting stays quick.
+A scalar is a Fraction or an Expr: a tree whose variables stand for numbers. Two trees are the same
+if they agree wherever both have a value: at rational points, small and large, of either sign,
+integers among them. Arithmetic is exact as long as all is rational, else mpmath's (it comes with
+torch; imported when first needed): to 60 digits, and to 240 or more to confirm what they say.
 
 Every size is bounded before anything is computed, and a Calculator has a budget for all it
 evaluates, so that a hostile answer costs a fraction of a second. In doubt two values differ.
@@ -19,16 +18,16 @@ from functools import cache, lru_cache
 MAX_BITS = 4096          # of numerators and denominators
 MAX_EXPONENT = 1 << 16   # binary digits before or after the point of an inexact number
 FEW, MANY = 60, 240      # decimal digits: a first look, and what confirms it
-CORE_POINTS = 12         # of every formula; formulas with |x| or floors are tried at more
-BUDGET = 60_000          # operations for one pair of answers; a function at 240 digits counts as 20
+CORE_POINTS = 12         # of every formula; one with |x| or floors is tried at more
+BUDGET = 60_000          # operations for one pair of answers; a function at 240 digits counts as 108
 
 
-class Undecided(Exception):
-    """No evidence at this point: a pole, a size out of bounds, digits that do not suffice."""
+class Undecided(ValueError):
+    """No value: a pole, a size out of bounds, digits that do not suffice."""
 
 
-class Undefined(Exception):
-    """No value on the real line at this point, as the floor of a complex number."""
+class Irrational(Undecided):
+    """No rational value."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,302 +45,213 @@ PI, EULER, IMAGINARY = (Expr(name, ()) for name in ("pi", "e", "i"))
 
 def make(op, *args):
     """op of args: an exact Fraction where possible, else an Expr; ValueError past a limit."""
-    if all(type(a) is Fraction for a in args):
-        y = _exact(op, *args)
-        if y is not None:
-            if bits_of(y) > MAX_BITS:
-                raise ValueError("number too long")
-            return y
+    kinds = {type(a) for a in args}
+    if kinds == {Fraction}:
+        try:
+            return arithmetic(0).apply(op, args)
+        except Irrational:
+            pass
+    elif not kinds <= {Fraction, Expr}:
+        raise ValueError("arithmetic on a container")
     return Expr(op, args)
+
+
+def parts(*formulas):
+    """All that formulas consist of: Fractions and Exprs."""
+    todo = list(formulas)
+    while todo:
+        x = todo.pop()
+        yield x
+        if type(x) is Expr and x.op != "var":
+            todo += x.args
+
+
+def names_of(*formulas):
+    return {x.args[0] for x in parts(*formulas) if type(x) is Expr and x.op == "var"}
+
+
+def substitute(x, values):
+    """A formula with scalars in place of its variables."""
+    if type(x) is Fraction or not x.args:
+        return x
+    if x.op == "var":
+        return values[x.args[0]]
+    return make(x.op, *(substitute(a, values) for a in x.args))
 
 
 def bits_of(x):
     return max(x.numerator.bit_length(), x.denominator.bit_length())
 
 
-def _exact(op, *args):
-    """op of Fractions as a Fraction, or None where it is irrational or left to mpmath."""
-    if op == "+":
-        return sum(args)
-    if op == "*":
-        return args[0] * args[1]
-    if op == "/":
-        return args[0] / args[1]
-    if op == "pow":
-        return _exact_power(*args)
-    if op == "abs":
-        return abs(args[0])
-    if op == "floor":
-        return Fraction(math.floor(args[0]))
-    if op == "ceil":
-        return Fraction(math.ceil(args[0]))
-    if op == "factorial":
-        if args[0].denominator > 1 or not 0 <= args[0] <= 300:
-            raise ValueError("factorial of a number that is negative, broken or too large")
-        return Fraction(math.factorial(int(args[0])))
-    if op == "binomial":
-        n, k = args
-        if n.denominator == 1 and k.denominator == 1 and n - k < k <= n:
-            k = n - k                                   # the same, and a shorter product
-        if k.denominator > 1 or not 0 <= k <= 200:
-            raise ValueError("binomial")
-        return math.prod(((n - j) / (j + 1) for j in range(int(k))), start=Fraction(1))
-    return None
-
-
-def _exact_power(a, b):
-    n = b.denominator
-    if n >= 100 or (n > 1 and a < 0):
-        return None
-    if abs(b) * bits_of(a) > MAX_BITS:
-        raise ValueError("power too large")              # before computing it: 10^{1000000000}
-    roots = []
-    for v in (a.numerator, a.denominator):
-        root = v if n == 1 else _root(v, n)
-        if root ** n != v:
-            return None
-        roots.append(root)
-    return Fraction(*roots) ** b.numerator
-
-
-def _root(v, n):
-    """The whole n-th root of v >= 0, or a number near it."""
-    if n == 2:
-        return math.isqrt(v)
-    return round(v ** (1 / n)) if v.bit_length() < 1000 else 0
+def whole_root(v, n):
+    """The n-th root of a whole number v > 0, rounded down, by Newton's method."""
+    root = 1 << -(-v.bit_length() // n)
+    while True:
+        better = ((n - 1) * root + v // root ** (n - 1)) // n
+        if better >= root:
+            return root
+        root = better
 
 
 # ----------------------------------------------------------------------------------------------
-# evaluation at one point
+# arithmetic
 
 
-@cache
-def _context(digits):
-    """An mpmath context of its own with so many digits; the global one is left alone."""
-    import mpmath
-    context = mpmath.mp.clone()
-    context.dps = digits
-    return context
+class Arithmetic:
+    """Operations on numbers: exact on Fractions where possible, else with so many digits.
 
+    With 0 digits an operation that would leave the rational numbers raises Irrational.
+    """
 
-@cache
-def tiny(digits, spared):
-    """10^(spared - digits) in the context of so many digits."""
-    return _context(digits).mpf(10) ** (spared - digits)
-
-
-class Point:
-    """Values of variables, and how many digits inexact numbers have."""
-
-    def __init__(self, values, digits, calculator):
-        self.values, self.digits, self.calculator = values, digits, calculator
-        self.mp = _context(digits)
-        self.tiny = tiny(digits, 10)     # what cancels down to this is 0
+    def __init__(self, digits):
+        self.digits = digits
         self.cost = 4 + digits // 15 + (digits // 60) ** 2
+        if digits:
+            import mpmath
+            self.mp = mpmath.mp.clone()      # a context of its own; the global one is left alone
+            self.mp.dps = digits
+            self.tiny = self.mp.mpf(10) ** (10 - digits)     # what cancels down to this is 0
 
-    def evaluate(self, x):
-        """Fraction, mpf or mpc of a Fraction or an Expr; Undecided, Undefined."""
-        if type(x) is Fraction:
-            return x
-        if x.op == "var":
-            return self.values[x.args[0]]
-        if x.op in ("pi", "e"):
-            return +getattr(self.mp, x.op)
-        if x.op == "i":
-            return self.mp.mpc(0, 1)
-        args = [self.evaluate(a) for a in x.args]
-        exact = all(type(a) is Fraction for a in args)
-        is_slow = not exact or x.op.startswith("function")
-        self.calculator.spend(self.cost * (1 + 2 * (x.op not in "+*/")) if is_slow else 2)
-        try:
-            if x.op == "+":
-                return self.add(args)
-            if x.op == "pow":
-                return self.tidy(self.power(*args, type(x.args[1]) is Fraction))
-            return self.tidy(getattr(self, OPERATIONS[x.op])(*args, *x.op.split()[1:]))
-        except (ArithmeticError, ValueError) as e:      # a pole
-            raise Undecided from e
+    def apply(self, op, args):
+        """A Fraction, mpf or mpc; ValueError or ArithmeticError where there is none."""
+        return self.tidy(OPERATIONS[op](self, *args))
 
-    def real(self, x):
+    def inexact(self, x):
         """A Fraction as an mpf, the others as they are."""
-        return inexact(x, self.mp) if type(x) is Fraction else x
+        if type(x) is not Fraction:
+            return x
+        if not self.digits:
+            raise Irrational
+        return self.mp.mpf(x.numerator) / x.denominator
+
+    def alike(self, *numbers):
+        """Numbers that can be combined: all Fractions, or all inexact."""
+        if all(type(x) is Fraction for x in numbers):
+            return numbers
+        return [self.inexact(x) for x in numbers]
 
     def tidy(self, y):
         """Rounding noise in the real or imaginary part goes; so do digits past the limits."""
         if type(y) is Fraction:
-            return y if bits_of(y) <= MAX_BITS else self.real(y)
-        if isinstance(y, self.mp.mpc):
+            if bits_of(y) <= MAX_BITS:
+                return y
+            if not self.digits:
+                raise ValueError("number too long")
+            return self.inexact(y)
+        if y.imag:
             if abs(y.imag) <= self.tiny * abs(y):
                 y = y.real
             elif abs(y.real) <= self.tiny * abs(y):
                 y = self.mp.mpc(0, y.imag)
         if not self.mp.isfinite(y) or (y and abs(self.mp.mag(y)) > MAX_EXPONENT):
             raise Undecided
-        return y
+        return y.real if not y.imag else y
 
-    def add(self, terms):
-        if all(type(t) is Fraction for t in terms):
-            return self.tidy(sum(terms))
-        terms = [self.real(t) for t in terms]
-        largest = max(map(abs, terms))
-        for t in terms:                                 # it would vanish, and 1 - e^{-999} be 1
-            if t and abs(t) < self.tiny * largest:
-                raise Undecided
+    def close(self, x, y):
+        """Equal to all but the last 15 digits."""
+        x, y = self.alike(x, y)
+        return abs(x - y) <= self.tiny * 100_000 * max(abs(x), abs(y))
+
+    def add(self, *terms):
+        terms = self.alike(*terms)
+        if type(terms[0]) is Fraction:
+            return sum(terms)
+        noise = self.tiny * max(map(abs, terms))
+        if any(t and abs(t) < noise for t in terms):    # it would vanish, and 1 - e^{-999} be 1
+            raise Undecided
         y = self.mp.fsum(terms)
-        return self.tidy(y) if abs(y) >= self.tiny * largest else Fraction(0)
+        return y if abs(y) >= noise else Fraction(0)
 
     def multiply(self, a, b):
-        if type(a) is Fraction and type(b) is Fraction:
-            return a * b
-        return self.real(a) * self.real(b)
+        a, b = self.alike(a, b)
+        return a * b
 
     def divide(self, a, b):
-        if type(a) is Fraction and type(b) is Fraction:
-            return a / b
-        return self.real(a) / self.real(b)
+        a, b = self.alike(a, b)
+        return a / b
 
-    def power(self, a, b, is_constant):
-        """a to the b: exact where rational; real for constant odd roots, as x^{1/3} of -8."""
+    def power(self, a, b):
+        """a to the b: of a negative number the odd roots are real, as (-8)^{1/3} is -2."""
         if a == 0:
-            if isinstance(b, self.mp.mpc) or b <= 0:
+            if b.imag or b <= 0:
                 raise Undecided
             return Fraction(0)
-        whole = type(b) is Fraction and b.denominator == 1
-        if whole and type(a) is Fraction and abs(b) * bits_of(a) <= MAX_BITS:
-            return a ** b.numerator
-        x, y, sign = self.real(a), self.real(b), 1
-        if is_constant and not isinstance(x, self.mp.mpc) and x < 0 and b.denominator % 2:
-            x, sign = -x, (-1) ** (b.numerator % 2)
-        if abs(self.mp.mag(x)) * abs(y) > MAX_EXPONENT or self.mp.mag(y) > 64:
+        sign, whole = 1, type(b) is Fraction and b.denominator == 1
+        if type(b) is Fraction and not a.imag:
+            if a < 0 and b.denominator % 2:
+                a, sign = -a, (-1) ** (b.numerator % 2)
+            y = self.exact_power(a, b)
+            if y is not None:
+                return sign * y
+        a, exponent = self.inexact(a), b.numerator if whole else self.inexact(b)
+        if abs(self.mp.mag(a)) * abs(exponent) > MAX_EXPONENT or self.mp.mag(exponent) > 64:
             raise Undecided
-        return sign * self.mp.power(x, b.numerator if whole else y)
+        return sign * self.mp.power(a, exponent)
+
+    def exact_power(self, a, b):
+        """A Fraction, or None where the power is irrational or too long."""
+        n = b.denominator
+        if type(a) is not Fraction or a < 0 or n > 99 or abs(b) * bits_of(a) > MAX_BITS:
+            return None
+        if n == 1:
+            return a ** b.numerator
+        root = Fraction(whole_root(a.numerator, n), whole_root(a.denominator, n))
+        return root ** b.numerator if root ** n == a else None
 
     def absolute(self, x):
         return abs(x)
 
-    def _whole(self, x, rounding):
-        """floor or ceil; a number within half its digits of a whole one is that."""
+    def floor(self, x):
+        """A number that half the digits cannot tell from a whole one is that; a complex number
+        has no floor, and stays what it is."""
         if type(x) is Fraction:
-            return Fraction(rounding(x))
-        if isinstance(x, self.mp.mpc):
-            raise Undefined
+            return Fraction(math.floor(x))
+        if x.imag:
+            return x
         if self.mp.mag(x) > MAX_BITS:
             raise Undecided
-        near = int(self.mp.nint(x))
-        if abs(x - near) < self.mp.mpf(10) ** (-self.digits // 2):
-            return Fraction(near)
-        return Fraction(int(self.mp.floor(x)) + (rounding is math.ceil))
-
-    def floor(self, x):
-        return self._whole(x, math.floor)
-
-    def ceil(self, x):
-        return self._whole(x, math.ceil)
+        return Fraction(int(self.mp.floor(x + self.mp.mpf(10) ** (-self.digits // 2))))
 
     def factorial(self, x):
         """Gamma(x + 1), so that n! is n (n-1)! between the whole numbers too."""
         if type(x) is Fraction and x.denominator == 1 and 0 <= x <= 300:
             return Fraction(math.factorial(int(x)))
-        self.check_gamma(x)
-        return self.mp.gamma(self.real(x + 1))
-
-    def check_gamma(self, x):
         if abs(x) > 10 ** 5 or self.digits > 300:           # seconds
             raise Undecided
-        self.calculator.spend(20 * self.cost)
+        return self.mp.gamma(self.inexact(x + 1)) if self.digits else self.inexact(x)
 
     def binomial(self, n, k):
         if type(k) is Fraction and k.denominator == 1 and 0 <= k <= 200:
-            y = self.mp.one
+            y = Fraction(1)
             for j in range(int(k)):
                 y = self.multiply(y, self.divide(n - j, Fraction(j + 1)))
             return y
-        for x in (n, k):
-            self.check_gamma(x)
-            if type(x) is Fraction and x.denominator == 1 and x < 0:
-                raise Undecided
-        if n == int(abs(n)) and k == int(abs(k)) and k > n:
-            raise Undecided                                 # 0 by one definition, a pole by another
-        return self.mp.binomial(self.real(n), self.real(k))
+        below = self.multiply(self.factorial(k), self.factorial(self.add(n, -k)))
+        return self.divide(self.factorial(n), below)
 
-    def function(self, x, name):
-        """exp, ln, log, a trigonometric or hyperbolic function, or the inverse of one."""
-        if name in ("ln", "log", "lg"):
-            if x == 1:
-                return Fraction(0)
-            return self.mp.ln(self.real(x)) if name == "ln" else self.mp.log10(self.real(x))
-        if x and self.mp.mag(self.real(x)) > (16 if name in GROWING else 1000):
+
+def function(name):
+    """An operation of Arithmetic: a function of one number by its name in mpmath."""
+    def apply(self, x):
+        x = self.inexact(x)
+        if name != "ln" and self.mp.mag(x) > 1000:
             raise Undecided
-        if name in RECIPROCALS:
-            return 1 / self.function(x, RECIPROCALS[name])
-        y = getattr(self.mp, name.replace("arc", "a"))(self.real(x))
-        return y if abs(y) >= self.tiny or name == "exp" else Fraction(0)    # sin(pi) is 0
+        y = getattr(self.mp, name)(x)
+        return y if abs(y) >= self.tiny else Fraction(0)     # sin(pi) is 0
+    return apply
 
 
-GROWING = ("exp", "sinh", "cosh", "tanh")
-RECIPROCALS = {"cot": "tan", "sec": "cos", "csc": "sin"}
-FUNCTIONS = ("exp", "ln", "log", "lg", "sin", "cos", "tan", "sinh", "cosh", "tanh",
-             "arcsin", "arccos", "arctan", "cot", "sec", "csc")
-OPERATIONS = {"*": "multiply", "/": "divide", "abs": "absolute", "floor": "floor", "ceil": "ceil",
-              "factorial": "factorial", "binomial": "binomial",
-              **{f"function {name}": "function" for name in FUNCTIONS}}
-PIECEWISE = {"abs", "floor", "ceil"}
+FUNCTIONS = {name: function(name.replace("arc", "a")) for name in (
+    "ln", "sin", "cos", "tan", "arcsin", "arccos", "arctan")}
+OPERATIONS = {"+": Arithmetic.add, "*": Arithmetic.multiply, "/": Arithmetic.divide,
+              "pow": Arithmetic.power, "abs": Arithmetic.absolute, "floor": Arithmetic.floor,
+              "factorial": Arithmetic.factorial, "binomial": Arithmetic.binomial, **FUNCTIONS}
+COSTS = {"+": 1, "*": 1, "/": 1, "factorial": 20, "binomial": 60}       # the others: 3
+arithmetic = cache(Arithmetic)
 
 
 # ----------------------------------------------------------------------------------------------
 # where formulas are evaluated
-
-
-class Traits:
-    """What decides where a formula is evaluated: its variables, its numbers, its functions."""
-
-    def __init__(self, *values):
-        self.names, self.numbers, self.bits = set(), set(), 0
-        self.has_i = self.is_piecewise = False
-        todo = list(values)
-        while todo:
-            x = todo.pop()
-            if type(x) is Fraction:
-                self.bits = max(self.bits, bits_of(x))
-                self.numbers.add(abs(x))
-            elif x.op == "var":
-                self.names.add(x.args[0])
-            else:
-                self.has_i |= x.op == "i"
-                self.is_piecewise |= x.op in PIECEWISE
-                todo += x.args
-
-    def points(self):
-        """Dictionaries of values: CORE_POINTS, then those that a formula in pieces needs."""
-        for i in range(CORE_POINTS):
-            yield {name: core_values(name)[i] for name in self.names}
-        if not self.is_piecewise:
-            return
-        pool = self.pool()
-        if len(self.names) == 1:
-            (name,) = self.names
-            for value in pool:
-                yield {name: value}
-            return
-        for i in range(120):
-            yield {name: random.Random(f"{name} {i}").choice(pool) for name in self.names}
-
-    def pool(self):
-        """Whole numbers, and both sides of where |ax - b|, floor(x / a), |x^2 - b| change."""
-        pool = {Fraction(n) for n in range(-12, 13)}
-        for n in (1_000_003, 300_000_007, 10 ** 20 + 39):          # floors of logarithms
-            pool |= {Fraction(n), Fraction(-n)}
-        for n in (1, 3, 7, 11, 19, 27):                            # ceil(5 / x)
-            pool |= {Fraction(n, 32), Fraction(-n, 32)}
-        numbers = sorted(x for x in self.numbers if x and bits_of(x) < 40)[:6]
-        places = set(numbers)
-        for a in numbers:
-            places |= {b / a for b in numbers} | {a * b for b in numbers}
-            places.add(Fraction(math.isqrt(math.floor(a))))
-        for place in sorted(places)[:40]:
-            for shift in (Fraction(0), Fraction(1, 8), Fraction(-1, 8)):
-                pool |= {place + shift, -place + shift}
-        return sorted(pool)
 
 
 @lru_cache(4096)
@@ -365,12 +275,43 @@ def core_values(name):
             broken(12, 40), signed(Fraction(rng.randint(1000, 9999))))
 
 
+def points(*formulas):
+    """Values of the variables: CORE_POINTS, then those that a formula in pieces needs."""
+    names = sorted(names_of(*formulas))
+    for i in range(CORE_POINTS):
+        yield {name: core_values(name)[i] for name in names}
+    if any(type(x) is Expr and x.op in ("abs", "floor") for x in parts(*formulas)):
+        pool = piece_values(*formulas)
+        tries = len(pool) if len(names) == 1 else min(60, len(pool))
+        chosen = [random.Random(name).sample(pool, tries) for name in names]
+        for values in zip(*chosen, strict=True):
+            yield dict(zip(names, values, strict=True))
+
+
+def piece_values(*formulas):
+    """Whole numbers, and both sides of where |ax - b|, floor(x / a), |x^2 - b| change."""
+    pool = {*range(-12, 13)}
+    for n in (1_000_003, 300_000_007, 10 ** 20 + 39):              # floors of logarithms
+        pool |= {n, -n}
+    constants = {abs(x) for x in parts(*formulas) if type(x) is Fraction}
+    numbers = sorted(x for x in constants if x and bits_of(x) < 40)[:6]
+    places = set(numbers)
+    for a in numbers:
+        places.add(Fraction(math.isqrt(math.floor(a))))
+        for b in numbers:
+            places |= {b / a, a * b}
+    for place in sorted(places)[:40]:
+        for shift in (0, Fraction(1, 8), Fraction(-1, 8)):
+            pool |= {place + shift, shift - place}
+    return sorted(map(Fraction, pool))
+
+
 class Calculator:
     """Compares scalars, for one pair of answers, within one budget."""
 
     def __init__(self):
         self.left = BUDGET
-        self.known = {}     # (id of a formula, number of a core point) -> value at FEW digits
+        self.known = {}     # (formula, number of a core point, digits) -> value
 
     def spend(self, cost):
         self.left -= cost
@@ -378,143 +319,112 @@ class Calculator:
             raise ValueError("too much to compute")
 
     def value(self, x, values, digits):
-        """A number; None if Undefined; Undecided is raised."""
+        """Fraction, mpf or mpc of a scalar; Undecided."""
+        if type(x) is Fraction:
+            return x
+        if x.op == "var":
+            return values[x.args[0]]
+        exact = arithmetic(digits)
+        if not x.args:
+            return exact.mp.j if x.op == "i" else +getattr(exact.mp, x.op)
+        args = [self.value(a, values, digits) for a in x.args]
+        self.spend(2)
         try:
-            return Point(values, digits, self).evaluate(x)
-        except Undefined:
-            return None
+            y = exact.apply(x.op, args)
+        except (ArithmeticError, ValueError) as e:      # a pole
+            raise Undecided from e
+        if type(y) is not Fraction:
+            self.spend(exact.cost * COSTS.get(x.op, 3))
+        return y
+
+    def value_at(self, x, values, digits, number):
+        """The same, remembered at the core points: each item of a list meets many others."""
+        if number >= CORE_POINTS or type(x) is Fraction:
+            return self.value(x, values, digits)
+        key = x, number, digits
+        if key not in self.known:
+            self.known[key] = self.value(x, values, digits)
+        return self.known[key]
 
     def same(self, a, b):
         """Whether two scalars are one number, or one function of their variables."""
-        if type(a) is Fraction and type(b) is Fraction:
-            self.spend(1)
-            return _same_rational(a, b)
         self.spend(20)
-        traits = Traits(a, b)
-        if not traits.names:
-            return self.same_constant(a, b, traits)
-        if type(a) is not Fraction and a.op == "var" and type(b) is not Fraction:
-            if b.op == "var":
-                return a.args == b.args
+        is_constant = not names_of(a, b)
+        if is_constant and is_printed(*sorted((a, b), key=places, reverse=True), self):
+            return True
         agree = 0
-        for number, values in enumerate(traits.points()):
-            verdict = self.agree(a, b, values, traits, confirm=not agree, number=number)
+        for number, values in enumerate([{}] if is_constant else points(a, b)):
+            verdict = self.agree(a, b, values, number, confirm=not agree)
             if verdict is False:
                 return False
             agree += verdict is True
-        return agree >= 3
+        return agree >= (1 if is_constant else 3)
 
-    def same_constant(self, a, b, traits):
-        for x, y in ((a, b), (b, a)):
-            if type(x) is Fraction:
-                point = Point({}, FEW, self)
-                try:
-                    value = point.evaluate(y)
-                except (Undecided, Undefined):
-                    continue
-                if isinstance(value, point.mp.mpf) and _is_printed(x, _as_fraction(value)):
-                    return True
-        return self.agree(a, b, {}, traits, confirm=True) is True
-
-    def agree(self, a, b, values, traits, confirm, number=None):
+    def agree(self, a, b, values, number, confirm):
         """True, False, or None where a point says nothing.
 
         None: a pole; or both off the real line, where the same function may have other branches. If
         an answer names i, complex values are what it is about, and have to agree.
         """
-        many = max(MANY, traits.bits * 2 // 3 + 60)          # numbers of 4,096 bits are told apart
+        longest = max((bits_of(x) for x in parts(a, b) if type(x) is Fraction), default=0)
+        many = max(MANY, longest * 2 // 3 + 60)          # numbers of 4,096 bits are told apart
         for digits in (FEW, many):
             try:
-                x, y = (self.at_core_point(v, values, digits, number) for v in (a, b))
+                x, y = (self.value_at(v, values, digits, number) for v in (a, b))
             except Undecided:
                 continue
             if type(x) is Fraction and type(y) is Fraction:
                 return x == y
-            mp = _context(digits)
-            off = [v is None or isinstance(v, mp.mpc) for v in (x, y)]
-            if None in (x, y):
-                return None if all(off) else False
-            if close(x, y, mp):
+            if arithmetic(digits).close(x, y):
                 if digits == many or not confirm:
                     return True
             elif digits == many:
-                return None if all(off) and not traits.has_i else False
+                names_i = any(type(v) is Expr and v.op == "i" for v in parts(a, b))
+                return None if x.imag and y.imag and not names_i else False
         return None
-
-    def at_core_point(self, x, values, digits, number):
-        if number is None or number >= CORE_POINTS or digits != FEW:
-            return self.value(x, values, digits)
-        key = id(x), number
-        if key not in self.known:
-            self.known[key] = x, self.value(x, values, digits)   # x is kept: its id stays its own
-        return self.known[key][1]
 
     def ratio(self, a, b):
         """a / b where that is the same at all points: 1 or -1 for its sign, None if it is not.
 
-        A complex or an unknown sign counts as -1: as an equation, but not as an inequality.
+        A complex sign counts as -1: as an equation, but not as an inequality.
         """
-        traits = Traits(a, b)
-        for digits in (FEW, MANY):
-            mp, ratios = _context(digits), []
-            for values in traits.points():
-                try:
-                    x, y = (self.value(v, values, digits) for v in (a, b))
-                except Undecided:
-                    continue
-                if None in (x, y) or (not x and not y):
-                    continue
-                if not x or not y:
-                    break
-                point = Point(values, digits, self)
-                ratios.append(point.tidy(point.divide(x, y)))
-                if not close(ratios[0], ratios[-1], mp):
-                    break
-            else:
-                if len(ratios) < 3:
+        for values in points(a, b):
+            try:
+                x, y = (self.value(v, values, FEW) for v in (a, b))
+            except Undecided:
+                continue
+            if x and y:
+                factor = make("/", substitute(a, values), substitute(b, values))
+                if not self.same(a, make("*", factor, b)):
                     return None
-                return 1 if not isinstance(ratios[0], mp.mpc) and ratios[0] > 0 else -1
+                return 1 if not x.imag and not y.imag and (x > 0) == (y > 0) else -1
         return None
 
 
-def close(x, y, mp):
-    """Equal to all but the last 15 digits."""
-    if type(x) is Fraction and type(y) is Fraction:
-        return x == y
-    x, y = (inexact(v, mp) if type(v) is Fraction else v for v in (x, y))
-    return abs(x - y) <= tiny(mp.dps, 15) * max(abs(x), abs(y))
+def places(x):
+    return x.denominator if type(x) is Fraction else 0
 
 
-def inexact(x, mp):
-    """A Fraction as an mpf."""
-    from mpmath.libmp import from_rational
-    return mp.make_mpf(from_rational(x.numerator, x.denominator, mp.prec, "n"))
-
-
-def _as_fraction(x):
-    """An mpf as the fraction that it is."""
-    if abs(x) > 10 ** 40 or not x:
-        return Fraction(0)
-    sign, mantissa, exponent, _ = x._mpf_
-    return Fraction(-mantissa if sign else mantissa) * Fraction(2) ** exponent
-
-
-def _same_rational(a, b):
-    """Equal, or one a decimal of 12 places and more, as a computer prints the other.
-
-    Its last digit may be off, by half a unit or by the rounding of double precision.
-    """
-    gap, places = abs(a - b), max(a.denominator, b.denominator)
-    if not gap:
-        return True
-    is_decimal = places > 10 ** 11 and 10 ** 18 % places == 0
-    return is_decimal and (2 * gap * places < 1 or gap <= max(abs(a), abs(b)) / 2 ** 51)
-
-
-def _is_printed(decimal, value):
-    """Whether a decimal of at least 12 digits is an irrational value, as a computer prints it."""
-    places = decimal.denominator
-    if 10 ** 18 % places or places < 10 ** 3 or abs(decimal.numerator) < 10 ** 11:
+def is_printed(decimal, x, calculator):
+    """Whether a decimal is a number as a computer prints it: 12 places of a rational number, 12
+    digits of another. Its last digit may be off, by half a unit or by rounding to a double."""
+    unit = places(decimal)
+    size = unit if type(x) is Fraction else abs(getattr(decimal, "numerator", 0))
+    if unit < 10 ** 3 or 10 ** 18 % unit or size < 10 ** 11:
+        return False
+    try:
+        value = as_fraction(calculator.value_at(x, {}, FEW, 0))
+    except Undecided:
         return False
     gap = abs(decimal - value)
-    return 2 * gap * places < 1 or gap <= abs(value) / 2 ** 51
+    return 2 * gap * unit < 1 or gap <= abs(value) / 2 ** 51
+
+
+def as_fraction(x):
+    """A real number as the fraction that it is."""
+    if type(x) is Fraction:
+        return x
+    if x.imag:
+        raise Undecided
+    from mpmath.libmp import to_rational
+    return Fraction(*to_rational(x._mpf_))
