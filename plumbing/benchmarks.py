@@ -1,8 +1,7 @@
 """Problems to score a model on: public data sets from the hub or from a file, and built-in tasks.
 
-No row is ever skipped: a row that lacks its question or its gold answer is an error with its place,
-and so is a set with another number of rows than was published, for either would change the score's
-denominator in silence.
+No row is ever skipped, for that would change the score's denominator in silence: a row without
+question or gold answer is an error with its place, and so is a set of another size than published.
 """
 
 import re
@@ -22,8 +21,7 @@ Source = namedtuple("Source", "hub counts question answer")
 SOURCES = {
     "gsm8k": Source(("openai/gsm8k", "main", "test"), (1319,),
                     ("question", "instruction"), ("answer",)),
-    # published as a test set of 1,000; the hub's 700 + 300 split came later: both together, or
-    # either count from a file
+    # the hub's split of 700 + 300 came later: both together, or either count from a file
     "svamp": Source(("ChilleD/SVAMP", None, "train+test"), (1000, 300),
                     ("Body+Question", "instruction"), ("Answer", "answer")),
     # 238: the paper's own file
@@ -56,9 +54,7 @@ def load_problems(spec: str, limit: int | None = None, any_count: bool = False,
                          "alone (from the hub) or as NAME=PATH")
     source = SOURCES[name]
     rows = read_rows(path) if path else hub_rows(*source.hub)
-    items = []
-    for i, (where, row) in enumerate(rows, 1):
-        items.append(_item(name, f"{name}/{i}", where, row))
+    items = [_item(name, i, where, row) for i, (where, row) in enumerate(rows, 1)]
     counts = source.counts if path else source.counts[:1]
     if len(items) not in counts and not any_count:
         raise ValueError(f"--data {spec}: expected {' or '.join(map(str, counts))} rows, found "
@@ -82,28 +78,22 @@ def hub_rows(path: str, config: str | None, split: str) -> list[tuple]:
     return [(f"{path} {split}:{i}", row) for i, row in enumerate(rows, 1)]
 
 
-def _text(row, key):
-    """row[key] as text, "" if it is missing; "Body+Question": both, "" if either is missing."""
-    parts = []
-    for part in key.split("+"):
-        value = row.get(part)
-        parts.append("" if value is None else str(value).strip())
-    return " ".join(parts) if all(parts) else ""
-
-
 def _first(row, keys):
     """(key, text) of the first key that the row has, or (None, "")."""
     for key in keys:
-        if _text(row, key):
-            return key, _text(row, key)
+        values = [row.get(part) for part in key.split("+")]
+        texts = ["" if value is None else str(value).strip() for value in values]
+        if all(texts):
+            return key, " ".join(texts)
     return None, ""
 
 
-def _item(name, id, where, row):
+def _item(name, number, where, row):
     """One row of a data set, checked -> Item."""
     source = SOURCES[name]
     key, question = _first(row, source.question)
     _, answer = _first(row, source.answer)
+    fits = True
     expected = f"a row with {' or '.join(source.question)} and {' or '.join(source.answer)}"
     if name == "gsm8k" and key == "question":        # a worked solution, its last line "#### 72"
         expected += ", its gold after ####"
@@ -114,13 +104,11 @@ def _item(name, id, where, row):
             options = [re.sub(r"^\(?([A-E])\)\s*", r"(\1) ", str(o)) for o in row["options"]]
             question = f"{question} Answer Choices: {' '.join(options)}"
         fits = answer in extract.options(question)
-    elif name == "math500":
-        fits = True
-    else:
+    elif name != "math500":
         expected += ", a number"
         answer = re.sub(r"(?<=\d)[,_](?=\d{3})", "", answer)
         fits = bool(GOLD.fullmatch(answer))
     if not (key and answer and fits):
         raise ValueError(f"{where}: {name} expected {expected}; found {str(row)[:200]}; "
                          "rows are never skipped: repair it")
-    return Item(id, name, question, answer)
+    return Item(f"{name}/{number}", name, question, answer)

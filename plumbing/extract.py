@@ -19,9 +19,8 @@ PHRASE = re.compile(
     rf"[\s*_:]*{FILLER}"
     r"|(?:答案|答え|答)\s*(?:应该是|应为|为|是|は|等于|[:=])?[\s*_:]*(?:选)?)", re.I)
 # what follows a denial: "the answer isn't 15; it is 16", "the answer is not 15 but 16"
-DENIAL = re.compile(
-    r"\banswers?\b\s+(?:is|are|was|were|cannot be|can't be)(?:n['’]t|\s+not)?\b"
-    r"(?:(?<=n['’]t)|(?<=not)|(?<=cannot be)|(?<=can't be))", re.I)
+DENIAL = re.compile(r"\banswers?\b\s+(?:(?:is|are|was|were)(?:n['’]t|\s+not)\b"
+                    r"|can(?:not|['’]t) be\b)", re.I)
 INSTEAD = re.compile(r"\b(?:but(?:\s+rather)?|instead|rather"
                      r"|it(?:['’]s|\s+is|\s+must\s+be|\s+should\s+be|\s+was))"
                      rf"\b[\s*_:,]*(?:it\s+is\s+)?{FILLER}(?!not\b)", re.I)
@@ -29,17 +28,22 @@ SENTENCE = re.compile(
     r"(?:(?!\n|[.;?](?:[\s*_]|$)|,\s+(?!and\s|or\s)[A-Za-z]{2,}|,\s*[\u3400-\u9fff]"
     r"|\s(?:because|since)\s).)*")
 NUMBER = re.compile(r"[-+]?\\?[$€£]?[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+|:\d\d)?\\?%?")
+# two or more words that are one number: 1 1/2, 12 500
+JOINED = re.compile(r"(?<!\S)(?:-?\d+ \d+/\d+|[-+]?\\?[$€£]?\d{1,3}(?: \d{3})+(?:\.\d+)?%?)$")
 VERB = re.compile(
     r"\b(?:is|are|was|were|be|equals?|equal to|gets?|got|have|has|had|takes?|took|costs?|needs?"
     r"|makes?|made|gives?|gave|yields?|obtain|finds?|found|pays?|paid|earns?|earned|spends?|spent"
     r"|sold|sells?|leaves?|left|there(?:'s| are| is| were))\b[\s*_:,]*", re.I)
 NEGATION = re.compile(r"(?:not|cannot|never|\w+n['’]t)", re.I)
+BRACES = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([^\s${}\\][^\s$]*))?|\\.|[{}]", re.S)
 CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 ASIDE = re.compile(  # what may stand behind a number without being part of it
     r"\s*\([A-Za-z][A-Za-z ,'-]*\)$"                          # 42 (forty-two)
     r"|\s+of\s+(?:an?|the|his|her|its|their|all|each)\b[A-Za-z ]*$"   # 3/4 of an hour
     r"|\s+(?:more|left|in total|in all|altogether|remaining)$"       # 7 more
     r"|,?\s+(?:[—–-]\s*)?(?:and|but)?\s*(?:not|rather than|instead of)\s.*$", re.S)   # 16, not 15
+# 42万 is 420,000, and a Chinese word behind it that is no mere counter
+SCALED = re.compile(r"\d\s*(?:[万亿百十半倍成折]|千(?![米克瓦])|分之)")
 # Chinese and Japanese marks of sentences as ASCII, with the space that other searches expect
 MARKS = str.maketrans({**FULL_WIDTH, "，": ", ", "。": ". ", "：": ": ", "；": "; ", "、": ", ",
                        "！": "! ", "？": "? ", "\u3000": " ", **dict.fromkeys("「」『』“”")})
@@ -53,12 +57,19 @@ def to_ascii_marks(text):
     return text if text.isascii() else text.translate(MARKS)
 
 
+def last(pattern, text):
+    """The last match of a pattern, or None."""
+    found = None
+    for m in pattern.finditer(text):
+        found = m
+    return found
+
+
 def boxed(text):
     r"""Content of the last closed \boxed, and the text up to a box never closed: a truncated answer
     is no answer."""
     opened, found = [], None  # one pass with a stack: linear, and stray braces do no harm
-    marks = r"\\(?:boxed|fbox)\s*(?:\{|([^\s${}\\][^\s$]*))?|\\.|[{}]"
-    for m in re.finditer(marks, text, re.S):
+    for m in BRACES.finditer(text):
         if m[0][-1] == "{" and m[0] != r"\{":
             opened.append((m.start(), m.end(), len(m[0]) > 1))
         elif m[0] == "}" and opened:
@@ -89,16 +100,10 @@ def after_hashes(text):
 
 def phrase(text):
     """What follows the last "the answer is"; behind a denial, what it is instead."""
-    last = None
-    for m in PHRASE.finditer(text):
-        last = m
-    denied = None
-    for m in DENIAL.finditer(text):
-        denied = m
-    if denied and (last is None or denied.start() > last.start()):
-        instead = INSTEAD.search(text, denied.end(), denied.end() + 200)
-        return sentence(text[instead.end():]) if instead else None
-    return sentence(text[last.end():]) if last else None
+    said, denied = last(PHRASE, text), last(DENIAL, text)
+    if denied and (not said or denied.start() > said.start()):
+        said = INSTEAD.search(text, denied.end(), denied.end() + 200)
+    return sentence(text[said.end():]) if said else None
 
 
 def sentence(rest):
@@ -135,14 +140,10 @@ def spoken(said):
 
 
 def without_aside(said):
-    if re.match(r"[-+$\\.\s]*\d", said):
-        said = re.sub(rf"\s*[{CJK}]+$", "", ASIDE.sub("", said)) if not _scales(said) else said
+    """42 of "42 apples in total", "3/4 of an hour", "16, not 15" and 42个."""
+    if re.match(r"[-+$\\.\s]*\d", said) and not SCALED.search(said):
+        said = re.sub(rf"\s*[{CJK}]+$", "", ASIDE.sub("", said))
     return said.rstrip(".,;* ")
-
-
-def _scales(said):
-    """42万 is 420,000, and a Chinese word behind it that is no mere counter."""
-    return re.search(r"\d\s*(?:[万亿百十半倍成折]|千(?![米克瓦])|分之)", said)
 
 
 def number(text):
@@ -169,15 +170,18 @@ def last_formulas(text, spans):
 
 def last_number_word(text):
     text = re.sub(rf"(?<=\d)(?=[{CJK}])|(?<=[{CJK}])(?=[\d.+-])", " ", text)
-    said = [""] + [bare_word(w) for w in text.split()] + [""]
+    said = ["", *map(bare_word, text.split()), ""]
     for i in range(len(said) - 2, 0, -1):
         before, word, after = said[i - 1:i + 2]
-        denied = NEGATION.fullmatch(before) or (
-            before == "be" and i > 1 and NEGATION.fullmatch(said[i - 2]))
-        if denied or not re.search(r"\d", word):
+        verb = said[i - 2] if before == "be" else before        # not 5, cannot be 5
+        if NEGATION.fullmatch(verb) or not re.search(r"\d", word):
             continue
         if NUMBER.fullmatch(word):
-            return with_neighbours(said, i)
+            whole = JOINED.search(" ".join(said[max(0, i - 9):i + 1]))
+            number = whole[0] if whole else word
+            if after in SCALE:
+                return f"{number} {after}"
+            return None if re.match(r"[万亿千百]", after) else number         # 42万 is not 42
         if word[0].isdigit() or re.search(r"[\\=^]", word):
             return word.rpartition("=")[2]
     return None  # a digit glued inside a word (AZYUK2A) is no number
@@ -188,23 +192,6 @@ def bare_word(word):
     brackets = "" if "\\" in word else "()[]"
     word = word.rstrip("*_`\"'.,;:?" + brackets).lstrip("*_`\"',;:?" + brackets)
     return word if re.match(r"\.\d", word) else word.lstrip(".")
-
-
-def with_neighbours(said, i):
-    """The number said[i] with the groups of 12 500, the 1 of 1 1/2, the word of 3 million."""
-    before, word, after = said[i - 1:i + 2]
-    if re.fullmatch(r"-?\d+", before) and re.fullmatch(r"\d+/\d+", word):
-        word = f"{before} {word}"
-    elif re.fullmatch(r"\d{3}(?:\.\d+)?%?", word):
-        first = i
-        while re.fullmatch(r"\d{3}", said[first - 1]):
-            first -= 1
-        if re.fullmatch(r"[-+]?\\?[$€£]?\d{1,3}", said[first - 1]):
-            first -= 1
-        word = "".join(said[first:i + 1])
-    if re.match(r"[万亿千百]", after):
-        return None                                    # 42万 is not 42
-    return word + (" " + after if after in SCALE else "")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -248,23 +235,20 @@ def letter_of(answer, values):
     return key if not value or is_equal(value, values.get(key, value)) else None
 
 
-def has_number(answer):
-    return bool(re.search(r"\d", answer or ""))
-
-
 def chosen_letter(text):
     """The letter that the last statement of a choice names; None if that is far from the end.
 
     >>> chosen_letter("B is too small, A too; hence (C).")
     'C'
     """
-    text, last = to_ascii_marks(text)[-600:].strip(), None
+    text = to_ascii_marks(text)[-600:].strip()
     if len(text) < 30 and LETTER.fullmatch(text):       # nothing but the letter
         return letter_of(text, {})
+    chosen = None
     for m in CHOSEN.finditer(text):
         if not DENIED.search(text[max(0, m.start() - 30):m.start()]):
-            last = m[m.lastindex]
-    return last
+            chosen = m[m.lastindex]
+    return chosen
 
 
 def choose(text, answer, source, gold, question):
@@ -277,7 +261,7 @@ def choose(text, answer, source, gold, question):
     letter = letter_of(answer, values)
     if letter:
         return letter, source
-    if source in ("number", "none") or not has_number(answer):
+    if source in ("number", "none") or not re.search(r"\d", answer or ""):
         letter = chosen_letter(text)   # "So D is the right choice.", "hence (C)."
         if letter:
             return letter, "letter"

@@ -180,7 +180,7 @@ class Reader:
             is_minus = op == "-" or (op == "±" and self.sign < 0) or (op == "∓" and self.sign > 0)
             term = self.product()
             terms.append(minus(term) if is_minus else term)
-        return terms[0] if len(terms) == 1 else make("+", *terms)
+        return terms[0] if len(terms) == 1 else make("add", *terms)
 
     def product(self):
         start, value = self.at, self.power()
@@ -226,7 +226,7 @@ class Reader:
         while op := self.take("^", "!", "º"):
             if op == "^":
                 in_braces = self.next == "{"
-                value = make("pow", value, self.atom() if in_braces else self.signed())
+                value = make("power", value, self.atom() if in_braces else self.signed())
                 if self.tokens[self.at - 1] == "!" or (in_braces and self.next in ("^", "!")):
                     raise ValueError("2^{3}! and x^{2}^{3}: one cannot know what is meant")
             elif op == "º":
@@ -251,7 +251,7 @@ class Reader:
             return make(COMMANDS[token], self.argument(), self.argument())
         if token == "\\sqrt":
             index = self.bracket("[") if self.take("[") else Fraction(2)
-            return make("pow", self.argument(), make("/", Fraction(1), index))
+            return make("power", self.argument(), make("/", Fraction(1), index))
         if token.startswith("\\begin"):
             return self.matrix(token)
         if name in FUNCTIONS:
@@ -326,7 +326,7 @@ class Reader:
             y = numeric.substitute(read(DEFINITIONS[name]), {"x": x})
         else:
             y = make(name, x)
-        return y if power is None else make("pow", y, power)
+        return y if power is None else make("power", y, power)
 
     def matrix(self, begin):
         if not re.fullmatch(r"\\begin\{(?:[pbBvV]?|small)matrix\*?\}", begin):
@@ -489,7 +489,7 @@ def _same_relation(a, b, calculator):
     if len(left) > 2 or any(map(kind, left + right)):
         return len(left) == len(right) and all(
             _same(x, y, calculator) for x, y in zip(left, right, strict=True))
-    d, e = (make("+", x, minus(y)) for x, y in (left, right))
+    d, e = (make("add", x, minus(y)) for x, y in (left, right))
     if not (names_of(d) and names_of(e)):
         return False  # no variable: 1 = 2 is not 3 = 5
     ratio = calculator.ratio(d, e)

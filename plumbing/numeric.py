@@ -10,6 +10,7 @@ evaluates, so that a hostile answer costs a fraction of a second. In doubt two v
 """
 
 import math
+import operator
 import random
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,7 +20,7 @@ MAX_BITS = 4096          # of numerators and denominators
 MAX_EXPONENT = 1 << 16   # binary digits before or after the point of an inexact number
 FEW, MANY = 60, 240      # decimal digits: a first look, and what confirms it
 CORE_POINTS = 12         # of every formula; one with |x| or floors is tried at more
-BUDGET = 60_000          # operations for one pair of answers; a function at 240 digits counts as 108
+BUDGET = 60_000          # operations for a pair of answers; one at 240 digits counts as 36 or more
 
 
 class Undecided(ValueError):
@@ -32,7 +33,7 @@ class Irrational(Undecided):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expr:
-    op: str        # a key of OPERATIONS, or var, pi, e, i
+    op: str        # what Arithmetic.apply knows, or var, pi, e, i
     args: tuple    # Fractions and Exprs; the name of a var
 
 
@@ -114,21 +115,19 @@ class Arithmetic:
 
     def apply(self, op, args):
         """A Fraction, mpf or mpc; ValueError or ArithmeticError where there is none."""
-        return self.tidy(OPERATIONS[op](self, *args))
+        if op in PLAIN:
+            if any(type(a) is not Fraction for a in args):
+                args = [self.inexact(a) for a in args]
+            return self.tidy(PLAIN[op](*args))
+        if op in FUNCTIONS:
+            return self.tidy(self.function(op, *args))
+        return self.tidy(getattr(self, op)(*args))
 
     def inexact(self, x):
         """A Fraction as an mpf, the others as they are."""
-        if type(x) is not Fraction:
-            return x
         if not self.digits:
             raise Irrational
-        return self.mp.mpf(x.numerator) / x.denominator
-
-    def alike(self, *numbers):
-        """Numbers that can be combined: all Fractions, or all inexact."""
-        if all(type(x) is Fraction for x in numbers):
-            return numbers
-        return [self.inexact(x) for x in numbers]
+        return self.mp.convert(x)
 
     def tidy(self, y):
         """Rounding noise in the real or imaginary part goes; so do digits past the limits."""
@@ -149,26 +148,18 @@ class Arithmetic:
 
     def close(self, x, y):
         """Equal to all but the last 15 digits."""
-        x, y = self.alike(x, y)
+        x, y = self.inexact(x), self.inexact(y)
         return abs(x - y) <= self.tiny * 100_000 * max(abs(x), abs(y))
 
     def add(self, *terms):
-        terms = self.alike(*terms)
-        if type(terms[0]) is Fraction:
+        if all(type(t) is Fraction for t in terms):
             return sum(terms)
+        terms = [self.inexact(t) for t in terms]
         noise = self.tiny * max(map(abs, terms))
         if any(t and abs(t) < noise for t in terms):    # it would vanish, and 1 - e^{-999} be 1
             raise Undecided
         y = self.mp.fsum(terms)
         return y if abs(y) >= noise else Fraction(0)
-
-    def multiply(self, a, b):
-        a, b = self.alike(a, b)
-        return a * b
-
-    def divide(self, a, b):
-        a, b = self.alike(a, b)
-        return a / b
 
     def power(self, a, b):
         """a to the b: of a negative number the odd roots are real, as (-8)^{1/3} is -2."""
@@ -198,9 +189,6 @@ class Arithmetic:
         root = Fraction(whole_root(a.numerator, n), whole_root(a.denominator, n))
         return root ** b.numerator if root ** n == a else None
 
-    def absolute(self, x):
-        return abs(x)
-
     def floor(self, x):
         """A number that half the digits cannot tell from a whole one is that; a complex number
         has no floor, and stays what it is."""
@@ -218,35 +206,26 @@ class Arithmetic:
             return Fraction(math.factorial(int(x)))
         if abs(x) > 10 ** 5 or self.digits > 300:           # seconds
             raise Undecided
-        return self.mp.gamma(self.inexact(x + 1)) if self.digits else self.inexact(x)
+        x = self.inexact(x + 1)
+        return self.mp.gamma(x)
 
     def binomial(self, n, k):
         if type(k) is Fraction and k.denominator == 1 and 0 <= k <= 200:
-            y = Fraction(1)
-            for j in range(int(k)):
-                y = self.multiply(y, self.divide(n - j, Fraction(j + 1)))
-            return y
-        below = self.multiply(self.factorial(k), self.factorial(self.add(n, -k)))
-        return self.divide(self.factorial(n), below)
+            return math.prod(((n - j) / (j + 1) for j in range(int(k))), start=Fraction(1))
+        below = self.factorial(k) * self.factorial(self.add(n, -k))
+        return self.inexact(self.factorial(n)) / below
 
-
-def function(name):
-    """An operation of Arithmetic: a function of one number by its name in mpmath."""
-    def apply(self, x):
+    def function(self, name, x):
         x = self.inexact(x)
         if name != "ln" and self.mp.mag(x) > 1000:
             raise Undecided
-        y = getattr(self.mp, name)(x)
+        y = getattr(self.mp, name.replace("arc", "a"))(x)
         return y if abs(y) >= self.tiny else Fraction(0)     # sin(pi) is 0
-    return apply
 
 
-FUNCTIONS = {name: function(name.replace("arc", "a")) for name in (
-    "ln", "sin", "cos", "tan", "arcsin", "arccos", "arctan")}
-OPERATIONS = {"+": Arithmetic.add, "*": Arithmetic.multiply, "/": Arithmetic.divide,
-              "pow": Arithmetic.power, "abs": Arithmetic.absolute, "floor": Arithmetic.floor,
-              "factorial": Arithmetic.factorial, "binomial": Arithmetic.binomial, **FUNCTIONS}
-COSTS = {"+": 1, "*": 1, "/": 1, "factorial": 20, "binomial": 60}       # the others: 3
+PLAIN = {"*": operator.mul, "/": operator.truediv, "abs": abs}
+FUNCTIONS = ("ln", "sin", "cos", "tan", "arcsin", "arccos", "arctan")
+COSTS = {**dict.fromkeys(PLAIN, 1), "add": 1, "factorial": 20, "binomial": 60}     # the others: 3
 arithmetic = cache(Arithmetic)
 
 
@@ -318,33 +297,31 @@ class Calculator:
         if self.left < 0:
             raise ValueError("too much to compute")
 
-    def value(self, x, values, digits):
-        """Fraction, mpf or mpc of a scalar; Undecided."""
+    def value(self, x, values, digits, number=CORE_POINTS):
+        """Fraction, mpf or mpc of a scalar; Undecided.
+
+        At core points it is remembered by their number: each item of a list meets many others.
+        """
         if type(x) is Fraction:
             return x
         if x.op == "var":
             return values[x.args[0]]
-        exact = arithmetic(digits)
+        key, numbers = (x, number, digits), arithmetic(digits)
+        if key in self.known:
+            return self.known[key]
         if not x.args:
-            return exact.mp.j if x.op == "i" else +getattr(exact.mp, x.op)
-        args = [self.value(a, values, digits) for a in x.args]
+            return numbers.mp.j if x.op == "i" else +getattr(numbers.mp, x.op)
+        args = [self.value(a, values, digits, number) for a in x.args]
         self.spend(2)
         try:
-            y = exact.apply(x.op, args)
+            y = numbers.apply(x.op, args)
         except (ArithmeticError, ValueError) as e:      # a pole
             raise Undecided from e
         if type(y) is not Fraction:
-            self.spend(exact.cost * COSTS.get(x.op, 3))
+            self.spend(numbers.cost * COSTS.get(x.op, 3))
+        if number < CORE_POINTS:
+            self.known[key] = y
         return y
-
-    def value_at(self, x, values, digits, number):
-        """The same, remembered at the core points: each item of a list meets many others."""
-        if number >= CORE_POINTS or type(x) is Fraction:
-            return self.value(x, values, digits)
-        key = x, number, digits
-        if key not in self.known:
-            self.known[key] = self.value(x, values, digits)
-        return self.known[key]
 
     def same(self, a, b):
         """Whether two scalars are one number, or one function of their variables."""
@@ -370,7 +347,7 @@ class Calculator:
         many = max(MANY, longest * 2 // 3 + 60)          # numbers of 4,096 bits are told apart
         for digits in (FEW, many):
             try:
-                x, y = (self.value_at(v, values, digits, number) for v in (a, b))
+                x, y = (self.value(v, values, digits, number) for v in (a, b))
             except Undecided:
                 continue
             if type(x) is Fraction and type(y) is Fraction:
@@ -413,7 +390,7 @@ def is_printed(decimal, x, calculator):
     if unit < 10 ** 3 or 10 ** 18 % unit or size < 10 ** 11:
         return False
     try:
-        value = as_fraction(calculator.value_at(x, {}, FEW, 0))
+        value = as_fraction(calculator.value(x, {}, FEW, 0))
     except Undecided:
         return False
     gap = abs(decimal - value)

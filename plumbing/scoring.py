@@ -69,29 +69,20 @@ def digest(items):
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def scores_folder(path):
-    """Where scores go: beside a .pt file, without .pt; of a folder or name into out/NAME."""
-    if path.endswith(".pt"):
-        return path.removesuffix(".pt")
-    return os.path.join("out", os.path.basename(os.path.normpath(path)))
-
-
 def sampling_flags(cli, task):
     """Add the flags that eval_math and eval_code share to an argparse parser."""
-    cli.add_argument("--split", choices=("test", "val"), default="test", help=f"of {task}")
-    cli.add_argument("--limit", type=int, help="only the first problems of each set")
-    cli.add_argument("--n", type=int, default=1, help="samples per problem")
-    cli.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    cli.add_argument("--k", type=int, nargs="+", default=[],
-                     help="report pass@k, k <= samples per problem")
-    cli.add_argument("--max-new-tokens", type=int,
-                     help=f"default 64 for {task}, else 512, or the protocol's")
-    cli.add_argument("--batch", type=int,
-                     help=f"prompts decoded together, default 700 for {task}, else 32")
-    cli.add_argument("--seed", type=int, default=0, help="of the samples")
-    cli.add_argument("--device", default="cpu", help="of the model: cpu, cuda, mps")
-    cli.add_argument("--out", help="folder for NAME.jsonl (rows) and NAME.json (settings, scores); "
-                     "default: beside a .pt file, without .pt; out/NAME for a folder")
+    add = cli.add_argument
+    add("--split", choices=("test", "val"), default="test", help=f"of {task}")
+    add("--limit", type=int, help="only the first problems of each set")
+    add("--n", type=int, default=1, help="samples per problem")
+    add("--temperature", type=float, default=0.0, help="0 is greedy")
+    add("--k", type=int, nargs="+", default=[], help="report pass@k, k <= samples per problem")
+    add("--max-new-tokens", type=int, help=f"default 64 for {task}, else 512, or the protocol's")
+    add("--batch", type=int, help=f"prompts decoded together, default 700 for {task}, else 32")
+    add("--seed", type=int, default=0, help="of the samples")
+    add("--device", default="cpu", help="of the model: cpu, cuda, mps")
+    add("--out", help="folder for NAME.jsonl (rows) and NAME.json (settings, scores); default: "
+        "beside a .pt file, without .pt; out/NAME for a folder")
 
 
 def wrong_flags(a):
@@ -118,19 +109,18 @@ def math_flags(description, argv=None):
     """The command line of eval_math, checked; ValueError names all that is wrong at once."""
     cli = argparse.ArgumentParser(description=description, allow_abbrev=False,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument("checkpoint", nargs="?",
-                     help=".pt file of train_wmss.py, Hugging Face folder or hub name")
-    cli.add_argument("--compare", nargs=2, metavar=("A", "B"),
-                     help="two row files (.jsonl) of earlier runs; nothing is generated")
-    cli.add_argument("--data", nargs="+", default=["toy-math"],
-                     help=f"toy-math, {', '.join(SOURCES)}: from the hub, or NAME=PATH")
-    cli.add_argument("--any-count", action="store_true",
-                     help="accept a set of another size than published")
-    cli.add_argument("--protocol", choices=("plain", "paper"), default="plain",
-                     help="paper: greedy, its system prompt, thinking on, 4,096 new tokens, 8,192 "
-                     "for aime25 and amc23")
-    cli.add_argument("--grader", choices=("ours", "official"), default="ours",
-                     help="official: math-verify's verdict beside ours")
+    add = cli.add_argument
+    add("checkpoint", nargs="?", help=".pt file of train_wmss.py, Hugging Face folder or hub name")
+    add("--compare", nargs=2, metavar=("A", "B"),
+        help="two row files (.jsonl) of earlier runs; nothing is generated")
+    add("--data", nargs="+", default=["toy-math"],
+        help=f"toy-math, {', '.join(SOURCES)}: from the hub, or NAME=PATH")
+    add("--any-count", action="store_true", help="accept a set of another size than published")
+    add("--protocol", choices=("plain", "paper"), default="plain",
+        help="paper: greedy, its system prompt, thinking on, 4,096 new tokens, 8,192 for aime25 "
+        "and amc23")
+    add("--grader", choices=("ours", "official"), default="ours",
+        help="official: math-verify's verdict beside ours")
     sampling_flags(cli, "toy-math")
     a = cli.parse_args(argv)
     if a.compare:
@@ -175,12 +165,15 @@ def verdicts_of(path):
 def stem_of(a, name, record):
     """Where the rows and the record of a set go, without .jsonl or .json.
 
-    That is NAME, or NAME-SETTINGS where NAME has scores of other settings, so that scores are
-    overwritten by their like only.
+    That is NAME, beside a .pt file without .pt, else in out/; or NAME-SETTINGS where NAME has
+    scores of other settings, so that scores are overwritten by their like only.
     """
     if name.startswith("toy-") and a.split == "val":
         name += "-val"
-    stem = os.path.join(a.out or scores_folder(a.checkpoint), name)
+    folder = os.path.join("out", os.path.basename(os.path.normpath(a.checkpoint)))
+    if a.checkpoint.endswith(".pt"):
+        folder = a.checkpoint.removesuffix(".pt")
+    stem = os.path.join(a.out or folder, name)
     keys = ("n", "temperature", "seed", "limit", "max_new_tokens", "protocol")
     try:
         with open(stem + ".json", encoding="utf-8") as f:
@@ -189,13 +182,7 @@ def stem_of(a, name, record):
         return stem
     if all(there.get(key) == record.get(key) for key in keys):
         return stem
-    tags = ""
-    if a.temperature > 0:
-        tags += f"-n{a.n}-t{a.temperature:g}-seed{a.seed}"
-    if a.limit:
-        tags += f"-first{a.limit}"
-    if a.max_new_tokens:
-        tags += f"-{a.max_new_tokens}tokens"
-    if vars(a).get("protocol") == "paper":
-        tags += "-paper"
-    return stem + (tags or "-greedy")
+    tags = [(a.temperature > 0, f"n{a.n}-t{a.temperature:g}-seed{a.seed}"),
+            (a.limit, f"first{a.limit}"), (a.max_new_tokens, f"{a.max_new_tokens}tokens"),
+            (record.get("protocol") == "paper", "paper")]
+    return "-".join([stem, *([tag for is_set, tag in tags if is_set] or ["greedy"])])
