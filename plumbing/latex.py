@@ -345,12 +345,10 @@ def near(exact, rounded):
     """Whether decimals could be roundings of a number: within one of the last place, or 2 %."""
     if not is_constant(exact) or not all(type(x) is Fraction for x in rounded):
         return False
-    value = numeric.as_fraction(Calculator().value(exact, {}, numeric.FEW))
-    for x in rounded:
-        gap = abs(value - x)
-        if gap * x.denominator >= 1 and gap * 50 > abs(value):
-            return False
-    return True
+    numbers, calculator = numeric.arithmetic(numeric.FEW), Calculator()
+    value = numbers.inexact(calculator.value(exact, {}, numeric.FEW))
+    gaps = [(abs(value - x), x.denominator) for x in rounded]
+    return all(gap * places < 1 or gap * 50 <= abs(value) for gap, places in gaps)
 
 
 @lru_cache(4096)

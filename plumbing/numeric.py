@@ -84,16 +84,6 @@ def bits_of(x):
     return max(x.numerator.bit_length(), x.denominator.bit_length())
 
 
-def whole_root(v, n):
-    """The n-th root of a whole number v > 0, rounded down, by Newton's method."""
-    root = 1 << -(-v.bit_length() // n)
-    while True:
-        better = ((n - 1) * root + v // root ** (n - 1)) // n
-        if better >= root:
-            return root
-        root = better
-
-
 # ----------------------------------------------------------------------------------------------
 # arithmetic
 
@@ -146,11 +136,6 @@ class Arithmetic:
             raise Undecided
         return y.real if not y.imag else y
 
-    def close(self, x, y):
-        """Equal to all but the last 15 digits."""
-        x, y = self.inexact(x), self.inexact(y)
-        return abs(x - y) <= self.tiny * 100_000 * max(abs(x), abs(y))
-
     def add(self, *terms):
         if all(type(t) is Fraction for t in terms):
             return sum(terms)
@@ -163,31 +148,18 @@ class Arithmetic:
 
     def power(self, a, b):
         """a to the b: of a negative number the odd roots are real, as (-8)^{1/3} is -2."""
-        if a == 0:
-            if b.imag or b <= 0:
-                raise Undecided
-            return Fraction(0)
-        sign, whole = 1, type(b) is Fraction and b.denominator == 1
-        if type(b) is Fraction and not a.imag:
-            if a < 0 and b.denominator % 2:
-                a, sign = -a, (-1) ** (b.numerator % 2)
-            y = self.exact_power(a, b)
-            if y is not None:
-                return sign * y
-        a, exponent = self.inexact(a), b.numerator if whole else self.inexact(b)
-        if abs(self.mp.mag(a)) * abs(exponent) > MAX_EXPONENT or self.mp.mag(exponent) > 64:
+        if a == 0 and (b.imag or b <= 0):
             raise Undecided
-        return sign * self.mp.power(a, exponent)
-
-    def exact_power(self, a, b):
-        """A Fraction, or None where the power is irrational or too long."""
-        n = b.denominator
-        if type(a) is not Fraction or a < 0 or n > 99 or abs(b) * bits_of(a) > MAX_BITS:
-            return None
-        if n == 1:
-            return a ** b.numerator
-        root = Fraction(whole_root(a.numerator, n), whole_root(a.denominator, n))
-        return root ** b.numerator if root ** n == a else None
+        sign, is_rational = 1, type(b) is Fraction
+        if is_rational and b.denominator == 1:
+            if type(a) is Fraction and abs(b) * bits_of(a) <= MAX_BITS:
+                return a ** b.numerator
+        elif is_rational and b.denominator % 2 and not a.imag and a < 0:
+            a, sign = -a, (-1) ** (b.numerator % 2)
+        a, b = self.inexact(a), self.inexact(b)
+        if abs(self.mp.mag(a)) * abs(b) > MAX_EXPONENT or self.mp.mag(b) > 64:
+            raise Undecided
+        return sign * self.mp.power(a, b)
 
     def floor(self, x):
         """A number that half the digits cannot tell from a whole one is that; a complex number
@@ -285,6 +257,10 @@ def piece_values(*formulas):
     return sorted(map(Fraction, pool))
 
 
+def places_of(x):
+    return x.denominator if type(x) is Fraction else 0
+
+
 class Calculator:
     """Compares scalars, for one pair of answers, within one budget."""
 
@@ -325,26 +301,41 @@ class Calculator:
 
     def same(self, a, b):
         """Whether two scalars are one number, or one function of their variables."""
-        self.spend(20)
+        self.spend(1 if type(a) is type(b) is Fraction else 20)
         is_constant = not names_of(a, b)
-        if is_constant and is_printed(*sorted((a, b), key=places, reverse=True), self):
+        if is_constant and self.is_printed(*sorted((a, b), key=places_of)):
             return True
+        longest = max((bits_of(x) for x in parts(a, b) if type(x) is Fraction), default=0)
+        many = max(MANY, longest * 2 // 3 + 60)          # numbers of 4,096 bits are told apart
         agree = 0
         for number, values in enumerate([{}] if is_constant else points(a, b)):
-            verdict = self.agree(a, b, values, number, confirm=not agree)
+            verdict = self.agree(a, b, values, number, many, confirm=not agree)
             if verdict is False:
                 return False
             agree += verdict is True
         return agree >= (1 if is_constant else 3)
 
-    def agree(self, a, b, values, number, confirm):
+    def is_printed(self, x, decimal):
+        """Whether a decimal is a number as a computer prints it: 12 places of a rational number, 12
+        digits of another. Its last digit may be off, by half a unit or by rounding to a double."""
+        places, size = places_of(decimal), places_of(decimal)
+        if type(x) is not Fraction:
+            size = abs(getattr(decimal, "numerator", 0))
+        if places < 10 ** 3 or 10 ** 18 % places or size < 10 ** 11:
+            return False
+        try:
+            x, decimal = (arithmetic(FEW).inexact(self.value(v, {}, FEW, 0)) for v in (x, decimal))
+        except Undecided:
+            return False
+        gap = abs(decimal - x)
+        return 2 * gap * places < 1 or gap <= abs(x) / 2 ** 51
+
+    def agree(self, a, b, values, number, many, confirm):
         """True, False, or None where a point says nothing.
 
         None: a pole; or both off the real line, where the same function may have other branches. If
         an answer names i, complex values are what it is about, and have to agree.
         """
-        longest = max((bits_of(x) for x in parts(a, b) if type(x) is Fraction), default=0)
-        many = max(MANY, longest * 2 // 3 + 60)          # numbers of 4,096 bits are told apart
         for digits in (FEW, many):
             try:
                 x, y = (self.value(v, values, digits, number) for v in (a, b))
@@ -352,12 +343,14 @@ class Calculator:
                 continue
             if type(x) is Fraction and type(y) is Fraction:
                 return x == y
-            if arithmetic(digits).close(x, y):
+            numbers = arithmetic(digits)
+            x, y = numbers.inexact(x), numbers.inexact(y)
+            if abs(x - y) <= numbers.tiny * 10 ** 5 * max(abs(x), abs(y)):
                 if digits == many or not confirm:
                     return True
             elif digits == many:
-                names_i = any(type(v) is Expr and v.op == "i" for v in parts(a, b))
-                return None if x.imag and y.imag and not names_i else False
+                has_i = any(type(v) is Expr and v.op == "i" for v in parts(a, b))
+                return None if x.imag and y.imag and not has_i else False
         return None
 
     def ratio(self, a, b):
@@ -376,32 +369,3 @@ class Calculator:
                     return None
                 return 1 if not x.imag and not y.imag and (x > 0) == (y > 0) else -1
         return None
-
-
-def places(x):
-    return x.denominator if type(x) is Fraction else 0
-
-
-def is_printed(decimal, x, calculator):
-    """Whether a decimal is a number as a computer prints it: 12 places of a rational number, 12
-    digits of another. Its last digit may be off, by half a unit or by rounding to a double."""
-    unit = places(decimal)
-    size = unit if type(x) is Fraction else abs(getattr(decimal, "numerator", 0))
-    if unit < 10 ** 3 or 10 ** 18 % unit or size < 10 ** 11:
-        return False
-    try:
-        value = as_fraction(calculator.value(x, {}, FEW, 0))
-    except Undecided:
-        return False
-    gap = abs(decimal - value)
-    return 2 * gap * unit < 1 or gap <= abs(value) / 2 ** 51
-
-
-def as_fraction(x):
-    """A real number as the fraction that it is."""
-    if type(x) is Fraction:
-        return x
-    if x.imag:
-        raise Undecided
-    from mpmath.libmp import to_rational
-    return Fraction(*to_rational(x._mpf_))
