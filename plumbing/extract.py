@@ -179,6 +179,7 @@ def last_number_word(text):
         if NUMBER.fullmatch(word):
             whole = JOINED.search(" ".join(said[max(0, i - 9):i + 1]))
             number = whole[0] if whole else word
+            number = number if "/" in number else number.replace(" ", "")
             if after in SCALE:
                 return f"{number} {after}"
             return None if re.match(r"[万亿千百]", after) else number         # 42万 is not 42

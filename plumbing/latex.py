@@ -37,8 +37,7 @@ INFIX = {"\\over": "/", "\\choose": "binomial"}
 DEFINITIONS = {  # of functions that plumbing.numeric does not have
     "exp": "e^x", "log": r"\frac{\ln x}{\ln 10}", "lg": r"\frac{\ln x}{\ln 10}",
     "cot": r"\frac{1}{\tan x}", "sec": r"\frac{1}{\cos x}", "csc": r"\frac{1}{\sin x}",
-    "sinh": "(e^x-e^{-x})/2", "cosh": "(e^x+e^{-x})/2", "sqrt": "x^{1/2}",
-    "tanh": r"\frac{e^x-e^{-x}}{e^x+e^{-x}}"}
+    "tanh": r"\frac{e^x-e^{-x}}{e^x+e^{-x}}", "sqrt": "x^{1/2}"}
 RELATIONS = {"=": "=", "≠": "≠", "∈": "∈", "≈": "≈",        # and what they are read backwards
              "<": ">", "≤": "≥", ">": "<", "≥": "≤"}
 HEADS = "|".join(sorted([*FUNCTIONS, "pi"], key=len, reverse=True))

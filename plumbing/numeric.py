@@ -34,11 +34,12 @@ class Irrational(Undecided):
 @dataclass(frozen=True, slots=True, eq=False)
 class Expr:
     op: str        # what Arithmetic.apply knows, or var, pi, e, i
-    args: tuple    # Fractions and Exprs; the name of a var
+    args: tuple    # Fractions and Exprs
+    names: frozenset = frozenset()     # of its variables
 
 
 def variable(name):
-    return Expr("var", (name,))
+    return Expr("var", (), frozenset([name]))
 
 
 PI, EULER, IMAGINARY = (Expr(name, ()) for name in ("pi", "e", "i"))
@@ -54,7 +55,11 @@ def make(op, *args):
             pass
     elif not kinds <= {Fraction, Expr}:
         raise ValueError("arithmetic on a container")
-    return Expr(op, args)
+    return Expr(op, args, names_of(*args))
+
+
+def names_of(*scalars):
+    return frozenset().union(*(x.names for x in scalars if type(x) is Expr))
 
 
 def parts(*formulas):
@@ -63,20 +68,15 @@ def parts(*formulas):
     while todo:
         x = todo.pop()
         yield x
-        if type(x) is Expr and x.op != "var":
-            todo += x.args
-
-
-def names_of(*formulas):
-    return {x.args[0] for x in parts(*formulas) if type(x) is Expr and x.op == "var"}
+        todo += getattr(x, "args", ())
 
 
 def substitute(x, values):
     """A formula with scalars in place of its variables."""
-    if type(x) is Fraction or not x.args:
+    if not names_of(x):
         return x
     if x.op == "var":
-        return values[x.args[0]]
+        return values[min(x.names)]
     return make(x.op, *(substitute(a, values) for a in x.args))
 
 
@@ -148,8 +148,10 @@ class Arithmetic:
 
     def power(self, a, b):
         """a to the b: of a negative number the odd roots are real, as (-8)^{1/3} is -2."""
-        if a == 0 and (b.imag or b <= 0):
-            raise Undecided
+        if a == 0:
+            if b.imag or b <= 0:
+                raise Undecided
+            return Fraction(0)
         sign, is_rational = 1, type(b) is Fraction
         if is_rational and b.denominator == 1:
             if type(a) is Fraction and abs(b) * bits_of(a) <= MAX_BITS:
@@ -196,8 +198,8 @@ class Arithmetic:
 
 
 PLAIN = {"*": operator.mul, "/": operator.truediv, "abs": abs}
-FUNCTIONS = ("ln", "sin", "cos", "tan", "arcsin", "arccos", "arctan")
-COSTS = {**dict.fromkeys(PLAIN, 1), "add": 1, "factorial": 20, "binomial": 60}     # the others: 3
+FUNCTIONS = ("ln", "sin", "cos", "tan", "sinh", "cosh", "arcsin", "arccos", "arctan")
+COSTS = {**dict.fromkeys(PLAIN, 1), "add": 1, "binomial": 10, "factorial": 20}     # the others: 3
 arithmetic = cache(Arithmetic)
 
 
@@ -276,13 +278,13 @@ class Calculator:
     def value(self, x, values, digits, number=CORE_POINTS):
         """Fraction, mpf or mpc of a scalar; Undecided.
 
-        At core points it is remembered by their number: each item of a list meets many others.
+        Constants are remembered, and the core points' values: items of a list meet many others.
         """
         if type(x) is Fraction:
             return x
         if x.op == "var":
-            return values[x.args[0]]
-        key, numbers = (x, number, digits), arithmetic(digits)
+            return values[min(x.names)]
+        key, numbers = (x, number if x.names else 0, digits), arithmetic(digits)
         if key in self.known:
             return self.known[key]
         if not x.args:
@@ -295,7 +297,7 @@ class Calculator:
             raise Undecided from e
         if type(y) is not Fraction:
             self.spend(numbers.cost * COSTS.get(x.op, 3))
-        if number < CORE_POINTS:
+        if key[1] < CORE_POINTS:
             self.known[key] = y
         return y
 
@@ -367,5 +369,6 @@ class Calculator:
                 factor = make("/", substitute(a, values), substitute(b, values))
                 if not self.same(a, make("*", factor, b)):
                     return None
-                return 1 if not x.imag and not y.imag and (x > 0) == (y > 0) else -1
+                sign = self.value(factor, {}, FEW)
+                return 1 if not sign.imag and sign > 0 else -1
         return None
