@@ -1,4 +1,6 @@
-"""What a test sees of a program that lives in another process, where that is not plain data."""
+"""What a test sees of the program's objects and classes, which stay in the other process."""
+
+from plumbing.talk import Proxy, forward
 
 
 class Breach(BaseException):
@@ -6,86 +8,49 @@ class Breach(BaseException):
     the test needs some. No `except Exception` of a test hides it."""
 
 
-class Remote:
-    """What is not plain data, by its number in the candidate."""
+class Remote(Proxy):
+    """Something of the program's. A test may call it, pass it back, iterate and index it, ask for
+    its length, text and attributes. Its truth, and whether it equals a value of the test's, would
+    be the program's own verdict: the test fails."""
 
-    def __init__(self, ask, number):
-        vars(self).update(_ask=ask, _number=number, _classes=(), _state=None)
-
-    def __call__(self, *args, **kwargs):
-        return self._ask("call", self, args, kwargs)
-
-    def __getattr__(self, name):
-        if name.startswith("__") and name not in ("__name__", "__doc__"):
-            raise AttributeError(name)          # copy and pickle probe for such names
-        return self._ask("get", self, name)
-
-    def __setattr__(self, name, value):
-        self._ask("set", self, name, value)
-
-    def __delattr__(self, name):
-        self._ask("delete", self, name)
-
-    def __iter__(self):
-        return self._ask("iter", self)
-
-    def __next__(self):
-        return self._ask("next", self)
-
-    def __len__(self):
-        return self._ask("len", self)
-
-    def __getitem__(self, key):
-        return self._ask("getitem", self, key)
-
-    def __str__(self):
-        return self._ask("str", self)
-
-    def __repr__(self):
-        return self._ask("repr", self)
+    __slots__ = ()
+    __call__, __iter__, __next__ = forward("call"), forward("iter"), forward("next")
+    __len__, __getitem__ = forward("len"), forward("getitem")
+    __str__, __repr__ = forward("str"), forward("repr")
 
     def __enter__(self):
-        return self._ask("get", self, "__enter__")()
+        return self._talk.ask("get", self, ["__enter__"], {})()
 
     def __exit__(self, kind, error, traceback):
         if error is None:
-            self._ask("get", self, "__exit__")(None, None, None)
+            self._talk.ask("get", self, ["__exit__"], {})(None, None, None)
 
     def __instancecheck__(self, x):
-        if type(x) is not Remote:
-            return False
-        return self._number in x._classes
+        return type(x) is Remote and self._number in x._about[0]
 
     def __eq__(self, other):
         if self is other:
             return True
         if type(other) is Made:
-            return other.equals(self)
+            return other == self
         if other is None:
             return False
         if type(other) is not Remote:
             self.__bool__()
-        return self._ask("eq", self, other) is True         # both are the program's own
-
-    def __ne__(self, other):
-        return not self == other
+        return self._talk.ask("equal", self, [other], {}) is True    # both are the program's own
 
     def __bool__(self):
-        return self._ask("refuse")
+        self._talk.refuse("a value that is not plain data, where the test compares or weighs one")
 
     __hash__ = __bool__
 
 
 class MadeClass:
-    """A class that only the program defines and the test names.
+    """A class that only the program defines and the test names. What is known of it is what the
+    program says: its number, the parameters of its constructor, its members if it is an Enum."""
 
-    What is known of it is what the program says: its number, its name, the parameters of its
-    constructor, is it a namedtuple, its members if it is an Enum.
-    """
-
-    def __init__(self, referee, number, name, fields, is_tuple, members):
-        self._referee, self._refuse = referee, referee.refuse
-        self._number, self._name = number, name
+    def __init__(self, talk, number, name, fields, members, is_tuple):
+        self._talk, self._number, self._name = talk, number, name
         self._fields, self._is_tuple = fields, is_tuple
         for member in members:
             if not member.startswith("_"):
@@ -93,71 +58,68 @@ class MadeClass:
 
     def __call__(self, *args, **kwargs):
         made = Made(self, args, kwargs)
-        self._referee.unused[id(made)] = made
+        self._talk.unused[id(made)] = made
         return made
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        self._refuse(f"{self._name}.{name}, which the test does not define")
+        self._talk.refuse(f"{self._name}.{name}, which the test does not define")
 
     def __instancecheck__(self, x):
-        return type(x) in (Remote, Made) and self._number in x._classes
+        return type(x) in (Remote, Made) and self._number in x._about[0]
 
 
 class Made:
-    """An object that the test made of a class of the program's: class, arguments, attributes."""
+    """An object that the test made of a class of the program's: class, arguments, attributes.
+
+    It is kept here until it is passed to the program. A Remote equals it by the attributes that the
+    program sent along before it could know what is expected.
+    """
 
     def __init__(self, kind, args, kwargs):
         given = dict(zip(kind._fields, args, strict=False))
-        vars(self).update(_kind=kind, _args=args, _kwargs=kwargs, _classes=(kind._number,),
-                          _given={**given, **kwargs}, _set={}, _passed=None)
+        vars(self).update(_kind=kind, _args=args, _kwargs=kwargs, _about=((kind._number,), None),
+                          _given={**given, **kwargs}, _set={}, _number=None)
 
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        if self._passed:                        # the program has had it, and may have changed it
-            return self._passed("get", self, name)
-        if name in self._set:
-            return self._set[name]
-        if name in self._given:
-            return self._given[name]
-        self._kind._refuse(f"{self._kind._name}().{name} before the program was called")
+        if self._number is not None:            # the program has had it, and may have changed it
+            return self._kind._talk.ask("get", self, [name], {})
+        known = {**self._given, **self._set}
+        if name not in known:
+            self._kind._talk.refuse(f"{self._kind._name}().{name} before the program was called")
+        return known[name]
 
     def __setattr__(self, name, value):
         self._set[name] = value
-        if self._passed:
-            self._passed("set", self, name, value)
+        if self._number is not None:
+            self._kind._talk.ask("set", self, [name, value], {})
 
-    def equals(self, other):
+    def __eq__(self, other):
         """Was everything that the test gave said by the program too? By name, or by position."""
-        self._kind._referee.unused.pop(id(self), None)
+        kind = self._kind
+        kind._talk.unused.pop(id(self), None)
         if type(other) is Made:
-            return (self._kind is other._kind and self._given == other._given
-                    and self._set == other._set)
-        if self._kind._is_tuple:
+            return (kind, self._given, self._set) == (other._kind, other._given, other._set)
+        if kind._is_tuple:
             return isinstance(other, tuple) and tuple(self._given.values()) == other
         expected = {**self._given, **self._set}
-        if type(other) is not Remote or not expected or len(self._args) > len(self._kind._fields):
-            return self._kind._refuse("an object, where the test compares values")
-        state = other._state
-        if state is None or other._classes[:1] != self._classes:
+        if type(other) is not Remote or not expected or len(self._args) > len(kind._fields):
+            kind._talk.refuse("an object, where the test compares values")
+        classes, state = other._about
+        if state is None or classes[:1] != (kind._number,):
             return False
-        values = list(state.values())
+        values = dict(enumerate(state.values()))
         for i, (name, value) in enumerate(expected.items()):
-            if name not in state and i >= len(values):
+            if name not in state and i not in values:
                 return False
-            if not (state[name] if name in state else values[i]) == value:
+            if not state.get(name, values.get(i)) == value:
                 return False
         return True
 
-    def __eq__(self, other):
-        return self.equals(other)
-
     def __bool__(self):
-        return self._kind._refuse("the truth of an object that only the program defines")
+        self._kind._talk.refuse("the truth of an object that only the program defines")
 
     __hash__ = __bool__
-
-
-OURS = Remote, Made, MadeClass

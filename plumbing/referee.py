@@ -1,36 +1,293 @@
 """The referee: the process that runs the trusted tests of one program, which lives in another.
 
-Each call of the tested function is a question to the candidate (see plumbing/candidate.py). Its
-answer is decoded into exact built-in types, so that comparisons are ours: no foreign __eq__, no
-pickle, no exit status and no printed marker counts. What is not plain data stays on its side:
-
-    Remote   something of the program's, by its number. A test may call it, pass it back, iterate
-             it, index it, ask for its length, text and attributes. Its truth, and whether it equals
-             a value of the test's, would be the program's own verdict: the test fails.
-    Made     an object that the test makes of a class which only the program defines. It is kept
-             here, as class and arguments, until it is passed to the program; a Remote equals it by
-             the attributes that the program sent along before it could know what is expected.
-    lent     functions, objects and iterators of the test that were passed to the program. It may
-             ask to call them and read or set public attributes; the answer is computed here.
+Each call of the tested function is a question to the candidate. Its answer is decoded into exact
+built-in types, so that comparisons are ours: no foreign __eq__, no pickle, no exit status and no
+printed marker counts. What the program has that is no plain data, a test sees as plumbing/foreign.py
+says. In turn functions, objects and iterators of the test may be passed to the program: it may ask
+to call them and read or set public attributes, and the answer is computed here.
 """
 
 import builtins
+import functools
 import os
 import resource
 import sys
 
-from plumbing.candidate import take_job
-from plumbing.foreign import OURS, Breach, Made, MadeClass, Remote
-from plumbing.statements import ONLY_TREE, missing_modules, rewrite, test_frames
-from plumbing.values import MB, MUTABLE, kept_or_new, pack, receive, send, unpack
+from plumbing.candidate import by_place, take_job
+from plumbing.foreign import Breach, Made, MadeClass, Remote
+from plumbing.talk import Talk, exception, find, operate
+from plumbing.values import MB, MUTABLE, overwrite, receive, send
 
 MAX_REPLY, MAX_MEMORY, MAX_CALLBACKS = 4 * MB, 200 * MB, 50   # an answer, ours, nested call-backs
+TEST_MODULES = ("test", "prompt")               # __module__ of what a test and a prompt define
 # special methods that may be asked of what a test lends
 METHODS = """call iter next len getitem setitem delitem contains eq ne lt le gt ge bool str repr
 hash int float index add radd sub rsub mul rmul truediv rtruediv floordiv rfloordiv mod rmod pow
 rpow neg abs and or xor iadd enter exit""".split()
-METHODS = [f"__{name}__" for name in METHODS]
-TEST_MODULES = ("test", "prompt")               # __module__ of what a test and a prompt define
+# the few answers that Python itself wants to be of one type
+ANSWERS = {"len": int, "str": str, "repr": str, "equal": bool, "iter": Remote}
+WRONG = (ValueError, TypeError, LookupError, AttributeError, RecursionError, MemoryError,
+         ArithmeticError)                       # what unpacking a message raises that is not right
+
+
+def name_of(x):
+    """[module, name] of a function or class of Python's own, which the candidate has too."""
+    owner = getattr(x, "__objclass__", x)                    # of str.upper: str
+    module = getattr(owner, "__module__", None) or getattr(x, "__module__", None)
+    name = getattr(x, "__qualname__", None)
+    both = isinstance(module, str) and isinstance(name, str)
+    return [module, name] if both and find(module, name) is x else None
+
+
+@functools.cache
+def special_methods(kind):
+    return [name for name in METHODS if getattr(kind, f"__{name}__", None)
+            not in (None, getattr(object, f"__{name}__", None))]
+
+
+def rights(x):
+    """The special methods that the candidate may ask of x, or None if x may not be lent."""
+    kind = type(x)
+    if isinstance(x, type):
+        return ["call"] if x.__module__ in TEST_MODULES else None
+    own = special_methods(kind)
+    if kind.__module__ in TEST_MODULES:
+        return own
+    own = [name for name in own if name in ("call", "iter", "next")]
+    if kind.__name__ == "builtin_function_or_method":        # v.append, d.get
+        plain = type(x.__self__).__name__ in (*MUTABLE, "str", "tuple", "bytes", "frozenset")
+        return own if plain else None
+    is_function = kind.__name__ in ("function", "method")
+    is_function |= kind.__module__ in ("functools", "operator") and "call" in own    # partial
+    return own if is_function or own[-2:] == ["iter", "next"] else None
+
+
+def test_frames():
+    """How many functions of the test are running, its own text included."""
+    n, frame = 0, sys._getframe()
+    while frame:
+        n += frame.f_code.co_filename == "<test>"
+        frame = frame.f_back
+    return n
+
+
+class Referee(Talk):
+    """The referee's end of the conversation: questions, and answers to what is asked back."""
+
+    caught = Exception
+
+    def __init__(self, outbox, inbox):
+        super().__init__(inbox, outbox)
+        self.calls, self.compiled = 0, False    # of the tested function; is the test Python?
+        self.stands = ()                        # status and reason, once no test can change them
+        self.classes, self.errors = {}, []      # the program's, by number; its exceptions' classes
+        self.pending, self.twins = [], []       # changes to apply; (returned value, argument)
+        self.unused = {}                        # what the test made of them and did not use, by id
+        self.n_made = 0                         # Made objects that the program knows
+
+    def end(self, status, why):
+        self.stands = self.stands or (status, why)
+        raise Breach(why)
+
+    def refuse(self, what):
+        self.end("fail", f"{what}: the program's own verdict")
+
+    # values
+
+    def refer(self, x, depth):
+        """What is not plain data, for the candidate."""
+        if type(x) in (Remote, MadeClass) or isinstance(x, type) and x in self.errors:
+            return {"yours": x._number}
+        if type(x) is Made:
+            return {"made": self.made(x, depth)}
+        if any(x is kind for kind in (Remote, Made, MadeClass)):
+            self.refuse("the type of an object of the program's")
+        named = name_of(x)
+        if named:
+            return {"global": named}
+        methods = rights(x)
+        if methods is None:
+            raise TypeError(f"the test passes a {type(x).__name__}; expected plain data, a "
+                            "function, an object of its own, or something of the program's")
+        return {"mine": [self.number(x), [methods, str(getattr(x, "__name__", ""))]]}
+
+    def made(self, x, depth):
+        self.unused.pop(id(x), None)
+        if x._number is not None:
+            return [x._number]
+        vars(x)["_number"] = self.n_made
+        self.n_made += 1
+        attributes = [[name, self.pack(value, depth + 1)] for name, value in x._set.items()]
+        how = [self.pack(part, depth + 1) for part in (x._kind, list(x._args), x._kwargs)]
+        return [x._number, *how, attributes]
+
+    def proxy(self, parts, depth):
+        number, about = parts
+        if type(number) is not int:
+            raise ValueError("no number of an object")
+        if number not in self.proxies:
+            self.proxies[number] = Remote(_talk=self, _number=number, _about=((), None))
+        if about is not None:
+            classes, state = about
+            if state is not None:
+                state = {str(name): self.unpack(value, depth) for name, value in state}
+            about = tuple(int(n) for n in classes), state
+            object.__setattr__(self.proxies[number], "_about", about)
+        return self.proxies[number]
+
+    def class_of(self, lineage, fields=(), members=()):
+        """A class of the program's, by its lineage: a standard one, or one of ours that stands for
+        it. An exception's derives from the builtin that it derives from."""
+        (where, name), *rest = lineage
+        if type(where) is str:
+            kind = find(where, name)
+            if kind in (SystemExit, KeyboardInterrupt, GeneratorExit, BaseException):
+                self.end("fail", f"the program raised {name}")
+            # what unittest raises may end a test well
+            if isinstance(kind, type) and not where.startswith("unittest"):
+                return kind
+            return self.class_of(rest)
+        if type(where) is not int:
+            raise ValueError("no number of a class")
+        root = find(*lineage[-1])
+        if where not in self.classes and issubclass(root, BaseException):
+            base = exception(self.class_of(rest))
+            self.classes[where] = self.error_class(where, str(name), base)
+        elif where not in self.classes:
+            self.classes[where] = MadeClass(
+                self, where, str(name), [str(field) for field in fields],
+                [str(member) for member in members], issubclass(root, tuple))
+        return self.classes[where]
+
+    def error_class(self, number, name, base):
+        """Neither true nor equal to anything: a helper of that name must not pass a test."""
+        def not_a_value(*_):
+            self.refuse("an exception of the program's as a value")
+
+        def init(e, *_, **__):
+            if not self.nonces:                 # a call-back may raise it
+                not_a_value()
+            self.unused[id(e)] = e
+
+        body = {"__module__": "candidate", "_number": number, "__init__": init, "__str__": text_of,
+                "__eq__": not_a_value, "__ne__": not_a_value, "__bool__": not_a_value,
+                "__hash__": None}
+        self.errors.append(type(name, (base,), body))
+        return self.errors[-1]
+
+    def lineage(self, kind):
+        return [["builtins", base.__name__] for base in kind.__mro__
+                if base.__module__ == "builtins"]
+
+    def describe(self, e):
+        self.unused.pop(id(e), None)
+        return super().describe(e, self.number(e))
+
+    # questions
+
+    def ask(self, op, *args):
+        """One question to the candidate, and its answer; raises what the candidate raised."""
+        if self.stands:
+            raise Breach(self.stands[1])
+        self.calls += op == "call"
+        try:
+            packed = self.pack(list(args))
+        except TypeError as e:
+            self.end("fail" if self.nonces else "error", str(e))
+        try:
+            kind, said = self.exchange(int.from_bytes(os.urandom(7), "big"), op, packed)
+            if kind == "raise":
+                value = self.revive(*said)
+                exception(type(value))
+            else:
+                value, changed, which = [self.unpack(tree) for tree in said]
+                if type(value) is not ANSWERS.get(op, type(value)):
+                    raise TypeError(op)
+            if op == "call" and kind == "value":
+                self.note_changes(args, value, changed, which)
+            if op == "name" and kind == "value":
+                value = self.class_of(*value)
+        except (OSError, EOFError) as e:
+            self.end("fail", f"the program ended or said too much: {e}")
+        except WRONG as e:
+            self.end("fail", f"an answer that is not plain data: {type(e).__name__}")
+        if kind == "value":
+            return value
+        if isinstance(value, (StopIteration, StopAsyncIteration)) and op != "next":
+            # it would end a loop of the test's own, as if all had gone well
+            raise RuntimeError("the program raised StopIteration")
+        raise value
+
+    def hear(self, nonce):
+        message = receive(self.inbox, MAX_REPLY)
+        if message[0] != nonce or message[1] not in ("value", "raise", "ask"):
+            raise ValueError("it answers no question")
+        return message
+
+    def perform(self, op, packed):
+        """Answer a question of the candidate's about something lent: [packed value]."""
+        try:
+            x, args, kwargs = self.unpack(packed)
+        except WRONG as e:
+            self.end("fail", f"a question that is not plain data: {type(e).__name__}")
+        if id(x) not in self.numbers:
+            self.end("fail", "it asks about what was not lent")
+        if len(self.nonces) > MAX_CALLBACKS:
+            raise RecursionError("call-backs nested too deeply")
+        try:
+            if op not in (rights(x) or ()):
+                self.check_attribute(op, x, args[0])
+            return [self.pack(operate(op, x, args, kwargs))]
+        except AssertionError as e:
+            self.end("fail", f"an assert of the test, called by the program: {e}")
+
+    def check_attribute(self, op, x, name):
+        if type(x).__module__ not in TEST_MODULES or type(name) is not str or name[:1] == "_":
+            raise AttributeError(name)
+        if op not in ("get", "set", "delete"):
+            raise AttributeError(op)
+        if op != "get" and callable(getattr(x, name, None)):     # the test may call it later
+            raise AttributeError(f"{name} is a function of the test's")
+
+    # arguments that the function changed
+
+    def note_changes(self, args, value, changed, which):
+        """To apply now if it returned None, else behind the statement of the test (or `assert f(v)
+        == sorted(v)` would compare with what f made of v)."""
+        given = {key: x for key, x in by_place(*args[1:]).items() if type(x).__name__ in MUTABLE}
+        if type(which) in (int, str) and which in given and type(value) is type(given[which]):
+            self.twins.append((value, given[which]))
+        for key in given.keys() & (changed or {}).keys():
+            self.pending.append((test_frames(), given[key], changed[key]))
+        if value is None:
+            self.apply(0)
+
+    def apply(self, depth):
+        """Apply the changes that calls at this depth of the test's functions, or deeper, made."""
+        due = [change for change in self.pending if change[0] >= depth]
+        self.pending = [change for change in self.pending if change[0] < depth]
+        for _, old, new in due:
+            overwrite(old, new)
+
+    def settle(self, discarded=False):
+        """A statement of the test is over: see rewrite. In functions that the test calls, only if
+        it was nothing but a call, since the statement that called them is still running."""
+        depth = test_frames() if self.pending else 0
+        if depth and (discarded or depth == 1):
+            self.apply(depth)
+
+    def same(self, a, b):
+        """`a is b`, also where the function returned the very argument that it got."""
+        twins = [(id(value), id(argument)) for value, argument in self.twins]
+        return a is b or (id(a), id(b)) in twins or (id(b), id(a)) in twins
+
+
+def text_of(error):
+    return vars(error).get("_text") or Exception.__str__(error)
+
+
+# ----------------------------------------------------------------------------------------------
+# the test
 
 
 class Names(dict):
@@ -70,362 +327,74 @@ class Names(dict):
                 exec(compile(text, "<prompt>", "exec"), found)
             except SyntaxError:                 # words, or code that leaves no function open
                 continue
-            # helpers that call the tested function call the candidate's
-            found.update(self.helpers)
+            found.update(self.helpers)          # so that helpers call the candidate's function
             self.helpers = found
             return
 
 
-class Referee:
-    """The referee's end of the conversation: questions, and answers to what is asked back."""
-
-    def __init__(self, outbox, inbox):
-        self.outbox, self.inbox = outbox, inbox
-        self.calls, self.depth = 0, 0           # questions of the kind call; nested call-backs
-        self.stands = ()                        # status and reason, once no test can change them
-        self.remotes, self.classes, self.errors = {}, {}, []
-        self.lent, self.numbers, self.n_made = [], {}, 0     # objects, id -> place there
-        self.pending, self.twins = [], []       # changes to apply; (returned value, argument)
-        self.unused = {}                        # Made objects that the test has not used yet, by id
-        self.special = {"handle": self.remote, "object": self.object, "lent": self.unlend,
-                        "class": self.made_class, "exception": lambda v, depth: self.error_class(v)}
-
-    def end(self, status, why):
-        self.stands = self.stands or (status, why)
-        raise Breach(why)
-
-    def refuse(self, what):
-        self.end("fail", f"{what}: the program's own verdict")
-
-    # values out
-
-    def pack(self, x):
-        return pack(x, self.other)
-
-    def other(self, x, depth):
-        """What is not plain data, for the candidate."""
-        if type(x) is Remote:
-            return {"handle": x._number}
-        if type(x) is MadeClass:
-            return {"handle": x._number}
-        if type(x) is Made:
-            return {"made": self.pack_made(x, depth)}
-        if isinstance(x, type) and x in self.errors:
-            return {"handle": next(n for n, kind in self.classes.items() if kind is x)}
-        if any(x is kind for kind in OURS):
-            self.refuse("the type of an object of the program's")
-        named = self.library_name(x)
-        if named:
-            return {"global": named}
-        if not self.may_lend(x):
-            raise TypeError(f"the test passes a {type(x).__name__}; expected plain data, a "
-                            "function, an object of its own, or something of the program's")
-        number = self.numbers.get(id(x))
-        if number is None:
-            number = self.numbers[id(x)] = len(self.lent)
-            self.lent.append(x)
-        return {"lent": [number, self.methods(x), str(getattr(x, "__name__", ""))]}
-
-    def pack_made(self, x, depth):
-        self.unused.pop(id(x), None)
-        first = x._passed is None
-        if first:
-            vars(x).update(_passed=self.ask, _index=self.n_made)
-            self.n_made += 1
-        values, args, kwargs = (x._set.items(), x._args, x._kwargs) if first else ((), (), {})
-        return [x._index, x._kind._number, pack(tuple(args), self.other, depth + 1),
-                pack(kwargs, self.other, depth + 1),
-                [[name, pack(value, self.other, depth + 1)] for name, value in values]]
-
-    def library_name(self, x):
-        """[module, name] of a function or class of Python's own, which the candidate has too."""
-        owner = getattr(x, "__objclass__", x)                # of str.upper: str
-        module = getattr(owner, "__module__", None) or getattr(x, "__module__", None)
-        name = getattr(x, "__qualname__", None)
-        if not isinstance(name, str) or not isinstance(module, str):
-            return None
-        if module.partition(".")[0] not in sys.stdlib_module_names and module != "builtins":
-            return None
-        found = sys.modules.get(module)
-        for part in name.split("."):
-            found = getattr(found, part, None)
-        return [module, name] if found is x else None
-
-    def may_lend(self, x):
-        kind = type(x)
-        if isinstance(x, type):
-            return x.__module__ in TEST_MODULES
-        if kind.__module__ in TEST_MODULES or kind.__name__ in ("function", "method"):
-            return True
-        if kind.__name__ == "builtin_function_or_method":    # v.append, d.get
-            return type(x.__self__).__name__ in (*MUTABLE, "str", "tuple", "bytes", "frozenset")
-        if kind.__module__ in ("functools", "operator"):     # partial, itemgetter
-            return callable(x)
-        return hasattr(kind, "__next__") and hasattr(kind, "__iter__")
-
-    def methods(self, x):
-        """The special methods of something lent that the candidate may ask for."""
-        kind = type(x)
-        if isinstance(x, type):
-            return ["__call__"]
-        own = [name for name in METHODS
-               if getattr(kind, name, None) not in (None, getattr(object, name, None))]
-        if kind.__module__ in TEST_MODULES:
-            return own
-        return [name for name in own if name in ("__call__", "__iter__", "__next__")]
-
-    # values in
-
-    def unpack(self, tree):
-        return unpack(tree, self.special)
-
-    def remote(self, number, depth):
-        if type(number) is not int:
-            raise ValueError("no number of an object")
-        if number not in self.remotes:
-            self.remotes[number] = Remote(self.ask, number)
-        return self.remotes[number]
-
-    def object(self, parts, depth):
-        number, classes, state = parts
-        x = self.remote(number, depth)
-        known = None
-        if state is not None:
-            known = {str(name): unpack(value, self.special, depth) for name, value in state}
-        vars(x).update(_classes=tuple(int(n) for n in classes), _state=known)
-        return x
-
-    def unlend(self, number, depth):
-        if type(number) is not int or number < 0:
-            raise ValueError("no number of something lent")
-        return self.lent[number]
-
-    def made_class(self, parts, depth):
-        number, name, fields, is_tuple, members = parts
-        if number not in self.classes:
-            self.classes[int(number)] = MadeClass(self, int(number), str(name),
-                                                  [str(f) for f in fields], bool(is_tuple),
-                                                  [str(m) for m in members])
-        return self.classes[number]
-
-    def error_class(self, lineage):
-        """The class of an exception: a builtin, one of the standard library, or one of ours that
-        stands for the program's and derives from the builtin that it derives from.
-
-        lineage: its classes up to the first builtin: [number, name], [module, name], or a name.
-        """
-        first, *rest = lineage
-        if isinstance(first, str):
-            kind = getattr(builtins, first, None)
-            if not (isinstance(kind, type) and issubclass(kind, Exception)):
-                self.end("fail", f"the program raised {first}")
-            return kind
-        where, name = first
-        if isinstance(where, str):
-            is_standard = where.partition(".")[0] in sys.stdlib_module_names
-            kind = sys.modules.get(where) if is_standard else None
-            for part in str(name).split("."):
-                kind = getattr(kind, part, None)
-            if isinstance(kind, type) and issubclass(kind, Exception):
-                return kind
-            return self.error_class(rest)
-        if where not in self.classes:
-            # neither true nor equal to anything: a helper of that name must not pass a test
-            def not_a_value(*_):
-                self.refuse("an exception of the program's as a value")
-
-            def init(*_, **__):
-                if not self.depth:              # a call-back may raise it
-                    not_a_value()
-
-            body = {"__module__": "candidate", "__init__": init, "__str__": text_of,
-                    "__eq__": not_a_value, "__ne__": not_a_value, "__bool__": not_a_value,
-                    "__hash__": None}
-            kind = self.classes[int(where)] = type(str(name), (self.error_class(rest),), body)
-            self.errors.append(kind)
-        return self.classes[where]
-
-    def error(self, description):
-        """The exception that the candidate describes, to be raised in the test."""
-        if "lent" in description:
-            return self.lent[description["lent"]]
-        kind = self.error_class(description["lineage"])
-        args = description["args"]
-        args = (description["text"],) if args is None else tuple(self.unpack(args))
-        try:
-            e = kind(*args) if kind.__module__ == "builtins" else kind.__new__(kind, *args)
-        except Exception:                       # a class that wants other arguments
-            e = Exception(description["text"])
-        if kind.__module__ != "builtins":
-            vars(e).update(self.unpack(description["attributes"] or {"dict": []}))
-            vars(e)["_text"] = description["text"]
-        return e
-
-    # the conversation
-
-    def ask(self, op, *args):
-        """One question to the candidate, and its answer; raises what the candidate raised."""
-        if op == "refuse":
-            self.refuse("a value that is not plain data, where the test compares or weighs one")
-        if self.stands:
-            raise Breach(self.stands[1])
-        self.calls += op == "call"
-        nonce = int.from_bytes(os.urandom(7), "big")
-        try:
-            packed = self.pack(list(args))
-        except TypeError as e:
-            self.end("fail" if self.depth else "error", str(e))
-        try:
-            send(self.outbox, [nonce, op, packed])
-            kind, rest = self.listen(nonce)
-            if kind == "raise":
-                error = self.error(rest[0])
-            else:
-                packed, changed, which = rest
-                value = self.unpack(packed)
-                self.check_type(op, value)
-                changed = self.unpack(changed)
-        except (OSError, EOFError) as e:
-            self.end("fail", f"the program ended or said too much: {e}")
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError,
-                MemoryError, ArithmeticError) as e:
-            self.end("fail", f"an answer that is not plain data: {type(e).__name__}")
-        if kind == "raise":
-            if isinstance(error, StopIteration) and op != "next":
-                # it would end a loop of the test's own, as if all had gone well
-                raise RuntimeError("the program raised StopIteration")
-            raise error
-        if op == "call":
-            self.note_changes(args, changed, which, value)
-        return value
-
-    def listen(self, nonce):
-        """Wait for the answer to a question, and meanwhile answer what is asked back."""
-        while True:
-            message = receive(self.inbox, MAX_REPLY)
-            number, kind, *rest = message
-            if number != nonce or kind not in ("value", "raise", "ask"):
-                raise ValueError("it answers no question")
-            if kind != "ask":
-                return kind, rest
-            send(self.outbox, ["answer", *self.call_back(*rest)])
-
-    def check_type(self, op, value):
-        """The few answers that Python itself wants to be of one type."""
-        expected = {"len": int, "str": str, "repr": str, "eq": bool, "iter": Remote}.get(op)
-        if expected and type(value) is not expected:
-            raise TypeError(op)
-
-    def note_changes(self, args, changed, which, value):
-        """Arguments that the function changed: now if it returned None, else behind the statement
-        of the test (or `assert f(v) == sorted(v)` would compare with what f made of v)."""
-        _, positional, named = args
-        given = {**dict(enumerate(positional)), **named}
-        given = {key: x for key, x in given.items() if type(x).__name__ in MUTABLE}
-        if type(which) in (int, str) and which in given and type(value) is type(given[which]):
-            self.twins.append((value, given[which]))
-        if type(changed) is not dict:
-            return
-        for key, x in given.items():
-            if key in changed:
-                self.pending.append((test_frames(sys._getframe()), x, changed[key]))
-        if value is None:
-            self.apply(0)
-
-    def apply(self, depth):
-        """Apply the changes that calls at this depth of the test's functions, or deeper, made."""
-        waiting, self.pending = self.pending, []
-        for entry in waiting:
-            if entry[0] >= depth:
-                kept_or_new(entry[1], entry[2])
-            else:
-                self.pending.append(entry)
-
-    def settle(self, discarded=False):
-        """A statement of the test is over: see rewrite. In functions that the test calls, only if
-        it was nothing but a call, since the statement that called them is still running."""
-        depth = test_frames(sys._getframe())
-        if self.pending and (discarded or depth == 1):
-            self.apply(depth)
-
-    def same(self, a, b):
-        """`a is b`, also where the function returned the very argument that it got."""
-        if any(type(x) is Made or type(x) in self.errors and "_text" not in vars(x)
-               for x in (a, b)):
-            self.refuse("an object that the test made of a class of the program's")
-        pairs = [(a, b), (b, a)]
-        return a is b or any(x is value and y is argument for x, y in pairs
-                             for value, argument in self.twins)
-
-    # call-backs
-
-    def call_back(self, op, packed):
-        """Answer a question of the candidate's about something lent: [kind, packed value]."""
-        x, *rest = self.unpack(packed)
-        if id(x) not in self.numbers:
-            raise ValueError("it asks about what was not lent")
-        if self.depth >= MAX_CALLBACKS:
-            return "raise", self.lend_error(RecursionError("call-backs nested too deeply"))
-        self.depth += 1
-        try:
-            return "value", self.pack(self.operate(op, x, rest))
-        except AssertionError as e:
-            self.end("fail", f"an assert of the test, called by the program: {e}")
-        except Exception as e:
-            return "raise", self.lend_error(e)
-        finally:
-            self.depth -= 1
-
-    def operate(self, op, x, rest):
-        if op == "method":
-            method, args, kwargs = rest
-            if method not in self.methods(x):
-                raise AttributeError(method)
-            if method == "__call__":
-                return x(*args, **kwargs)
-            return getattr(type(x), method)(x, *args)
-        name, *value = rest
-        if type(x).__module__ not in TEST_MODULES or type(name) is not str or name[:1] == "_":
-            raise AttributeError(name)
-        if op == "get":
-            return getattr(x, name)
-        if callable(getattr(x, name, None)):                 # the test may call it later
-            raise AttributeError(f"{name} is a function of the test's")
-        if op == "set":
-            return setattr(x, name, *value)
-        if op == "delete":
-            return delattr(x, name)
-        raise ValueError(op)
-
-    def lend_error(self, e):
-        """[number, builtin class, packed arguments] of an exception that the test raised."""
-        self.lent.append(e)
-        name = next(kind.__name__ for kind in type(e).__mro__ if kind.__module__ == "builtins")
-        try:
-            args = self.pack(list(e.args))
-        except (TypeError, ValueError):
-            args = [str(e)]
-        return [len(self.lent) - 1, name, args]
+ONLY_TREE = 0x400                               # ast.PyCF_ONLY_AST, without importing ast
 
 
-def text_of(error):
-    return vars(error).get("_text") or Exception.__str__(error)
+def statement(text):
+    return compile(text, "<test>", "exec", ONLY_TREE).body[0]
 
 
-# ----------------------------------------------------------------------------------------------
-# the process
+SETTLE, SETTLE_CALL = statement("__settle__()"), statement("__settle__(True)")
+
+
+def rewrite(node, imported):
+    """A test with __settle__() behind each statement, and __same__(a, b) for `a is b`.
+
+    The candidate works on copies. A statement of the test sees an argument unchanged while it
+    runs, and changed, if the function changed it, from then on. Adds the names of the modules that
+    the test imports to the set `imported`.
+    """
+    kind = type(node).__name__
+    if kind == "Import":
+        imported.update(alias.name.partition(".")[0] for alias in node.names)
+    if kind == "ImportFrom" and not node.level:
+        imported.add(node.module.partition(".")[0])
+    for field in getattr(node, "_fields", ()):
+        value = getattr(node, field, None)
+        if not isinstance(value, list):
+            setattr(node, field, rewrite(value, imported))
+            continue
+        is_block = field in ("body", "orelse", "finalbody") and kind not in ("Module", "ClassDef")
+        new = [SETTLE] if value and is_block else []
+        for item in value:
+            new.append(rewrite(item, imported))
+            what = type(item).__name__
+            if what == "Expr" and type(item.value).__name__ == "Call" and kind != "ClassDef":
+                new.append(SETTLE_CALL)
+            elif what in ("Assign", "AugAssign", "AnnAssign", "Assert") and kind != "ClassDef":
+                new.append(SETTLE)
+        setattr(node, field, new)
+    if kind == "Compare" and [type(op).__name__ for op in node.ops] in (["Is"], ["IsNot"]):
+        negated = "not " if type(node.ops[0]).__name__ == "IsNot" else ""
+        same = statement(f"{negated}__same__(0, 0)").value
+        (same.operand if negated else same).args = [node.left, *node.comparators]
+        return same
+    return node
+
+
+def missing_modules(names):
+    others = names - set(sys.stdlib_module_names)
+    if not others:
+        return []
+    from importlib.util import find_spec
+    return sorted(name for name in others if find_spec(name) is None)
 
 
 def run_test(job, referee):
     """Run the test of a job; returns status and detail, unless a Breach or an error ends it."""
-    tree = compile(job["test"], "<test>", "exec", ONLY_TREE)
-    if job["modules"]:
-        sys.path += job["modules"]
-    missing = missing_modules(tree)
+    imported = set()
+    tree = rewrite(compile(job["test"], "<test>", "exec", ONLY_TREE), imported)
+    sys.path += job["modules"]
+    missing = missing_modules(imported)
     if missing:
         return "error", (f"the test imports {', '.join(missing)}, which is not installed here: "
                          f"pip install {' '.join(missing)}")
-    code = compile(rewrite(tree), "<test>", "exec")
+    code = compile(tree, "<test>", "exec")
     referee.compiled = True
     referee.ask("load")
     names = Names(referee, job["prompt"], job["entry_point"])
@@ -450,7 +419,6 @@ def referee(outbox, inbox, done, stdout):
         memory = MAX_MEMORY * (10 if job["modules"] else 1)
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     judge = Referee(outbox, inbox)
-    judge.compiled = False
     try:
         status, detail = run_test(job, judge)
     except BaseException as e:
@@ -460,14 +428,10 @@ def referee(outbox, inbox, done, stdout):
                 line = traceback.tb_lineno
             traceback = traceback.tb_next
         status = "fail" if judge.compiled else "error"
-        detail = f"test line {line}: {type(e).__name__}: {text_or_nothing(e)}"
+        try:
+            detail = f"test line {line}: {type(e).__name__}: {e}"
+        except BaseException:
+            detail = f"test line {line}"
     status, detail = judge.stands or (status, detail)
     # under 4,096 bytes: a pipe takes it whole or not at all
     send(stdout, ["verdict", status, detail[:300]])
-
-
-def text_or_nothing(e):
-    try:
-        return str(e)
-    except BaseException:
-        return ""

@@ -1,11 +1,12 @@
 """Values that cross between two processes that do not trust each other: plain data as tagged JSON.
 
 None, bool, float, str and most ints are themselves, and a list is a list. Everything else is an
-object of exactly one key, its type: (1, {2}) is {"tuple": [1, {"set": [2]}]}. What is read is built
-by the functions of BUILD alone: no pickle, no class and no code of the other side's choice.
+object of one key, its type, with the arguments that make it: (1, 2) is {"tuple": [[1, 2]]}. What is
+read is made by the types of ARGUMENTS alone: no pickle, no class and no code of the other's choice.
 """
 
 import builtins
+import functools
 import json
 import os
 import struct
@@ -21,131 +22,97 @@ BUILTINS = {name: getattr(builtins, name) for name in (
 MUTABLE = {"list", "dict", "set", "bytearray", "deque", "Counter", "OrderedDict"}
 
 
-def _pairs(x):
-    return [list(pair) for pair in dict.items(x)]
+def content(x):
+    return [list(x)]
 
 
-def _offset(x):
-    """Seconds east of UTC of a time or datetime; None if it knows no zone."""
+def pairs(x):
+    return [[list(pair) for pair in dict.items(x)]]
+
+
+def bounds(x):
+    return [x.start, x.stop, x.step]
+
+
+def of_dict(x):
+    return [dict(x.mapping)]
+
+
+def day(x):
+    return [x.year, x.month, x.day]
+
+
+def clock(x):
     offset = x.utcoffset()
-    return None if offset is None else offset.total_seconds()
+    zone = None if offset is None else sys.modules["datetime"].timezone(offset)
+    return [x.hour, x.minute, x.second, x.microsecond, zone]
 
 
-def _clock(x):
-    return [x.hour, x.minute, x.second, x.microsecond, x.fold, _offset(x)]
-
-
-# type -> the parts that it is built from, as plainer data
-PARTS = {
-    "builtins.int": hex,                        # int() reads 4,300 decimal digits at most
-    "builtins.complex": lambda x: [x.real, x.imag],
-    "builtins.bytes": list,
-    "builtins.bytearray": list,
-    "builtins.tuple": list,
-    "builtins.set": list,
-    "builtins.frozenset": list,
-    "builtins.dict": _pairs,
-    "builtins.range": lambda x: [x.start, x.stop, x.step],
-    "builtins.slice": lambda x: [x.start, x.stop, x.step],
-    "builtins.dict_keys": list,
-    "builtins.dict_values": list,
-    "builtins.dict_items": lambda x: [list(pair) for pair in x],
-    "builtins.ellipsis": lambda x: 0,
-    "builtins.NotImplementedType": lambda x: 0,
+# type -> the arguments that make an equal value
+ARGUMENTS = {
+    "int": lambda x: [hex(x), 16],              # int() reads 4,300 decimal digits at most
+    "complex": lambda x: [x.real, x.imag],
+    "bytes": content, "bytearray": content, "tuple": content, "set": content, "frozenset": content,
+    "dict": pairs, "collections.Counter": lambda x: [dict(x)], "collections.OrderedDict": pairs,
     "collections.deque": lambda x: [list(x), x.maxlen],
-    "collections.Counter": _pairs,
-    "collections.OrderedDict": _pairs,
+    "range": bounds, "slice": bounds,
+    "dict_keys": of_dict, "dict_values": of_dict, "dict_items": of_dict,
+    "ellipsis": lambda x: [], "NotImplementedType": lambda x: [],
     "fractions.Fraction": lambda x: [x.numerator, x.denominator],
-    "decimal.Decimal": str,
-    "datetime.date": lambda x: [x.year, x.month, x.day],
-    "datetime.time": _clock,
-    "datetime.datetime": lambda x: [x.year, x.month, x.day, *_clock(x)],
+    "decimal.Decimal": lambda x: [str(x)],
+    "datetime.date": day,
+    "datetime.time": clock,
+    "datetime.datetime": lambda x: [*day(x), *clock(x)],
     "datetime.timedelta": lambda x: [x.days, x.seconds, x.microseconds],
+    "datetime.timezone": lambda x: [x.utcoffset(None)],
 }
 
 
-def _module(name):
-    """A standard module, imported when the first value needs it."""
-    return sys.modules.get(name) or __import__(name)
+@functools.cache
+def named_tuple(name, *fields):
+    return __import__("collections").namedtuple(name, fields)
 
 
-def _zone(seconds):
-    datetime = _module("datetime")
-    return None if seconds is None else datetime.timezone(datetime.timedelta(seconds=seconds))
-
-
-def _time(hour, minute, second, microsecond, fold, offset):
-    kind = _module("datetime").time
-    return kind(hour, minute, second, microsecond, _zone(offset), fold=fold)
-
-
-def _datetime(year, month, day, hour, minute, second, microsecond, fold, offset):
-    kind = _module("datetime").datetime
-    return kind(year, month, day, hour, minute, second, microsecond, _zone(offset), fold=fold)
-
-
-def _named_tuple(name, fields, values):
-    if (name, *fields) not in NAMED_TUPLES:
-        NAMED_TUPLES[(name, *fields)] = _module("collections").namedtuple(name, fields)
-    return NAMED_TUPLES[(name, *fields)](*values)
-
-
-NAMED_TUPLES = {}                               # (name, fields) -> class
-
-
-# the inverse: type -> what makes it from its parts; each raises ValueError, TypeError or KeyError
-BUILD = {
-    "int": lambda v: int(v, 16),
-    "complex": lambda v: complex(*v),
-    "bytes": bytes,
-    "bytearray": bytearray,
-    "tuple": tuple,
-    "namedtuple": lambda v: _named_tuple(*v),
-    "set": set,
-    "frozenset": frozenset,
-    "dict": dict,
-    "range": lambda v: range(*v),
-    "slice": lambda v: slice(*v),
-    "dict_keys": lambda v: dict.fromkeys(v).keys(),
-    "dict_values": lambda v: dict(enumerate(v)).values(),
-    "dict_items": lambda v: dict(v).items(),
-    "ellipsis": lambda v: ...,
-    "NotImplementedType": lambda v: NotImplemented,
-    "deque": lambda v: _module("collections").deque(*v),
-    "Counter": lambda v: _module("collections").Counter(dict(v)),
-    "OrderedDict": lambda v: _module("collections").OrderedDict(v),
-    "Fraction": lambda v: _module("fractions").Fraction(*v),
-    "Decimal": lambda v: _module("decimal").Decimal(v),
-    "date": lambda v: _module("datetime").date(*v),
-    "time": lambda v: _time(*v),
-    "datetime": lambda v: _datetime(*v),
-    "timedelta": lambda v: _module("datetime").timedelta(*v),
+# what makes a value where that is not its type
+MAKERS = {
+    "dict_keys": dict.keys, "dict_values": dict.values, "dict_items": dict.items,
+    "ellipsis": type(...), "NotImplementedType": type(NotImplemented),
+    "namedtuple": lambda name, fields, values: named_tuple(name, *fields)(*values),
     "builtin": BUILTINS.__getitem__,
 }
 
 
-KNOWN = {}                                      # type -> what tag_and_parts says of it
+@functools.cache
+def maker(tag):
+    """What makes a value of its arguments, by the tag of its type."""
+    if tag in MAKERS:
+        return MAKERS[tag]
+    if tag not in ARGUMENTS:
+        raise ValueError(f"no tag of a value: {tag}")
+    module, _, name = tag.rpartition(".")
+    return getattr(__import__(module) if module else builtins, name)
 
 
-def tag_and_parts(kind):
-    """The tag of a type's values and the function that takes them apart; (None, None) if other."""
+@functools.cache
+def tag_and_arguments(kind):
+    """The tag of a type's values, and the function that takes them apart; None of other types."""
     if issubclass(kind, tuple) and isinstance(getattr(kind, "_fields", None), tuple):
         return "namedtuple", lambda x: [kind.__name__, list(kind._fields), list(x)]
     for base in kind.__mro__:
-        parts = PARTS.get(f"{base.__module__}.{base.__qualname__}")
-        if parts:
-            return base.__name__, parts
-    return None, None
+        tag = f"{base.__module__}.{base.__qualname__}".removeprefix("builtins.")
+        if tag in ARGUMENTS:
+            return tag, ARGUMENTS[tag]
+    return None
 
 
-def pack(x, other, depth=0):
-    """Value -> tagged JSON tree. other(x, depth) packs what is not plain data, or raises.
+def pack(x, refer, depth=0):
+    """Value -> tagged JSON tree. refer(x, depth) packs what is not plain data, or raises.
 
-    An object of a subclass (namedtuple, defaultdict, a str with an __eq__ of its own) is packed as
-    the plain value that it holds.
+    An object of a subclass (defaultdict, a str with an __eq__ of its own) is packed as the plain
+    value that it holds.
 
     >>> pack((1, {2}), None)
-    {'tuple': [1, {'set': [2]}]}
+    {'tuple': [[1, {'set': [[2]]}]]}
     """
     if depth > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
@@ -154,56 +121,44 @@ def pack(x, other, depth=0):
     if isinstance(x, int) and -2**63 < x < 2**63:
         return x
     if isinstance(x, list):
-        return [pack(v, other, depth + 1) for v in x]
-    if type(x) not in KNOWN:
-        KNOWN[type(x)] = tag_and_parts(type(x))
-    tag, parts = KNOWN[type(x)]
-    if tag:
-        return {tag: pack(parts(x), other, depth + 1)}
+        return [pack(v, refer, depth + 1) for v in x]
+    known = tag_and_arguments(type(x))
+    if known:
+        tag, arguments = known
+        return {tag: [pack(v, refer, depth + 1) for v in arguments(x)]}
     if type(x) in (type, type(len)) and BUILTINS.get(x.__name__) is x:
-        return {"builtin": x.__name__}
-    return other(x, depth)
+        return {"builtin": [x.__name__]}
+    return refer(x, depth)
 
 
-def unpack(x, other, depth=0):
-    """The inverse of pack. other: {tag: function of the packed parts and the depth}, for what is
-    not plain data. Raises ValueError, TypeError, KeyError and the like on what pack does not write.
+def unpack(tree, references, depth=0):
+    """The inverse of pack. references: {tag: function of the parts and the depth}, for what is not
+    plain data. Raises ValueError, TypeError, KeyError and the like on what pack does not write.
     """
     if depth > 2 * MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-    if type(x) is list:
-        return [unpack(v, other, depth + 1) for v in x]
-    if type(x) is not dict:
-        return x                                # None, bool, int, float, str: json makes only these
-    (tag, parts), = x.items()
-    if tag in other:
-        return other[tag](parts, depth + 1)
-    return BUILD[tag](unpack(parts, other, depth + 1))
+    if type(tree) is list:
+        return [unpack(v, references, depth + 1) for v in tree]
+    if type(tree) is not dict:
+        return tree                             # None, bool, int, float, str: json makes only these
+    (tag, parts), = tree.items()
+    if tag in references:
+        return references[tag](parts, depth + 1)
+    return maker(tag)(*[unpack(v, references, depth + 1) for v in parts])
 
 
 def overwrite(old, new):
-    """Give the container old the content of new, which has the same type; inner ones too."""
-    if isinstance(old, list) and len(old) == len(new):
-        for i, (a, b) in enumerate(zip(old, new, strict=True)):
-            old[i] = kept_or_new(a, b)
-    elif isinstance(old, dict):
-        content = {key: kept_or_new(old.get(key), value) for key, value in new.items()}
-        old.clear()
-        old.update(content)
-    elif isinstance(old, set):
-        old.clear()
-        old.update(new)
-    else:                                       # list, bytearray, deque
-        old.clear()
-        old.extend(new)
-
-
-def kept_or_new(old, new):
-    """old with the content of new if both are the same kind of container, else new."""
-    if type(old) is type(new) and type(old).__name__ in MUTABLE:
-        overwrite(old, new)
-        return old
-    return new
+    """old with the content of new if both are one kind of container, inner ones too; else new."""
+    if type(old) is not type(new) or type(old).__name__ not in MUTABLE:
+        return new
+    if isinstance(old, dict):
+        new = {key: overwrite(old.get(key), value) for key, value in new.items()}
+    elif isinstance(old, list) and len(old) == len(new):
+        new = [overwrite(a, b) for a, b in zip(old, new, strict=True)]
+    old.clear()
+    fill = old.update if isinstance(old, (dict, set)) else old.extend
+    fill(new)
+    return old
 
 
 def read(fd, n):
