@@ -14,6 +14,7 @@ but cannot fail it. The zygote imports this file, and its start is most of what 
 costs: what only the caller needs is imported where it is used.
 """
 
+import functools
 import os
 import resource
 import select
@@ -71,45 +72,37 @@ def used(pid):
         return 0.0, False
 
 
-def folder_full(folder):
-    """Does it hold more than MAX_FOLDER bytes or MAX_FILES files, those below included?"""
-    size, files, folders = 0, 0, [folder]
-    while folders:
-        try:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    files += 1
-                    size += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    if size > MAX_FOLDER or files > MAX_FILES:
-                        return True
-        except (FileNotFoundError, NotADirectoryError):      # removed while we looked
-            continue
-        except OSError:                         # too deep, or made so that nobody can look into it
-            files += 100
-    return files > MAX_FILES
+def size(path, follow):
+    """{inode: bytes} of a plain file, or, to follow what a process has open, of a removed one."""
+    try:
+        file = os.stat(path, follow_symlinks=follow)
+    except OSError:
+        return {}
+    counts = stat.S_ISREG(file.st_mode) and (file.st_nlink == 0 or not follow)
+    return {file.st_ino: file.st_blocks * 512} if counts else {}
 
 
-def removed_files(pid):
-    """Bytes of files that the process has removed and still has open, or in its memory."""
-    sizes = {}
+def full(pid, folder):
+    """Does the process keep over MAX_FOLDER bytes or MAX_FILES files, those included that it has
+    removed and still has open, or in its memory?"""
+    sizes, files = {}, 0
+    for path, folders, names in os.walk(folder):
+        files += len(folders) + len(names)
+        if files > MAX_FILES or len(path) > 1_000:
+            return True
+        for name in names:
+            sizes |= size(os.path.join(path, name), False)
     try:
         for thread in os.listdir(f"/proc/{pid}/task"):
             for fd in os.listdir(f"/proc/{pid}/task/{thread}/fd"):
-                try:
-                    file = os.stat(f"/proc/{pid}/task/{thread}/fd/{fd}")
-                except OSError:                 # it was closed while we looked
-                    continue
-                if stat.S_ISREG(file.st_mode) and not file.st_nlink:
-                    sizes[file.st_ino] = file.st_blocks * 512
+                sizes |= size(f"/proc/{pid}/task/{thread}/fd/{fd}", True)
         with open(f"/proc/{pid}/maps", "rb") as f:
             for line in f:
                 if line.endswith(b"(deleted)\n"):            # a page may keep the largest file
                     sizes.setdefault(int(line.split()[4]), LIMITS["FSIZE"])
     except OSError:                             # no /proc, or the process has ended
-        return 0
-    return sum(sizes.values())
+        pass
+    return sum(sizes.values()) > MAX_FOLDER
 
 
 def supervise(pids, done, timeout, folder):
@@ -127,7 +120,7 @@ def supervise(pids, done, timeout, folder):
             slept += min(now - last, 0.05)      # a late look says nothing about the time before it
         if sum(seconds for seconds, _ in use) + slept > timeout or now - start > 20 * timeout + 10:
             return "timeout"
-        if looks % 5 == 0 and (folder_full(folder) or removed_files(pids[0]) > MAX_FOLDER):
+        if looks % 5 == 0 and full(pids[0], folder):
             return "full"
         last = now
 
@@ -201,13 +194,11 @@ BOOT = ("import sys; sys.path.append(sys.argv[1]); import plumbing.sandbox as sa
         "sandbox.os._exit(0)")                  # taking an interpreter down costs 3 ms
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CONTROL = ("", "def f(x): return x + 1", "assert f(2) == 3", "f")
-TOLD = set()                                    # steps and modules whose absence has been reported
 
 
-def tell_once(what, sentence):
-    if what not in TOLD:
-        TOLD.add(what)
-        print(f"eval_code: {sentence}", file=sys.stderr)
+@functools.cache
+def tell_once(sentence):
+    print(f"eval_code: {sentence}", file=sys.stderr)
 
 
 def folders_of_modules(text):
@@ -301,8 +292,7 @@ class Runner:
         _, reason, seconds, in_force = message
         missing = [step for step in STEPS if step not in in_force]
         if missing:
-            names = ", ".join(missing)
-            tell_once(names, f"this platform lacks, and programs run without: {names}")
+            tell_once(f"this platform lacks, and programs run without: {', '.join(missing)}")
         if reason == "timeout":
             said = "timeout", f"over {timeout} s of processor time and sleep"
         elif reason == "full":
@@ -310,7 +300,7 @@ class Runner:
         elif said is None:
             return None, "the referee died without a verdict"
         if said[0] == "error":
-            tell_once(said[1], said[1])
+            tell_once(said[1])
         return Verdict(*said, seconds, tuple(in_force)), ""
 
 
@@ -318,15 +308,13 @@ def clear(folder):
     """Delete what a program left in its folder; no link is followed."""
     os.chmod(folder, 0o700)
     for entry in os.scandir(folder):
-        if not entry.is_dir(follow_symlinks=False):
+        if entry.is_dir(follow_symlinks=False):
+            import subprocess
+            # rm copes with any depth; chmod is for what was made without rights
+            for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+                subprocess.run([*command, entry.path], stderr=subprocess.DEVNULL)
+        else:
             os.unlink(entry.path)
-            continue
-        # rm copes with any depth; chmod is for what was made without rights
-        import subprocess
-        quiet = dict(stderr=subprocess.DEVNULL)
-        if subprocess.run(["rm", "-rf", entry.path], **quiet).returncode:
-            subprocess.run(["chmod", "-R", "u+rwx", entry.path], **quiet)
-            subprocess.run(["rm", "-rf", entry.path], **quiet)
 
 
 def check(prompt, completion, test, entry_point, timeout):
