@@ -33,12 +33,10 @@ def mbpp_problem(row, name):
 
 
 def load_problems(spec: str, limit: int | None = None, split: str = "test") -> list:
-    """The problems of humaneval, mbpp or mbpp-test, from the hub, or NAME=FILE (.jsonl, .jsonl.gz);
-    or of the built-in toy-code.
+    """The problems of humaneval, mbpp, mbpp-test (from the hub, or NAME=FILE), or toy-code.
 
-    Of each problem `prompt` is for the model, `code` is what stands before its completion in the
-    program, `answer` the published solution. Raises ValueError, with file and line, on a row that
-    lacks a field, an id seen before, a wrong count.
+    Of each `prompt` is for the model, `code` is what stands before its completion in the program,
+    `answer` the published solution. ValueError, with file and line, where the data are not whole.
     """
     name, _, path = spec.partition("=")
     if spec == "toy-code":
@@ -56,11 +54,10 @@ def load_problems(spec: str, limit: int | None = None, split: str = "test") -> l
         except (KeyError, TypeError, ValueError, IndexError) as e:
             raise ValueError(f"{where}: expected a row of {name} as published, found none "
                              f"({type(e).__name__}: {e})") from None
-        if name == "mbpp-test" and not 11 <= row["task_id"] <= 510:
-            continue
         if problem.id in problems:
             raise ValueError(f"{where}: expected each task once, found {problem.id} again")
-        problems[problem.id] = problem
+        if name != "mbpp-test" or 11 <= row["task_id"] <= 510:
+            problems[problem.id] = problem
     if len(problems) != EXPECTED[name]:
         raise ValueError(f"{spec}: expected {EXPECTED[name]} problems, found {len(problems)}; "
                          "is the download complete?")
@@ -68,10 +65,8 @@ def load_problems(spec: str, limit: int | None = None, split: str = "test") -> l
 
 
 def read_samples(path: str, problems: list, skip=()) -> list[dict]:
-    """A file of {task_id, completion} -> rows like those of eval_math.complete().
-
-    Each problem needs as many samples, at least one. Rows whose task_id is in `skip` are left out.
-    """
+    """A file of {task_id, completion} -> rows like those of eval_math.complete(), equally many of
+    each problem. Rows whose task_id is in `skip` are left out."""
     known, rows = {p.id: p for p in problems}, []
     count = dict.fromkeys(known, 0)
     for where, row in read_rows(path):
@@ -81,8 +76,7 @@ def read_samples(path: str, problems: list, skip=()) -> list[dict]:
         if id not in known or not isinstance(completion, str):
             raise ValueError(f"{where}: expected a task_id of the data and a completion in text, "
                              f"found {str(row)[:80]}")
-        p = known[id]
-        rows.append(dict(id=p.id, family=p.family, sample=count[id], gold=p.answer,
+        rows.append(dict(id=id, family=known[id].family, sample=count[id], gold=known[id].answer,
                          completion=completion, truncated=False))
         count[id] += 1
     few, many = min(count, key=count.get), max(count, key=count.get)

@@ -1,7 +1,5 @@
-"""What a process gives up, for good, before it runs code that a model wrote.
-
-All of it on Linux (x86_64, aarch64), a part elsewhere.
-"""
+"""What a process gives up, for good, before it runs code that a model wrote: all of it on Linux
+(x86_64, aarch64), a part elsewhere."""
 
 import ctypes
 import os
@@ -65,10 +63,8 @@ BY_ARGUMENT = (
 
 
 def libc(name, *args):
-    """Call a function of libc. Raises OSError, and AttributeError where there is none.
-
-    ctypes would pass a bare int as 32 bits.
-    """
+    """Call a function of libc. Raises OSError, and AttributeError where there is none."""
+    # ctypes would pass a bare int as 32 bits
     long_args = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
     result = getattr(LIBC, name)(*long_args)
     if result < 0:
@@ -82,10 +78,8 @@ def landlock_abi():
 
 
 def landlock(folder):
-    """Write below folder only; read there, and what Python itself reads.
-
-    From ABI 4 no TCP, from ABI 6 no signals to others; seccomp refuses both everywhere.
-    """
+    """Write below folder only; read there, and what Python itself reads. From ABI 4 no TCP, from
+    ABI 6 no signals to others; seccomp refuses both everywhere."""
     abi = landlock_abi()
     every_right = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
     size = 8 if abi < 4 else 16 if abi < 6 else 24
@@ -110,10 +104,7 @@ def landlock(folder):
 
 
 def seccomp():
-    """Install the filter of DENIED and BY_ARGUMENT for this and all later threads.
-
-    Raises KeyError on machines other than x86_64 and aarch64.
-    """
+    """Install the filter of DENIED and BY_ARGUMENT. KeyError on other kinds of machines."""
     machines = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
     column, arch = machines[os.uname().machine]
     allow, deny, no_such_call, kill = 0x7FFF0000, 0x50001, 0x50026, 0x80000000
@@ -151,9 +142,8 @@ def limit(name, value):
 def confine(folder, timeout):
     """Give up, for good, what a small function does not need; returns which of STEPS are in force.
 
-    Each step stands alone: where kernel, platform or container refuse one, the others hold. Root
-    keeps its uid (its Python may lie where nobody else can read) but no capability, so it can
-    neither trace nor override anything.
+    Each step stands alone: where the platform refuses one, the others hold. Root keeps its uid (its
+    Python may lie where nobody else can read) but no capability.
     """
     in_force = []
 
@@ -162,11 +152,11 @@ def confine(folder, timeout):
             action(*args)
             in_force.append(name)
         except (OSError, ValueError, KeyError, AttributeError):
-            return                                           # its absence from in_force says so
+            pass                                             # its absence from in_force says so
 
     os.chdir(folder)
     step("session", os.setsid)
-    step("visible", libc, "prctl", 4, 1, 0, 0, 0)            # the zygote looks at its open files
+    step("", libc, "prctl", 4, 1, 0, 0, 0)                   # the zygote looks at its open files
     for name, value in LIMITS.items():
         step(f"rlimit_{name.lower()}", limit, name, value)
     step("rlimit_cpu", limit, "CPU", int(timeout) + 2)       # in case the zygote itself is held up
@@ -174,9 +164,7 @@ def confine(folder, timeout):
     step("landlock", landlock, folder)
     step("capabilities", libc, "capset", struct.pack("Ii", 0x20080522, 0), bytes(24))
     step("seccomp", seccomp)
-    if "visible" in in_force:
-        in_force.remove("visible")                           # no step of confinement
     if "seccomp" not in in_force:
         # second best: it stops threads as well, since it counts all of a user's
         step("rlimit_nproc", limit, "NPROC", 0)
-    return in_force
+    return [name for name in in_force if name]

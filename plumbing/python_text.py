@@ -60,10 +60,10 @@ def extract(text: str, prompt: str, entry_point: str) -> tuple[str, str]:
 
 
 def longest_program(lines, least):
-    """The most lines, more than `least`, that are Python. Returns (syntax tree, number of lines).
+    """The most lines, more than `least`, that are Python: (syntax tree, their number), or (None, 0).
 
     Lines are left away back to where a statement begins at column 0, so that half a function is
-    not taken for a shorter one. (None, 0) if nothing is left.
+    not taken for a shorter one.
     """
     end = len(lines)
     while end > least:
@@ -87,7 +87,7 @@ def names_in(node):
         if isinstance(part, ast.Name):
             group = read if isinstance(part.ctx, ast.Load) else bound
             group.add(part.id)
-        elif isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        elif isinstance(part, DEFINITIONS[:3]):
             bound.add(part.name)
         elif isinstance(part, ast.alias):
             bound.add((part.asname or part.name).partition(".")[0])
@@ -98,9 +98,7 @@ def names_in(node):
 
 def defines(node):
     """The names that a top-level statement defines."""
-    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-        return {node.name}
-    return names_in(node)[0]
+    return {node.name} if isinstance(node, DEFINITIONS[:3]) else names_in(node)[0]
 
 
 def is_prose(node):
@@ -112,11 +110,7 @@ def is_prose(node):
 
 def needed(kept, later):
     """Those of the statements `later` that define what the statements `kept` read, and so on."""
-    bound, read = set(), set()
-    for node in kept:
-        more_bound, more_read = names_in(node)
-        bound |= more_bound
-        read |= more_read
+    bound, read = names_in(ast.Module(kept))
     later = [node for node in later if isinstance(node, DEFINITIONS)]
     back = []
     while True:

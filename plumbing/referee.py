@@ -2,9 +2,9 @@
 
 Each call of the tested function is a question to the candidate. Its answer is decoded into exact
 built-in types, so that comparisons are ours: no foreign __eq__, no pickle, no exit status and no
-printed marker counts. What the program has that is no plain data, a test sees as plumbing/foreign.py
-says. In turn functions, objects and iterators of the test may be passed to the program: it may ask
-to call them and read or set public attributes, and the answer is computed here.
+printed marker counts. What is no plain data stays with the program, see plumbing/foreign.py. In
+turn functions, objects and iterators of the test may be lent to the program: it may ask to call
+them and read or set public attributes, and the answer is computed here.
 """
 
 import builtins
@@ -91,8 +91,6 @@ class Referee(Talk):
 
     def refuse(self, what):
         self.end("fail", f"{what}: the program's own verdict")
-
-    # values
 
     def refer(self, x, depth):
         """What is not plain data, for the candidate."""

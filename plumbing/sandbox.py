@@ -1,13 +1,10 @@
 """Runs a program that a model wrote against trusted tests: it can neither forge a verdict nor harm
 the machine. Three kinds of processes beside the caller's:
 
-    zygote     a bare interpreter (no site, no environment) that forks the two below for each
-               program, times and kills them. No source and no test passes through its memory, so
-               each fork of it is as good as a new interpreter
-    candidate  is confined (plumbing/confine.py) before the first byte of model-written code runs,
-               then answers one question after another (plumbing/candidate.py)
-    referee    runs the trusted tests; each call of the tested function is a question to the
-               candidate (plumbing/referee.py)
+    zygote     a bare interpreter that forks the two below for each program, times and kills them;
+               no source and no test passes through its memory
+    candidate  is confined before the first byte of model-written code runs, then answers questions
+    referee    runs the trusted tests; each call of the tested function is a question
 
 A program's clock is its processor time plus the time it slept: a busy machine slows a program down
 but cannot fail it. The zygote imports this file, and its start is most of what a single check
@@ -38,10 +35,7 @@ Verdict = namedtuple("Verdict", "status detail seconds isolation")   # pass, fai
 
 
 def fork(role, keep, *args):
-    """A child that runs role(*keep, *args) and dies with this process.
-
-    Of this process's descriptors it has 0 to 2 and keep.
-    """
+    """A child that runs role(*keep, *args), with descriptors 0 to 2 and keep, and dies with us."""
     parent = os.getpid()
     pid = os.fork()
     if pid:
@@ -58,17 +52,14 @@ def fork(role, keep, *args):
 
 
 def used(pid):
-    """(processor seconds of pid, does a thread of it run or wait for a core?).
-
-    (0, False), so that all is sleep, where that cannot be known.
-    """
+    """(processor seconds of pid, does a thread of it run or wait for a core?)"""
     try:
         seconds, states = time.clock_gettime(~pid << 3 | 2), set()      # Linux: clock of a process
         for thread in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{thread}/stat", "rb") as f:
                 states.add(f.read().rpartition(b") ")[2][:1])
         return seconds, b"R" in states
-    except OSError:              # no such clock or no /proc, or it ended while we looked
+    except OSError:              # no such clock or no /proc, or it has ended: then all is sleep
         return 0.0, False
 
 
@@ -126,10 +117,7 @@ def supervise(pids, done, timeout, folder):
 
 
 def bury(pids):
-    """Kill and reap pids, and all their orphans, for whom we are the subreaper.
-
-    (There are none where seccomp holds.)
-    """
+    """Kill and reap pids, and all their orphans, which come to us; seccomp lets there be none."""
     try:
         os.killpg(pids[0], signal.SIGKILL)
     except OSError:                             # it died before it had a group, or left none
@@ -147,10 +135,8 @@ def bury(pids):
 
 
 def zygote(folder):
-    """Serve one program after another until stdin closes.
-
-    Each comes as 8 bytes of timeout, a message for the candidate, and one for the referee.
-    """
+    """Serve programs until stdin closes. Each comes as 8 bytes of timeout, a message for the
+    candidate, and one for the referee."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)   # where seccomp is missing a program may send them
     if hasattr(LIBC, "prctl"):
@@ -193,7 +179,6 @@ BOOT = ("import sys; sys.path.append(sys.argv[1]); import plumbing.sandbox as sa
         "sys.path.pop(); sandbox.zygote(sys.argv[2]); "
         "sandbox.os._exit(0)")                  # taking an interpreter down costs 3 ms
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-CONTROL = ("", "def f(x): return x + 1", "assert f(2) == 3", "f")
 
 
 @functools.cache
@@ -212,11 +197,7 @@ def folders_of_modules(text):
 
 
 class Runner:
-    """One zygote and one folder, for many programs one after another. Not thread-safe.
-
-    with Runner() as runner:
-        runner.check("", "def f(x): return x + 1", "assert f(2) == 3", "f", timeout=3)
-    """
+    """One zygote and one folder, for many programs one after another. Not thread-safe."""
 
     def __init__(self, boot=BOOT):
         import tempfile
@@ -254,23 +235,22 @@ class Runner:
         if not timeout > 0:
             raise ValueError(f"check: expected a timeout over 0 seconds, found {timeout}")
         test = test if isinstance(test, str) else "\n".join(test)
-        job = prompt, completion, test, entry_point
         for _ in range(2):                      # what dies is judged once more, by a new zygote
-            verdict, why = self.judge(*job, timeout)
-            if verdict:
+            verdict = self.judge(prompt, completion, test, entry_point, timeout)
+            if verdict.status != "dead":
                 return verdict
             self.stop()
         # twice: by the program's hand, if a harmless one lives
-        alive, _ = self.judge(*CONTROL, 10)
-        if alive and alive.status == "pass":
-            return Verdict("fail", f"the program ended its judge, twice ({why})", 0.0,
-                           alive.isolation)
+        alive = self.judge("", "def f(x): return x + 1", "assert f(2) == 3", "f", 10)
+        if alive.status == "pass":
+            why = f"the program ended its judge, twice ({verdict.detail})"
+            return alive._replace(status="fail", detail=why, seconds=0.0)
         self.stop()
-        return Verdict("error", why, 0.0, ())
+        return verdict._replace(status="error")
 
     def judge(self, prompt, completion, test, entry_point, timeout):
-        """Returns (verdict, ""), or (None, what died) where zygote or referee gave none."""
-        said = None
+        """A verdict, or one of status dead where zygote or referee gave none."""
+        said = "dead", "the referee died without a verdict"
         try:
             if self.process is None:
                 self.start()
@@ -279,14 +259,12 @@ class Runner:
             send(outbox, prompt + completion)
             send(outbox, dict(prompt=prompt, test=test, entry_point=entry_point,
                               modules=folders_of_modules(f"{prompt}\n{test}")))
-            while True:
-                message = receive(inbox)
-                if message[0] != "verdict":
-                    break
+            while (message := receive(inbox))[0] == "verdict":
                 said = message[1:]
         except (OSError, EOFError) as e:
             self.stop()
-            return None, f"the confined interpreter did not start, or its zygote died ({e})"
+            why = f"the confined interpreter did not start, or its zygote died ({e})"
+            return Verdict("dead", why, 0.0, ())
         finally:
             clear(self.folder)
         _, reason, seconds, in_force = message
@@ -297,11 +275,9 @@ class Runner:
             said = "timeout", f"over {timeout} s of processor time and sleep"
         elif reason == "full":
             said = "fail", f"over {MAX_FOLDER // MB} MB or {MAX_FILES:,} files in its folder"
-        elif said is None:
-            return None, "the referee died without a verdict"
         if said[0] == "error":
             tell_once(said[1])
-        return Verdict(*said, seconds, tuple(in_force)), ""
+        return Verdict(*said, seconds, tuple(in_force))
 
 
 def clear(folder):
@@ -320,11 +296,10 @@ def clear(folder):
 def check(prompt, completion, test, entry_point, timeout):
     """Does the program prompt + completion pass test? Leaves no process and no file.
 
-    timeout: seconds of processor time and sleep. A machine with a free core decides within
-    timeout + 1 s; where the program has to wait for a core it may take longer, at most 20 timeouts
-    and 10 s. test: asserts that call entry_point (MBPP), or a function check(candidate) of such
-    (HumanEval). Returns a Verdict; .isolation names the steps of confinement that were in force.
-    Runs the code: calling this function is the consent that the command line asks for.
+    timeout: seconds of processor time and sleep; where the program has to wait for a core it may
+    take longer, at most 20 timeouts and 10 s. test: asserts that call entry_point (MBPP), or a
+    function check(candidate) of such (HumanEval). Returns a Verdict; .isolation names the steps of
+    confinement in force. Calling this function is the consent that the command line asks for.
 
     >>> check("", "def f(x): return x + 1", "assert f(2) == 3", "f", 3).status
     'pass'

@@ -78,7 +78,7 @@ class Talk:
     def __init__(self, inbox, outbox):
         self.inbox, self.outbox = inbox, outbox
         self.lock = _thread.RLock()             # of two threads that ask one waits
-        self.nonces = []                        # of the questions that are open here, innermost last
+        self.nonces = []                        # of the questions to us that are open
         self.kept, self.numbers = [], {}        # objects the other side knows; id -> place there
         self.proxies = {}                       # number -> what stands for the other side's object
         self.raised = {}                        # id -> (number, exception of the other side's)
