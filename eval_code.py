@@ -5,8 +5,8 @@ code rows are HumanEval and MBPP (pass@1).
     python eval_code.py samples.jsonl --data humaneval=HumanEval.jsonl.gz \\
         --allow-code-execution --workers 4 --timeout 3                # {task_id, completion} rows
 
-A program may be wrong in every way: loop, fill the memory, delete files, kill its parent, or return
-an object that claims to equal everything. So it never meets its tests:
+A program may loop, fill the memory, delete files, kill its parent, or return an object that claims
+to equal everything. So it never meets its tests (more in plumbing/sandbox.py):
 
     this process   reads data, asks for verdicts, writes them
     zygote         a bare interpreter that forks the two below for each program, and kills them
@@ -14,8 +14,6 @@ an object that claims to equal everything. So it never meets its tests:
                    program and answers one question after another: "what is f(2)?"
     referee        runs the trusted tests; an answer is decoded into plain data before a test sees
                    it, so every comparison is ours
-
-How they do that stands in plumbing/sandbox.py and is no part of the method.
 """
 
 import argparse
@@ -35,17 +33,16 @@ from plumbing.python_text import defines, extract, is_prose, longest_program, ne
 from plumbing.sandbox import Runner, check
 from plumbing.scoring import chat, load_model, sampling_flags, stem_of, wrong_flags
 
-# where the text of a model that goes on after its function is cut (Chen et al. 2021)
+# where a base model that goes on after its function, with prose or tests, is cut (Chen et al. 2021)
 STOPS = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(", "\nassert ", "\n```")
+SAMPLES = (".jsonl", ".jsonl.gz")
 
 # ------------------------------------------------------------------------- from answer to program
 
 
 def extract_code(text: str, prompt: str = "", entry_point: str = "") -> str:
     """Chat answer -> what to run after prompt: the last fenced block that defines entry_point, else
-    the first; without a fence the whole text.
-
-    A fence that is not closed counts, thoughts before </think> do not.
+    the first; without a fence the whole text. Thoughts before </think> do not count.
 
     >>> extract_code("Sure:\\n```python\\ndef f(x):\\n    return x\\n```", "", "f")
     '\\ndef f(x):\\n    return x\\n'
@@ -66,10 +63,9 @@ def cut_at_stop(text: str, stops: tuple[str, ...] = STOPS) -> str:
 def cut(text: str, prompt: str, entry_point: str, stops: tuple[str, ...] = STOPS) -> str:
     """What of an answer without a fence to run below prompt: its function, and what that needs.
 
-    A base model goes on after its function with prose, tests, the next function. Stops apply only
-    behind the first complete definition of entry_point; all that stands before it is kept. Of what
-    is cut, definitions that the kept part reads come back. A text in which the function is never
-    complete stays whole, and fails by itself.
+    Stops apply only behind the first complete definition of entry_point; all that stands before it
+    is kept. Of what is cut, definitions that the kept part reads come back. A text in which the
+    function is never complete stays whole, and fails by itself.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     n_prompt, lines = prompt.count("\n"), (prompt + text).split("\n")
@@ -102,13 +98,12 @@ def run_programs(jobs: list, timeout: float) -> list:
 
 def score(jobs: list, timeout: float = 3.0, workers: int | None = None,
           allow_code_execution: bool = False) -> list:
-    """[(problem, code)] -> verdicts in that order.
+    """[(problem, code)] -> verdicts in that order, from `workers` programs at a time (cores / 2).
 
-    A timeout (or trouble of the harness) is believed where the program, run alone, has it again.
-    The limit is then twice the time that the problem's own solution takes here, if that is more:
-    a slow machine is no reason to fail.
-    workers: programs at a time, default cores / 2. ValueError without allow_code_execution, and
-    where a right program does not pass, or a wrong one not fail: no verdict would mean anything.
+    A timeout (or trouble of the harness) is believed where the program, run alone, has it again,
+    within twice the time that the problem's own solution takes here, if that is more: a slow
+    machine is no reason to fail. ValueError without allow_code_execution, and where a right program
+    does not pass, or a wrong one not fail: no verdict would mean anything.
     """
     if not allow_code_execution:
         raise ValueError("this runs code that a model wrote; pass --allow-code-execution if that "
@@ -146,11 +141,9 @@ def score(jobs: list, timeout: float = 3.0, workers: int | None = None,
 def judge(rows: list[dict], problems: list, allow_code_execution: bool = False,
           timeout: float = 3.0, workers: int | None = None,
           stops: tuple[str, ...] = STOPS) -> list[dict]:
-    """Add the verdict to rows of eval_math.complete() or read_samples().
-
-    answer: the code that ran, after the problem's own. status, detail, seconds: the verdict's.
-    correct: True, False, or None for an error, which counts neither way. stops: see cut.
-    """
+    """Add the verdict to rows of eval_math.complete() or read_samples(): answer, the code that ran
+    after the problem's own; status, detail, seconds; correct, which is True, False, or None for an
+    error, which counts neither way. stops: see cut."""
     known, jobs = {p.id: p for p in problems}, []
     for r in rows:
         p = known[r["id"]]
@@ -170,9 +163,8 @@ def judge(rows: list[dict], problems: list, allow_code_execution: bool = False,
 
 
 def command_line(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", metavar="source", help="checkpoint (.pt file, Hugging Face "
                         "folder or hub name), or samples: .jsonl(.gz) of {task_id, completion}")
     parser.add_argument("--data", default="toy-code", help="toy-code (default); "
@@ -186,9 +178,9 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.allow_code_execution:
         score([])                                      # refuses, before any costly work
-    args.is_model = not args.checkpoint.endswith((".jsonl", ".jsonl.gz"))
-    wrong = wrong_flags(args) if args.is_model else []
-    if not args.is_model and args.limit is not None and args.limit < 1:
+    is_model = not args.checkpoint.endswith(SAMPLES)
+    wrong = wrong_flags(args) if is_model else []
+    if not is_model and args.limit is not None and args.limit < 1:
         wrong.append("--limit: expected 1 or more")
     if args.timeout <= 0 or args.workers is not None and args.workers < 1:
         wrong.append("--timeout and --workers: expected more than 0")
@@ -199,12 +191,11 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
 
 def completions(args: argparse.Namespace, problems: list) -> list[dict]:
     """Rows of what a model writes for the problems."""
-    name = args.data.partition("=")[0]
+    is_toy = args.data == "toy-code"
     model, enc, task = load_model(args.checkpoint, args.device)
-    if name == "toy-code" != task:
+    if is_toy and task != "toy-code":
         raise ValueError(f"{args.checkpoint} was trained on {task}; score it with python "
                          f"eval_math.py {args.checkpoint}")
-    is_toy = name == "toy-code"
     return complete(
         model, enc, problems, max_new_tokens=args.max_new_tokens or (64 if is_toy else 512),
         batch_size=args.batch or (700 if is_toy else 32), n=args.n, seed=args.seed,
@@ -214,10 +205,11 @@ def completions(args: argparse.Namespace, problems: list) -> list[dict]:
 @program("eval_code")
 def main(argv: list[str] | None = None) -> int:
     args, start = command_line(argv), time.time()
+    is_model = not args.checkpoint.endswith(SAMPLES)
     name, _, path = args.data.partition("=")
-    every = load_problems(args.data, args.limit if args.is_model else None, args.split)
+    every = load_problems(args.data, args.limit if is_model else None, args.split)
     problems, rest = every[:args.limit], every[args.limit:] if args.limit else []
-    if args.is_model:
+    if is_model:
         rows = completions(args, problems)
     else:
         rows = read_samples(args.checkpoint, problems, {p.id for p in rest})
@@ -225,18 +217,16 @@ def main(argv: list[str] | None = None) -> int:
     n = len(rows) // len(problems)
     if not all(1 <= k <= n for k in args.k):
         raise ValueError(f"--k {args.k}: expected 1 to {n}, the samples per problem")
-    stops = STOPS if args.is_model else ()
+    stops = STOPS if is_model else ()
     judge(rows, problems, args.allow_code_execution, args.timeout, args.workers, stops)
-    sha = {}
+    sha, scores = {}, summary(rows, args.k)
     for file in (args.checkpoint, path):
         if os.path.isfile(file):                       # no folder of a model, no name on the hub
             with open(file, "rb") as f:
                 sha[file] = hashlib.file_digest(f, "sha256").hexdigest()
-    scores = summary(rows, args.k)
     found = [r["status"] for r in rows]
     counts = {status: found.count(status) for status in ("pass", "fail", "timeout", "error")}
-    flags = {key: value for key, value in vars(args).items() if key != "is_model"}
-    record = {**flags, "sha256": sha, "commit": commit(), "python": sys.version.split()[0],
+    record = {**vars(args), "sha256": sha, "commit": commit(), "python": sys.version.split()[0],
               "isolation": rows[0]["isolation"], "samples": n, "counts": counts,
               "seconds": round(time.time() - start, 1), "scores": scores}
     stem = stem_of(args, name, record)

@@ -32,7 +32,7 @@ def by_place(args, kwargs):
 
 
 class Lent(Proxy):
-    """Something that the test lent. Subclasses have those special methods that its own class has."""
+    """Something that the test lent. A subclass has the special methods that its own class has."""
 
     __slots__ = ()
 

@@ -60,7 +60,7 @@ def extract(text: str, prompt: str, entry_point: str) -> tuple[str, str]:
 
 
 def longest_program(lines, least):
-    """The most lines, more than `least`, that are Python: (syntax tree, their number), or (None, 0).
+    """The most lines, over `least`, that are Python: (syntax tree, their number), or (None, 0).
 
     Lines are left away back to where a statement begins at column 0, so that half a function is
     not taken for a shorter one.
