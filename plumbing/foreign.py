@@ -15,15 +15,12 @@ class Remote(Proxy):
 
     __slots__ = ()
     __call__, __iter__, __next__ = forward("call"), forward("iter"), forward("next")
-    __len__, __getitem__ = forward("len"), forward("getitem")
+    __len__, __getitem__, __enter__ = forward("len"), forward("getitem"), forward("enter")
     __str__, __repr__ = forward("str"), forward("repr")
-
-    def __enter__(self):
-        return self._talk.ask("get", self, ["__enter__"], {})()
 
     def __exit__(self, kind, error, traceback):
         if error is None:
-            self._talk.ask("get", self, ["__exit__"], {})(None, None, None)
+            self._talk.ask("exit", self, [None, None, None], {})
 
     def __instancecheck__(self, x):
         return type(x) is Remote and self._number in x._about[0]

@@ -201,10 +201,10 @@ class Referee(Talk):
                 value, changed, which = [self.unpack(tree) for tree in said]
                 if type(value) is not ANSWERS.get(op, type(value)):
                     raise TypeError(op)
-            if op == "call" and kind == "value":
-                self.note_changes(args, value, changed, which)
-            if op == "name" and kind == "value":
-                value = self.class_of(*value)
+                if op == "call":
+                    self.note_changes(args, value, changed, which)
+                if op == "name":
+                    value = self.class_of(*value)
         except (OSError, EOFError) as e:
             self.end("fail", f"the program ended or said too much: {e}")
         except WRONG as e:
@@ -361,10 +361,10 @@ def rewrite(node, imported):
         new = [SETTLE] if value and is_block else []
         for item in value:
             new.append(rewrite(item, imported))
-            what = type(item).__name__
-            if what == "Expr" and type(item.value).__name__ == "Call" and kind != "ClassDef":
+            what = "" if kind == "ClassDef" else type(item).__name__
+            if what == "Expr" and type(item.value).__name__ == "Call":
                 new.append(SETTLE_CALL)
-            elif what in ("Assign", "AugAssign", "AnnAssign", "Assert") and kind != "ClassDef":
+            elif what in ("Assign", "AugAssign", "AnnAssign", "Assert"):
                 new.append(SETTLE)
         setattr(node, field, new)
     if kind == "Compare" and [type(op).__name__ for op in node.ops] in (["Is"], ["IsNot"]):
@@ -375,23 +375,16 @@ def rewrite(node, imported):
     return node
 
 
-def missing_modules(names):
-    others = names - set(sys.stdlib_module_names)
-    if not others:
-        return []
-    from importlib.util import find_spec
-    return sorted(name for name in others if find_spec(name) is None)
-
-
 def run_test(job, referee):
     """Run the test of a job; returns status and detail, unless a Breach or an error ends it."""
     imported = set()
     tree = rewrite(compile(job["test"], "<test>", "exec", ONLY_TREE), imported)
     sys.path += job["modules"]
-    missing = missing_modules(imported)
-    if missing:
-        return "error", (f"the test imports {', '.join(missing)}, which is not installed here: "
-                         f"pip install {' '.join(missing)}")
+    for name in sorted(imported - sys.stdlib_module_names):
+        from importlib.util import find_spec
+        if find_spec(name) is None:
+            return "error", (f"the test imports {name}, which is not installed here: "
+                             f"pip install {name}")
     code = compile(tree, "<test>", "exec")
     referee.compiled = True
     referee.ask("load")

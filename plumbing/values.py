@@ -8,6 +8,7 @@ read is made by the types of ARGUMENTS alone: no pickle, no class and no code of
 import builtins
 import functools
 import json
+import operator
 import os
 import struct
 import sys
@@ -22,49 +23,37 @@ BUILTINS = {name: getattr(builtins, name) for name in (
 MUTABLE = {"list", "dict", "set", "bytearray", "deque", "Counter", "OrderedDict"}
 
 
-def content(x):
-    return [list(x)]
-
-
 def pairs(x):
-    return [[list(pair) for pair in dict.items(x)]]
-
-
-def bounds(x):
-    return [x.start, x.stop, x.step]
+    return [list(pair) for pair in dict.items(x)]
 
 
 def of_dict(x):
-    return [dict(x.mapping)]
+    return dict(x.mapping)
 
 
-def day(x):
-    return [x.year, x.month, x.day]
-
-
-def clock(x):
+def zone(x):
+    """The zone of a time or datetime, as one with a fixed offset."""
     offset = x.utcoffset()
-    zone = None if offset is None else sys.modules["datetime"].timezone(offset)
-    return [x.hour, x.minute, x.second, x.microsecond, zone]
+    return None if offset is None else sys.modules["datetime"].timezone(offset)
 
 
-# type -> the arguments that make an equal value
+# type -> the arguments that make an equal value: names of attributes, or functions of the value
 ARGUMENTS = {
-    "int": lambda x: [hex(x), 16],              # int() reads 4,300 decimal digits at most
-    "complex": lambda x: [x.real, x.imag],
-    "bytes": content, "bytearray": content, "tuple": content, "set": content, "frozenset": content,
-    "dict": pairs, "collections.Counter": lambda x: [dict(x)], "collections.OrderedDict": pairs,
-    "collections.deque": lambda x: [list(x), x.maxlen],
-    "range": bounds, "slice": bounds,
-    "dict_keys": of_dict, "dict_values": of_dict, "dict_items": of_dict,
-    "ellipsis": lambda x: [], "NotImplementedType": lambda x: [],
-    "fractions.Fraction": lambda x: [x.numerator, x.denominator],
-    "decimal.Decimal": lambda x: [str(x)],
-    "datetime.date": day,
-    "datetime.time": clock,
-    "datetime.datetime": lambda x: [*day(x), *clock(x)],
-    "datetime.timedelta": lambda x: [x.days, x.seconds, x.microseconds],
-    "datetime.timezone": lambda x: [x.utcoffset(None)],
+    "int": [hex, lambda x: 16],                 # int() reads 4,300 decimal digits at most
+    "complex": ["real", "imag"],
+    "bytes": [list], "bytearray": [list], "tuple": [list], "set": [list], "frozenset": [list],
+    "dict": [pairs], "collections.Counter": [dict], "collections.OrderedDict": [pairs],
+    "collections.deque": [list, "maxlen"],
+    "range": ["start", "stop", "step"], "slice": ["start", "stop", "step"],
+    "dict_keys": [of_dict], "dict_values": [of_dict], "dict_items": [of_dict],
+    "ellipsis": [], "NotImplementedType": [],
+    "fractions.Fraction": ["numerator", "denominator"],
+    "decimal.Decimal": [str],
+    "datetime.date": ["year", "month", "day"],
+    "datetime.time": ["hour", "minute", "second", "microsecond", zone],
+    "datetime.datetime": ["year", "month", "day", "hour", "minute", "second", "microsecond", zone],
+    "datetime.timedelta": ["days", "seconds", "microseconds"],
+    "datetime.timezone": [lambda x: x.utcoffset(None)],
 }
 
 
@@ -95,13 +84,14 @@ def maker(tag):
 
 @functools.cache
 def tag_and_arguments(kind):
-    """The tag of a type's values, and the function that takes them apart; None of other types."""
+    """The tag of a type's values, and functions that give their arguments; None of other types."""
     if issubclass(kind, tuple) and isinstance(getattr(kind, "_fields", None), tuple):
-        return "namedtuple", lambda x: [kind.__name__, list(kind._fields), list(x)]
+        return "namedtuple", [lambda x: kind.__name__, lambda x: list(kind._fields), list]
     for base in kind.__mro__:
         tag = f"{base.__module__}.{base.__qualname__}".removeprefix("builtins.")
         if tag in ARGUMENTS:
-            return tag, ARGUMENTS[tag]
+            return tag, [operator.attrgetter(part) if isinstance(part, str) else part
+                         for part in ARGUMENTS[tag]]
     return None
 
 
@@ -125,7 +115,7 @@ def pack(x, refer, depth=0):
     known = tag_and_arguments(type(x))
     if known:
         tag, arguments = known
-        return {tag: [pack(v, refer, depth + 1) for v in arguments(x)]}
+        return {tag: [pack(argument(x), refer, depth + 1) for argument in arguments]}
     if type(x) in (type, type(len)) and BUILTINS.get(x.__name__) is x:
         return {"builtin": [x.__name__]}
     return refer(x, depth)
