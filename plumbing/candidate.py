@@ -16,10 +16,7 @@ MAX_STATE = 16, 1_000                           # attributes are sent with an ob
 
 
 def take_job():
-    """The next message on stdin, which the zygote has not read.
-
-    From then on 0, 1 and 2 are the null device.
-    """
+    """The next message on stdin, which the zygote has not read. Then 0 to 2 are the null device."""
     job, null = receive(0), os.open(os.devnull, os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -38,8 +35,6 @@ class Lent(Proxy):
 
 
 class Candidate(Talk):
-    """The candidate's end of the conversation."""
-
     def __init__(self, inbox, outbox, program):
         super().__init__(inbox, outbox)
         self.program, self.kinds, self.made = program, {}, {}
@@ -52,8 +47,6 @@ class Candidate(Talk):
         self.references |= {"made": self.make, "global": self.look_up}
         # questions about the program; the answer is a tree
         self.about = {"load": self.load, "entry": self.entry, "name": self.name}
-
-    # what goes out
 
     def pack(self, x, depth=0):
         self.told = set() if depth == 0 else self.told
@@ -96,8 +89,6 @@ class Candidate(Talk):
                 break
         return lineage
 
-    # what comes in
-
     def proxy(self, parts, depth):
         number, (methods, name) = parts
         if number not in self.proxies:
@@ -133,8 +124,6 @@ class Candidate(Talk):
     def class_of(self, lineage):
         return find(*lineage[0])
 
-    # questions
-
     def load(self):
         exec(compile(self.program, "<candidate>", "exec"), vars(self.module))
 
@@ -143,7 +132,7 @@ class Candidate(Talk):
         return {"mine": [self.number(vars(self.module)[name]), None]}
 
     def name(self, name):
-        """A class of the program that the test names: [lineage, parameters, members of an Enum]."""
+        """A class that the test names: [lineage, parameters, members of an Enum]."""
         x = vars(self.module).get(name)
         if not isinstance(x, type) or x.__module__ != "candidate":
             raise NameError(f"name {name!r} is not defined in the test")

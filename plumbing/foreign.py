@@ -43,8 +43,7 @@ class Remote(Proxy):
 
 
 class MadeClass:
-    """A class that only the program defines and the test names. What is known of it is what the
-    program says: its number, the parameters of its constructor, its members if it is an Enum."""
+    """A class that only the program defines and the test names, known by what the program says."""
 
     def __init__(self, talk, number, name, fields, members, is_tuple):
         self._talk, self._number, self._name = talk, number, name

@@ -72,8 +72,6 @@ def test_frames():
 
 
 class Referee(Talk):
-    """The referee's end of the conversation: questions, and answers to what is asked back."""
-
     caught = Exception
 
     def __init__(self, outbox, inbox):
@@ -167,9 +165,9 @@ class Referee(Talk):
                 not_a_value()
             self.unused[id(e)] = e
 
-        body = {"__module__": "candidate", "_number": number, "__init__": init, "__str__": text_of,
-                "__eq__": not_a_value, "__ne__": not_a_value, "__bool__": not_a_value,
-                "__hash__": None}
+        body = {"__module__": "candidate", "_number": number, "_text": "", "__init__": init,
+                "__str__": lambda e: e._text or Exception.__str__(e), "__eq__": not_a_value,
+                "__ne__": not_a_value, "__bool__": not_a_value, "__hash__": None}
         self.errors.append(type(name, (base,), body))
         return self.errors[-1]
 
@@ -180,8 +178,6 @@ class Referee(Talk):
     def describe(self, e):
         self.unused.pop(id(e), None)
         return super().describe(e, self.number(e))
-
-    # questions
 
     def ask(self, op, *args):
         """One question to the candidate, and its answer; raises what the candidate raised."""
@@ -247,8 +243,6 @@ class Referee(Talk):
         if op != "get" and callable(getattr(x, name, None)):     # the test may call it later
             raise AttributeError(f"{name} is a function of the test's")
 
-    # arguments that the function changed
-
     def note_changes(self, args, value, changed, which):
         """To apply now if it returned None, else behind the statement of the test (or `assert f(v)
         == sorted(v)` would compare with what f made of v)."""
@@ -278,14 +272,6 @@ class Referee(Talk):
         """`a is b`, also where the function returned the very argument that it got."""
         twins = [(id(value), id(argument)) for value, argument in self.twins]
         return a is b or (id(a), id(b)) in twins or (id(b), id(a)) in twins
-
-
-def text_of(error):
-    return vars(error).get("_text") or Exception.__str__(error)
-
-
-# ----------------------------------------------------------------------------------------------
-# the test
 
 
 class Names(dict):

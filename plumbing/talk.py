@@ -71,8 +71,6 @@ class Proxy:
 
 
 class Talk:
-    """One end of the conversation."""
-
     caught = BaseException                      # what is told to the other side if it is raised
 
     def __init__(self, inbox, outbox):
