@@ -113,8 +113,9 @@ class Referee(Talk):
             return [x._number]
         vars(x)["_number"] = self.n_made
         self.n_made += 1
-        attributes = [[name, self.pack(value, depth + 1)] for name, value in x._set.items()]
+        # in the order in which the candidate reads it
         how = [self.pack(part, depth + 1) for part in (x._kind, list(x._args), x._kwargs)]
+        attributes = [[name, self.pack(value, depth + 1)] for name, value in x._set.items()]
         return [x._number, *how, attributes]
 
     def proxy(self, parts, depth):
