@@ -10,18 +10,18 @@ refused with the reason.
 import base64
 import hashlib
 import json
-import re
 import unicodedata
 from pathlib import Path
-from typing import NamedTuple
 
 import regex  # comes with tiktoken
 import tiktoken
 
-# --------------------------------------------------------------------------------------------------
-# the built-in tasks' tokens
+END = "<|end|>"         # of the built-in tasks' texts
 
-END = "<|end|>"
+
+def _check(fine, otherwise):
+    if not fine:
+        raise ValueError(f"tokenizer: {otherwise}")
 
 
 class Tokenizer(tiktoken.Encoding):
@@ -34,7 +34,6 @@ class Tokenizer(tiktoken.Encoding):
     nfc: are texts normalised first, as Qwen's are?
     files: name -> text, from which load_tokenizer() makes it again. Checkpoints carry them and
         exports write them.
-
     Bytes that the vocabulary lacks (21 in SmolLM2's, most in the toy's) are dropped, as
     `tokenizers` does.
     """
@@ -58,12 +57,8 @@ class Tokenizer(tiktoken.Encoding):
 
     def _plain(self, text):
         """Can tiktoken take the text as it is?"""
-        if len(text) >= self.LONG:
+        if len(text) >= self.LONG or (self.nfc and not unicodedata.is_normalized("NFC", text)):
             return False
-        if self.nfc and not unicodedata.is_normalized("NFC", text):
-            return False
-        if not self._lacking:
-            return True
         raw = text.encode("utf-8", "replace")
         return len(raw) == len(raw.translate(None, self._lacking))
 
@@ -87,42 +82,31 @@ class Tokenizer(tiktoken.Encoding):
         if self._plain(text):
             return super().encode(text, allowed_special=allowed_special,
                                   disallowed_special=disallowed_special)
-        allowed = self.special_tokens_set if allowed_special == "all" else allowed_special
-        forbidden = disallowed_special
-        if disallowed_special == "all":
-            forbidden = self.special_tokens_set - allowed
+        known = self.special_tokens_set
+        allowed = known if allowed_special == "all" else allowed_special
+        forbidden = known - allowed if disallowed_special == "all" else disallowed_special
         for token in forbidden:
-            if token in text:
-                _refuse(f"special token {token!r} in a text; allowed_special and "
-                        "disallowed_special can let it in")
-        if not allowed:
-            return self.encode_ordinary(text)
+            _check(token not in text, f"special token {token!r} in a text; allowed_special and "
+                                      "disallowed_special can let it in")
         # Special tokens come out of the raw text; each part between them is normalised alone.
+        wanted = "|".join(map(regex.escape, allowed)) or "(?!)"         # which matches nothing
         ids = []
-        for part in regex.split("(" + "|".join(map(regex.escape, allowed)) + ")", text):
-            if part in allowed:
-                ids.append(self._special_tokens[part])
-            else:
-                ids += self.encode_ordinary(part)
+        for part in regex.split(f"({wanted})", text):
+            ids += [self._special_tokens[part]] if part in allowed else self.encode_ordinary(part)
         return ids
 
     def decode(self, tokens, errors="replace"):
         try:
             return super().decode(tokens, errors=errors)
         except KeyError:
-            # A head that is padded to a round number (Qwen's to 151,936) can write ids that are no
-            # tokens. They have no text, as in `tokenizers`.
+            # A head that is padded (Qwen's to 151,936) can write ids of no token: no text, as in
+            # `tokenizers`.
             known = {*self._mergeable_ranks.values(), *self._special_tokens.values()}
             return super().decode([t for t in tokens if t in known], errors=errors)
 
     def encode_to_numpy(self, text, **special):
         import numpy as np
         return np.array(self.encode(text, **special), np.uint32)
-
-    def encode_ordinary_batch(self, text, *, num_threads=8):
-        if num_threads == 1:            # a pool costs more than encoding a paragraph does
-            return list(map(self.encode_ordinary, text))
-        return super().encode_ordinary_batch(text, num_threads=num_threads)
 
 
 def toy_encoding() -> Tokenizer:
@@ -158,12 +142,15 @@ def fingerprint(enc: tiktoken.Encoding) -> str:
 # but names what ends a text.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
                    "generation_config.json", "chat_template.jinja")
+# what its model may be
+MODEL = {"type": ("BPE",), "dropout": (None, 0.0), "continuing_subword_prefix": (None, ""),
+         "end_of_word_suffix": (None, ""), "byte_fallback": (None, False)}
 # where no file says what ends a text
 USUAL_ENDS = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>")
 
-# Split patterns as tokenizer.json files spell them. tiktoken spells them with possessive
-# quantifiers. These give the same pieces, no faster; and to Oniguruma, which `tokenizers` uses,
-# tiktoken's `\p{N}{1,3}+` is another thing.
+# Split patterns as tokenizer.json files spell them. tiktoken's own spelling, with possessive
+# quantifiers, gives the same pieces, no faster, and means another thing to Oniguruma, which
+# `tokenizers` uses.
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 QWEN2 = (CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -174,140 +161,95 @@ O200K = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}
          r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
          + CONTRACTIONS + "?|"
          r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+PATTERNS = {"GPT2": GPT2, "QWEN2": QWEN2, "LLAMA3": LLAMA3, "O200K": O200K}
 
 # What a pattern may be made of, so that Oniguruma and Rust's regex read it alike. Not among these
 # are ^ and $ (of a line to one, of the text to the other), \w \h \b, (?m), nested or subtracted
 # classes, {1,3}+, and ignored case (to Oniguruma ß is ss).
 _ESCAPE = r"\\(?:[rntsSdD]|[pP]\{\w+\}|[^\w\s])"
 _CLASS = rf"\[\^?(?:{_ESCAPE}|(?!&&|--|~~)[^\\\[\]])+\]"
-_COMMON = re.compile(
+_COMMON = regex.compile(
     rf"(?:{_ESCAPE}|{_CLASS}|[^\\\[\](){{}}^$*+?]|\((?:\?(?:[:=!]|<[=!])|(?!\?))|\)"
     r"|[?*+][?+]?|\{\d+(?:,\d*)?\}(?![?+]))+")
 
-
-class RankFile(NamedTuple):
-    """What a rank file does not say itself."""
-    name: str
-    pattern: str
-    end: str
-    special_tokens: dict[str, int]
-    stops: tuple[str, ...] = ()         # other tokens that end generation
-    bos: str | None = None
-    nfc: bool = False
-
-
-def _numbered(first, names):
-    """The special tokens of these names, with ids from `first` on; <|a|> is written as a."""
-    tokens = [name if name[0] == "<" else f"<|{name}|>" for name in names.split()]
-    return {token: first + i for i, token in enumerate(tokens)}
-
-
-_LLAMA3_NAMES = (
-    "begin_of_text end_of_text reserved_special_token_0 reserved_special_token_1 "
-    "finetune_right_pad_id reserved_special_token_2 start_header_id end_header_id eom_id eot_id "
-    "python_tag " + " ".join(f"reserved_special_token_{i}" for i in range(3, 248)))
-_QWEN_NAMES = (
-    "endoftext im_start im_end object_ref_start object_ref_end box_start box_end quad_start "
-    "quad_end vision_start vision_end vision_pad image_pad video_pad <tool_call> </tool_call> "
-    "fim_prefix fim_middle fim_suffix fim_pad repo_name file_sep <tool_response> </tool_response> "
-    "<think> </think>")                 # Qwen2 and 2.5 lack the last four
-
-RANK_FILES = {          # by the sha256 of the file
-    "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7": RankFile(
-        "cl100k_base", LLAMA3, "<|endoftext|>",
-        {**_numbered(100257, "endoftext fim_prefix fim_middle fim_suffix"),
-         "<|endofprompt|>": 100276}),
-    "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d": RankFile(
-        "o200k_base", O200K, "<|endoftext|>",
-        {"<|endoftext|>": 199999, "<|endofprompt|>": 200018}),
-    "b2b1b8dfb5cc5f024bafc373121c6aba3f66f9a5a0269e243470a1de16a33186": RankFile(
-        "qwen", QWEN2, "<|im_end|>", _numbered(151643, _QWEN_NAMES), stops=("<|endoftext|>",),
-        nfc=True),
-    "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": RankFile(
-        "llama3", LLAMA3, "<|end_of_text|>", _numbered(128000, _LLAMA3_NAMES),
-        stops=("<|eom_id|>", "<|eot_id|>"), bos="<|begin_of_text|>"),       # of 3.1 and later
-}
+# sha256 of a rank file -> what the file itself does not say: its pattern, special tokens and more
+RANK_FILES = Path(__file__).with_name("rank_files.json")
+# a tokenizer.json into which tokenizer_files() writes an encoding
+EMPTY = Path(__file__).with_name("empty_tokenizer.json")
 
 # The letters in which tokenizer.json writes bytes, GPT-2's: printable Latin-1 stands for itself,
 # the other bytes for U+0100 and on.
 _PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _NOT_PRINTED = [b for b in range(256) if b not in _PRINTED]
 BYTE_CHARS = {b: chr(b) for b in _PRINTED} | {b: chr(256 + i) for i, b in enumerate(_NOT_PRINTED)}
-CHAR_BYTES = {c: b for b, c in BYTE_CHARS.items()}
-_TO_BYTES = str.maketrans(CHAR_BYTES)
+CHAR_BYTES = {ord(c): b for b, c in BYTE_CHARS.items()}
 
 
 def load_tokenizer(source: str | Path | dict) -> Tokenizer:
     """The Tokenizer of a Hugging Face folder, a tokenizer.json, a rank file (*.tiktoken) or a dict.
 
-    The dict is what checkpoints carry, name of a file -> its text. The Tokenizer gives the ids that
-    `tokenizers` gives, text for text; ValueError names what in the files it cannot do exactly.
-    encode(text, allowed_special="all") treats special tokens in a text as `tokenizers` does;
-    encode_ordinary reads them as text.
+    The dict is what checkpoints carry, name of a file -> its text. ValueError names what in the
+    files cannot be done exactly. encode(text, allowed_special="all") treats special tokens in a
+    text as `tokenizers` does; encode_ordinary reads them as text.
     """
-    if not isinstance(source, dict):
-        path = Path(source)
-        if path.is_file() and path.suffix != ".json":
-            return _from_ranks(path)
-        files = _read_files(path)
-    else:
+    if isinstance(source, dict):
         files = {name: source[name] for name in TOKENIZER_FILES if name in source}
-    if "tokenizer.json" not in files:
-        where = "the checkpoint" if isinstance(source, dict) else source
-        _refuse(f"no tokenizer.json in {where}; transformers writes one: "
-                "AutoTokenizer.from_pretrained(X).save_pretrained(X)")
-    spec = _json(files, "tokenizer.json")
-    config = _json(files, "tokenizer_config.json")
-
+    elif Path(source).is_file() and Path(source).suffix != ".json":
+        return _from_ranks(Path(source))
+    else:
+        files = _read_files(Path(source))
+    _check("tokenizer.json" in files, "no tokenizer.json in "
+           f"{'the checkpoint' if isinstance(source, dict) else source}; transformers writes one: "
+           "AutoTokenizer.from_pretrained(X).save_pretrained(X)")
+    spec, config = _json(files, "tokenizer.json"), _json(files, "tokenizer_config.json")
     model = spec.get("model") or {}
-    _check_model(model)
-    normalizer = spec.get("normalizer") or {"type": "Sequence", "normalizers": []}
-    kinds = [n["type"] for n in normalizer.get("normalizers", [normalizer])]
-    if set(kinds) - {"NFC"}:
-        _refuse(f"normalizer {' + '.join(kinds)}; only NFC is known")
-    nfc = bool(kinds)
-    pattern = _pattern(spec.get("pre_tokenizer") or {"type": "none"})
-    bos = _begins_with(spec.get("post_processor"))
-    added = _added_tokens(spec.get("added_tokens") or [], model["vocab"], nfc)
+    for key, known in MODEL.items():
+        _check(model.get(key, known[0]) in known,
+               f"{key} {model.get(key)!r} of the model; only byte-level BPE is exact here")
+    _check(model.keys() >= {"vocab", "merges"}, "no vocab and merges in tokenizer.json")
+    normalizers = [step["type"] for step in _steps(spec, "normalizer", "normalizers")]
+    _check(not set(normalizers) - {"NFC"},
+           f"normalizer {' + '.join(normalizers)}; only NFC is known")
+    pattern = _pattern(_steps(spec, "pre_tokenizer", "pretokenizers"))
+    bos = _begins_with(_steps(spec, "post_processor", "processors"))
+    added = _added_tokens(spec.get("added_tokens") or [], model["vocab"], bool(normalizers))
     ranks = _ranks(model, added)
-
     end, stops, bos = _ends(files, config, added, bos)
     template = config.get("chat_template")
     if isinstance(template, list):
-        template = next((t["template"] for t in template if t["name"] == "default"), None)
+        template = {t["name"]: t["template"] for t in template}.get("default")
     template = files.get("chat_template.jinja", template)
     return Tokenizer("tokenizer.json", pat_str=pattern, mergeable_ranks=ranks,
                      special_tokens=added, end=end, stops=stops, bos=bos, chat_template=template,
-                     nfc=nfc, files=files)
+                     nfc=bool(normalizers), files=files)
 
 
 def tokenizer_files(enc: Tokenizer) -> dict[str, str]:
     """name -> text of files from which transformers, tokenizers and load_tokenizer() make `enc`."""
     if enc.files:
         return enc.files
-    name = {i: token for token, i in enc._special_tokens.items()}
-    bos = None if enc.bos_id is None else name[enc.bos_id]
-    spec = {
-        "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": [
-            {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
-             "normalized": False, "special": True} for i, token in sorted(name.items())],
-        "normalizer": {"type": "NFC"} if enc.nfc else None,
-        # what no match covers is lost, as in tiktoken
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": enc._pat_str}, "behavior": "Removed",
-             "invert": True},
-            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
-             "use_regex": False}]},
-        "post_processor": _post_processor(bos, enc.bos_id),
-        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
-                    "use_regex": False},
-        "model": _bpe_model(enc),
-    }
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": name[enc.end_id],
+    spec, names = json.loads(EMPTY.read_text("utf-8")), {}
+    for token, i in sorted(enc._special_tokens.items(), key=lambda item: item[1]):
+        names[i] = token
+        spec["added_tokens"].append({"id": i, "content": token, "single_word": False,
+                                     "lstrip": False, "rstrip": False, "normalized": False,
+                                     "special": True})
+    if enc.nfc:
+        spec["normalizer"] = {"type": "NFC"}
+    # "Removed" in EMPTY: what no match covers is lost, as in tiktoken
+    spec["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = enc._pat_str
+    ranks = {token.decode("latin-1").translate(BYTE_CHARS): i
+             for token, i in enc._mergeable_ranks.items()}
+    # special tokens stand in the vocabulary, too: `tokenizers` would number them otherwise
+    spec["model"] |= {"vocab": ranks | enc._special_tokens, "merges": [*_halves(ranks).values()]}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": names[enc.end_id],
               "clean_up_tokenization_spaces": False}
-    if bos:
-        config["bos_token"] = bos
+    if enc.bos_id is not None:
+        bos = config["bos_token"] = names[enc.bos_id]
+        post = spec["post_processor"]
+        post["special_tokens"][bos] = {"id": bos, "ids": [enc.bos_id], "tokens": [bos]}
+        for steps in (post["single"], post["pair"]):
+            steps.insert(0, {"SpecialToken": {"id": bos, "type_id": 0}})
     if enc.chat_template:
         config["chat_template"] = enc.chat_template
     files = {"tokenizer.json": spec, "tokenizer_config.json": config,
@@ -315,74 +257,33 @@ def tokenizer_files(enc: Tokenizer) -> dict[str, str]:
     return {name: json.dumps(content, ensure_ascii=False) for name, content in files.items()}
 
 
-def _post_processor(bos, bos_id):
-    """The part of tokenizer.json that puts the token `bos`, if there is one, before every text."""
-    start, tokens = [], {}
-    if bos:
-        start = [{"SpecialToken": {"id": bos, "type_id": 0}}]
-        tokens = {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}}
-    first = {"Sequence": {"id": "A", "type_id": 0}}
-    second = {"Sequence": {"id": "B", "type_id": 1}}
-    return {"type": "TemplateProcessing", "single": [*start, first],
-            "pair": [*start, first, second], "special_tokens": tokens}
-
-
-def _bpe_model(enc):
-    """The part of tokenizer.json that holds vocabulary and merges."""
-    # special tokens stand in the vocabulary, too: `tokenizers` would number them otherwise
-    vocab = {_written(token): i for token, i in enc._mergeable_ranks.items()} | enc._special_tokens
-    merges = [[_written(a), _written(b)] for a, b in _halves(enc._mergeable_ranks).values()]
-    return {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            "ignore_merges": True,      # as tiktoken, which looks whole pieces up first
-            "vocab": vocab, "merges": merges}
-
-
-def _written(token):
-    """Bytes as tokenizer.json writes them."""
-    return "".join(BYTE_CHARS[b] for b in token)
-
-
 # --------------------------------------------------------------------------------------------------
 # what can be read exactly, and what is refused
 
 
-def _refuse(what):
-    raise ValueError(f"tokenizer: {what}")
-
-
 def _read_files(path):
     """name -> text of the tokenizer's files in a folder, or beside a tokenizer.json."""
-    folder = path if path.is_dir() else path.parent
-    files = {}
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            files[name] = (folder / name).read_text("utf-8")
     if path.suffix == ".json" and path.name != "tokenizer.json":
         # a file of another name: those beside it belong to another tokenizer
-        files = {"tokenizer.json": path.read_text("utf-8")} if path.is_file() else {}
-    return files
+        return {"tokenizer.json": path.read_text("utf-8")} if path.is_file() else {}
+    folder = path if path.is_dir() else path.parent
+    found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return {file.name: file.read_text("utf-8") for file in found}
 
 
 def _json(files, name):
     try:
         content = json.loads(files.get(name, "{}"))
     except ValueError as error:
-        _refuse(f"{name} is not JSON ({error})")
-    if not isinstance(content, dict):
-        _refuse(f"{name} holds no JSON object")
+        raise ValueError(f"tokenizer: {name} is not JSON ({error})") from None
+    _check(isinstance(content, dict), f"{name} holds no JSON object")
     return content
 
 
-def _check_model(model):
-    known = {"type": ("BPE",), "dropout": (None, 0.0), "continuing_subword_prefix": (None, ""),
-             "end_of_word_suffix": (None, ""), "byte_fallback": (None, False)}
-    for key, fine in known.items():
-        if model.get(key, fine[0]) not in fine:
-            _refuse(f"{key} {model[key]!r} of the model in tokenizer.json; only byte-level BPE is "
-                    "exact here")
-    if not model.keys() >= {"vocab", "merges"}:
-        _refuse("no vocab and merges in tokenizer.json")
+def _steps(spec, part, members):
+    """The steps of a part of tokenizer.json: a Sequence's members, or itself, or none."""
+    step = spec.get(part) or {"type": "Sequence", members: []}
+    return step[members] if step["type"] == "Sequence" else [step]
 
 
 def _ends(files, config, added, bos):
@@ -390,118 +291,96 @@ def _ends(files, config, added, bos):
     named = _json(files, "special_tokens_map.json")
 
     def text_of(key):
-        for token in (config.get(key), named.get(key)):
-            if token:
-                return token["content"] if isinstance(token, dict) else token
-        return None
+        token = config.get(key) or named.get(key) or None
+        return token["content"] if isinstance(token, dict) else token
 
     name_of = {i: token for token, i in added.items()}
     ids = _json(files, "generation_config.json").get("eos_token_id")
     if not isinstance(ids, list):
         ids = [] if ids is None else [ids]
     stops = [name_of.get(i, i) for i in ids]
-    end = text_of("eos_token")
-    if end is None and stops:
-        end = stops[0]
-    if end is None and "tokenizer_config.json" not in files:
-        end = next((token for token in USUAL_ENDS if token in added), None)
+    usual = []
+    if "tokenizer_config.json" not in files:
+        usual = [token for token in USUAL_ENDS if token in added]
+    end = text_of("eos_token") or next(iter(stops + usual), None)
+    _check(end, 'nothing says which token ends a text; set "eos_token" in tokenizer_config.json')
     if config.get("add_bos_token") is not None:         # has the last word, as in transformers
         bos = text_of("bos_token") if config["add_bos_token"] else None
-    if end is None:
-        _refuse('nothing says which token ends a text; set "eos_token" in tokenizer_config.json')
-    begins = [bos] if bos else []
-    for token in (end, *stops, *begins):
-        if token not in added:
-            _refuse(f"{token!r} begins or ends texts, but is not among the added tokens of "
-                    "tokenizer.json")
+    for token in (end, *stops, bos or end):
+        _check(token in added, f"{token!r} begins or ends texts, but is not among added_tokens")
     return end, stops, bos
 
 
-def _pattern(pre):
+def _pattern(steps):
     """The one split pattern of a pre_tokenizer; every match is a piece, every character in one."""
-    *splits, last = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
-    kinds = [s["type"] for s in (*splits, last)]
-    if last["type"] != "ByteLevel":
-        _refuse(f"pre-tokenizer {' + '.join(kinds)}; only those that end in ByteLevel are known")
-    if last.get("add_prefix_space", True):
-        _refuse("ByteLevel with add_prefix_space: a text's first word is not the word that was "
-                "written")
-    if last.get("use_regex", True):
-        if not splits:
-            return GPT2
-        if kinds == ["Digits", "ByteLevel"]:
-            # digits part the text before the rest is split, so (?!\S) ends at them, too
-            digits = r"\p{N}" if splits[0]["individual_digits"] else r"\p{N}+"
-            return GPT2.replace(r" ?\p{N}+", digits).replace(r"(?!\S)", r"(?![^\s\p{N}])")
-    elif kinds == ["Split", "ByteLevel"] and "Regex" in splits[0]["pattern"]:
-        pattern = splits[0]["pattern"]["Regex"]
-        how = (splits[0]["behavior"], splits[0].get("invert", False))
-        if how in (("Isolated", False), ("Removed", True)):
-            common = _COMMON.fullmatch(pattern.replace(CONTRACTIONS, "x"))
-            if not common or regex.match(pattern, ""):
-                _refuse(f"the split pattern {pattern!r}: `tokenizers` and tiktoken may read it "
-                        "differently")
-            # tiktoken drops what no match covers. "Isolated" makes it a piece of its own, so the
-            # pattern needs a last resort. The known patterns cover everything.
-            if how[0] == "Removed" or pattern in (GPT2, QWEN2, LLAMA3, O200K):
-                return pattern
-            return pattern + rf"|(?:(?!{pattern})[\s\S])+"
-    _refuse(f"pre-tokenizer {' + '.join(kinds)} as it is set in tokenizer.json cannot be put into "
-            "one split pattern")
+    kinds = " + ".join(step["type"] for step in steps) or "none"
+    _check(kinds.endswith("ByteLevel"),
+           f"pre-tokenizer {kinds}; only those that end in ByteLevel are known")
+    first, last = steps[0], steps[-1]
+    _check(not last.get("add_prefix_space", True),
+           "ByteLevel with add_prefix_space, which changes the first word of a text")
+    as_gpt2 = last.get("use_regex", True)
+    if as_gpt2 and kinds == "ByteLevel":
+        return GPT2
+    if as_gpt2 and kinds == "Digits + ByteLevel":
+        # digits part the text before the rest is split, so (?!\S) ends at them, too
+        digits = r"\p{N}" if first["individual_digits"] else r"\p{N}+"
+        return GPT2.replace(r" ?\p{N}+", digits).replace(r"(?!\S)", r"(?![^\s\p{N}])")
+    how = first.get("behavior"), first.get("invert", False)
+    _check(kinds == "Split + ByteLevel" and not as_gpt2 and "Regex" in first["pattern"]
+           and how in (("Isolated", False), ("Removed", True)),
+           f"pre-tokenizer {kinds} as it is set; it cannot be put into one split pattern")
+    pattern = first["pattern"]["Regex"]
+    _check(_COMMON.fullmatch(pattern.replace(CONTRACTIONS, "x")) and not regex.match(pattern, ""),
+           f"split pattern {pattern!r}, which `tokenizers` and tiktoken may read differently")
+    # tiktoken drops what no match covers. "Isolated" makes it a piece of its own, so the pattern
+    # needs a last resort. The known patterns cover everything.
+    if how[0] == "Removed" or pattern in PATTERNS.values():
+        return pattern
+    return pattern + rf"|(?:(?!{pattern})[\s\S])+"
 
 
-def _begins_with(post):
+def _begins_with(steps):
     """The token that a post_processor puts before every text, or None."""
-    steps = []
-    if post is not None:
-        steps = post["processors"] if post["type"] == "Sequence" else [post]
     order = []                          # names of tokens, and A for the text
     for step in steps:
-        if step["type"] == "TemplateProcessing":
-            for part in step["single"]:
-                order.append(part.get("SpecialToken", {}).get("id", "A"))
-        elif step["type"] != "ByteLevel":               # that one only trims offsets
-            _refuse(f"post-processor {step['type']}; only TemplateProcessing with a token before "
-                    "the text is known")
-    if not order or order == ["A"]:
+        _check(step["type"] in ("TemplateProcessing", "ByteLevel"),
+               f"post-processor {step['type']}; only TemplateProcessing is known")
+        if step["type"] == "TemplateProcessing":        # the other one only trims offsets
+            order += [part.get("SpecialToken", {}).get("id", "A") for part in step["single"]]
+    if order in ([], ["A"]):
         return None
-    if len(order) > 2 or order[-1] != "A":
-        _refuse(f"a post-processor that makes {' '.join(order)} of a text A; only one token before "
-                "it is known")
+    _check(order[1:] == ["A"], f"a post-processor that makes {' '.join(order)} of a text A; only "
+                               "one token before it is known")
     return order[0]
 
 
 def _added_tokens(tokens, vocab, nfc):
     """content -> id. Refuses tokens that match other text than their own, or get another id."""
-    free, ids = len(vocab), {}
+    free, ids, late = len(vocab), {}, set()
     for t in tokens:
         name = t["content"]
-        odd = [flag for flag in ("lstrip", "rstrip", "single_word") if t.get(flag)]
-        if nfc and t.get("normalized"):
-            odd.append("normalized")
-        if not name:
-            odd.append("empty")
-        if odd:
-            _refuse(f"added token {name!r} is {' and '.join(odd)}; set that to false in "
-                    "tokenizer.json if it need not be")
-        ids[name] = vocab.get(name, free)               # `tokenizers` ignores the file's own id
-        if ids[name] != t["id"]:
-            _refuse(f"added token {name!r} has id {t['id']}, but `tokenizers` gives it {ids[name]};"
-                    " list them by id, without gaps")
-        free = max(free, ids[name] + 1)
+        traits = {**t, "normalized": nfc and t.get("normalized"), "empty": not name}
+        odd = [trait for trait in ("lstrip", "rstrip", "single_word", "normalized", "empty")
+               if traits.get(trait)]
+        _check(not odd, f"added token {name!r} is {' and '.join(odd)}; set that to false in "
+                        "tokenizer.json if it need not be")
+        i = ids[name] = vocab.get(name, free)           # `tokenizers` ignores the file's own id
+        _check(i == t["id"], f"added token {name!r} has id {t['id']}, but `tokenizers` gives it "
+                             f"{i}; list them by id, without gaps")
+        free = max(free, i + 1)
+        if t.get("normalized"):
+            late.add(name)
     names = sorted(ids)                 # what begins with a name stands right behind it
-    for first, second in zip(names, names[1:], strict=False):
-        if second.startswith(first):
-            _refuse(f"added token {second!r} begins with {first!r}: which one is meant is not "
-                    "defined")
+    overlaps = [pair for pair in zip(names, names[1:], strict=False) if pair[1].startswith(pair[0])]
     # `tokenizers` looks for normalized ones last, when the others are taken out of the text
-    late = {t["content"] for t in tokens if t.get("normalized")}
     for first in ids.keys() - late:
         for second in late:
             for i in range(1, len(second)):
                 if first.startswith(second[i:]) or second.startswith(first, i):
-                    _refuse(f"added token {second!r} (normalized) overlaps {first!r} (not): which "
-                            "one is meant is not defined")
+                    overlaps.append((first, second))
+    for first, second in overlaps:
+        _check(False, f"added token {second!r} overlaps {first!r}: which is meant is not defined")
     return ids
 
 
@@ -514,87 +393,65 @@ def _ranks(model, added):
     two alone, so no other merge is ever met.
     """
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-    vocab = model["vocab"]
+    vocab, letters = model["vocab"], set(BYTE_CHARS.values())
     built = {a + b for a, b in merges}
-    lost = {token for merge in merges for token in merge}.union(built) - vocab.keys()
-    if lost:
-        _refuse(f"the merges name {min(lost)!r}, which is not in the vocabulary")
-    ranks = {}
-    for token, i in vocab.items():
-        if token not in added or token in built or token in CHAR_BYTES:
-            ranks[token] = i
-    foreign = set("".join(ranks)) - CHAR_BYTES.keys()
-    if foreign:
-        _refuse(f"{min(foreign)!r} in the vocabulary is not of the byte alphabet; only byte-level "
-                "BPE is exact here")
+    lost = built.union(*merges) - vocab.keys()
+    _check(not lost, f"the merges name {min(lost, default='')!r}, which is not in the vocabulary")
+    apart = added.keys() - built - letters
+    ranks = {token: i for token, i in vocab.items() if token not in apart}
+    foreign = set("".join(ranks)) - letters
+    _check(not foreign, f"{min(foreign, default='')!r} in the vocabulary is no letter for a byte")
     ids = [*ranks.values(), *(i for token, i in added.items() if token not in ranks)]
-    if len(set(ids)) < len(ids):
-        _refuse("two tokens of tokenizer.json have one id")
-    lacking = CHAR_BYTES.keys() - ranks.keys()
-    if lacking and model.get("unk_token"):
-        _refuse(f"unk_token {model['unk_token']!r} for {len(lacking)} bytes that the vocabulary "
-                "lacks")
-
+    _check(len(set(ids)) == len(ids), "two tokens of tokenizer.json have one id")
+    _check(not model.get("unk_token") or ranks.keys() >= letters,
+           f"unk_token {model.get('unk_token')!r} for bytes that the vocabulary lacks")
     halves = _halves(ranks)
     order = {merge: i for i, merge in enumerate(merges)}
-    last = -1
+    last = 0
     for token, pair in halves.items():
-        at = order.get(pair)
-        if at is None:
-            _refuse(f"by ids {token!r} is merged from {pair[0]!r} and {pair[1]!r}, but the merges "
-                    "do not say so")
+        at = order.get(pair, -1)
         if at < last:
-            _refuse(f"the merge that makes {token!r} (id {ranks[token]}) comes before one of a "
-                    "lower id: rank is not id")
+            _check(False, f"by ids {token!r} is merged from {pair[0]!r} and {pair[1]!r}, but the "
+                          "merges do not say so, or say it too early: rank is not id")
         last = at
-    if not model.get("ignore_merges"):
-        for token in ranks:
-            if len(token) > 1 and token not in halves:
-                _refuse(f"no merges lead to {token!r} (id {ranks[token]}) of the vocabulary, but "
-                        "tiktoken would use it")
-    return {token.translate(_TO_BYTES).encode("latin-1"): i for token, i in ranks.items()}
+    unmade = {token for token in ranks if len(token) > 1 and token not in halves}
+    _check(not unmade or model.get("ignore_merges"), f"no merges lead to "
+           f"{min(unmade, default='')!r} of the vocabulary, but tiktoken would use it")
+    return {token.translate(CHAR_BYTES).encode("latin-1"): i for token, i in ranks.items()}
 
 
 def _halves(ranks):
     """token -> the two parts that BPE by ranks joins last; only tokens that BPE makes of its bytes.
 
-    In the order of ranks. 150,000 tokens take a second: tokens are short, so a list beats a heap.
+    In the order of ranks. 150,000 tokens take seconds.
     """
-    never = 1 << 32
-    halves = {}
+    halves, never = {}, 1 << 32
     for token in sorted(ranks, key=ranks.get):
         parts = [token[i:i + 1] for i in range(len(token))]
-        pairs = [ranks.get(a + b, never) for a, b in zip(parts, parts[1:], strict=False)]
-        while len(pairs) > 1:
+        while len(parts) > 2:
+            pairs = [ranks.get(a + b, never) for a, b in zip(parts, parts[1:], strict=False)]
             lowest = min(pairs)
             if lowest == never:
                 break
             i = pairs.index(lowest)     # of equals the leftmost
             parts[i] += parts.pop(i + 1)
-            del pairs[i]
-            if i < len(pairs):
-                pairs[i] = ranks.get(parts[i] + parts[i + 1], never)
-            if i:
-                pairs[i - 1] = ranks.get(parts[i - 1] + parts[i], never)
-        if len(pairs) == 1:
+        if len(parts) == 2:
             halves[token] = tuple(parts)
     return halves
 
 
 def _from_ranks(path):
-    """The Tokenizer of a rank file, one of RANK_FILES."""
+    """The Tokenizer of a rank file that stands in RANK_FILES."""
     content = path.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if digest not in RANK_FILES:
-        names = ", ".join(known.name for known in RANK_FILES.values())
-        _refuse(f"{path} (sha256 {digest}) is not one of the rank files whose split pattern and "
-                f"special tokens are known: {names}; give a tokenizer.json, or add it to "
-                "RANK_FILES in plumbing/tokenizer.py")
-    known = RANK_FILES[digest]
+    digest, known = hashlib.sha256(content).hexdigest(), json.loads(RANK_FILES.read_text("utf-8"))
+    names = ", ".join(facts["name"] for facts in known.values())
+    _check(digest in known, f"{path} (sha256 {digest}) is none of the rank files whose pattern and "
+                            f"special tokens are known: {names}; give a tokenizer.json, or add it "
+                            f"to {RANK_FILES}")
     ranks = {}
     for line in content.splitlines():
         token, rank = line.split()
         ranks[base64.b64decode(token)] = int(rank)
-    return Tokenizer(known.name, pat_str=known.pattern, mergeable_ranks=ranks,
-                     special_tokens=known.special_tokens, end=known.end, stops=known.stops,
-                     bos=known.bos, nfc=known.nfc)
+    facts = known[digest]
+    pattern = PATTERNS[facts.pop("pattern")]
+    return Tokenizer(pat_str=pattern, mergeable_ranks=ranks, **facts)

@@ -225,7 +225,7 @@ def test_what_is_encoded_decodes_to_itself(kind):
 
 
 @pytest.mark.parametrize("kind", ("qwen", "smollm2"))
-def test_every_way_to_encode_normalises_and_drops_alike(kind, monkeypatch):
+def test_every_way_to_encode_normalises_and_drops_alike(kind):
     """Bug: NFC or lacking bytes that encode() handles but the batch or numpy forms do not; a
     special token let in by this path.
     """
@@ -235,9 +235,6 @@ def test_every_way_to_encode_normalises_and_drops_alike(kind, monkeypatch):
     assert enc.encode_batch([t] * 3) == enc.encode_ordinary_batch([t] * 3) == [ids] * 3
     replaced = enc.encode_ordinary("lone \ufffd surrogate\x04")
     assert enc.encode_ordinary("lone \ud800 surrogate\x04") == replaced
-    # a pool takes longer than the work
-    monkeypatch.setattr(tiktoken.core, "ThreadPoolExecutor", None)
-    assert enc.encode_ordinary_batch([t], num_threads=1) == [ids]
     for bad in ("<|im_end|>", t + "<|im_end|>"):
         with pytest.raises(ValueError, match="special token '<.im_end.>'"):
             enc.encode(bad)
@@ -390,12 +387,12 @@ REFUSED = [
     ("'' is empty", dict(added_tokens=token("", FREE))),
     (f"'<s>' has id {FREE + 1}, but `tokenizers` gives it {FREE}",
      dict(added_tokens=token("<s>", FREE + 1))),
-    ("begins with '<think>'", dict(added_tokens=token("<think>>", FREE))),
+    ("'<think>>' overlaps '<think>'", dict(added_tokens=token("<think>>", FREE))),
     ("overlaps '<think>'",
      dict(added_tokens=token("xyz<th", FREE, normalized=True), normalizer=None)),
     ("overlaps '<think>'",
      dict(added_tokens=token("xyz<think>!", FREE, normalized=True), normalizer=None)),
-    ("'中' in the vocabulary is not of the byte alphabet", more(中=999)),
+    ("'中' in the vocabulary is no letter for a byte", more(中=999)),
     ("have one id", more(zz=3)),
     ("no merges lead to 'zqzq'", more(zqzq=999)),
     ("by ids 'zz' is merged from 'z' and 'z', but the merges", more(zz=999)),
@@ -614,15 +611,13 @@ def seconds(*ways, repeats=5):
 
 def against_tokenizers(enc, text, cases):
     tok = oracles(text)[0]
-    return seconds(lambda: enc.encode_ordinary_batch(cases, num_threads=1),
+    return seconds(lambda: [enc.encode_ordinary(t) for t in cases],
                    lambda: [tok.encode(t).ids for t in cases])
 
 
 @pytest.mark.parametrize("kind", ("smollm2", "qwen"))
 def test_encoding_is_no_slower_than_tokenizers_in_one_thread(kind):
-    """Bug: a thread pool for each batch, a slow path that every text takes. (Factor 4 and more when
-    it is right.)
-    """
+    """Bug: a slow path that every text takes. (Factor 4 and more when it is right.)"""
     cases = [paragraph for text in corpus()[:3] for paragraph in text.split("\n\n")]
     ours, theirs = against_tokenizers(load_tokenizer({"tokenizer.json": made(kind)}), made(kind),
                                       cases)
