@@ -14,6 +14,7 @@ K key/value heads, D head_dim, V vocabulary.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn as nn
@@ -275,23 +276,14 @@ class GPT(nn.Module):
     def from_pretrained(cls, path: str, dtype: torch.dtype | None = torch.float32,
                         device: str | torch.device = "cpu") -> "GPT":
         """The model of whatever load_checkpoint takes, without its tokenizer being looked at."""
-        return checkpoints.load_model(cls, path, dtype, device)
+        return checkpoints.Checkpoint(cls, path, weights_only=True).read(dtype, device)
 
 
-def save_checkpoint(path: str, model: GPT, **meta) -> None:
-    """Write a .pt with weights, config and **meta, whole or not at all: see checkpoints.save."""
-    checkpoints.save(path, model, **meta)
-
-
-def read_config(path: str, tokenizer: str | None = None) -> tuple[GPTConfig, dict]:
-    """(config, meta) of whatever load_checkpoint takes, with its checks; reads no weight."""
-    return checkpoints.read_config(GPT, path, tokenizer)
-
-
-def load_checkpoint(path: str, device: str | torch.device = "cpu", tokenizer: str | None = None,
-                    dtype: torch.dtype | None = torch.float32) -> tuple[GPT, dict]:
-    """(GPT, meta) of a .pt of ours, a Hugging Face folder or a hub name; see checkpoints.load."""
-    return checkpoints.load(GPT, path, device, tokenizer, dtype)
+# The rest is in plumbing/checkpoints.py, which must not import this file: it is handed the class.
+save_checkpoint = checkpoints.save                       # (path, model, **meta) -> None
+read_config = partial(checkpoints.read_config, GPT)      # (path, tokenizer) -> (GPTConfig, meta)
+load_checkpoint = partial(checkpoints.load, GPT)         # (path, device, tokenizer, dtype)
+                                                         #   -> (GPT, meta)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,19 @@
 """Checkpoints: a .pt of ours, a Hugging Face folder or a hub name -> a model, and what it says.
 
 A .pt holds tensors and primitives only, so that loading one never runs code. Everything that can be
-checked without reading a weight is checked first. The functions get the model's class (GPT, with
-its config_class) as an argument: model.py imports this file, not the other way round.
+checked without reading a weight is checked first. The model's class (GPT, with its config_class) is
+an argument: model.py imports this file, not the other way round.
 """
 
 import os
 from dataclasses import asdict, fields
-from functools import partial
-from typing import NamedTuple
 
 import torch
 
-from plumbing import hf
+from plumbing import hf, tokenizer
 from plumbing.files import write_atomically
 
 FORMAT = "wmss-checkpoint-1"
-
-
-class Opened(NamedTuple):
-    """What is known of a checkpoint before a weight is read."""
-    path: str           # where it is on this machine
-    model: object       # a GPT on the meta device: shapes without memory
-    stored: dict        # parameter -> (shape, function (dtype, device) -> tensor that reads it)
-    meta: dict          # everything else that the checkpoint says
 
 
 def check_config(cfg):
@@ -50,73 +40,107 @@ def check_config(cfg):
                          f"found {cfg.rope_low} and {cfg.rope_high}")
 
 
-def save(path, model, **meta):
+def save(path: str, model, **meta) -> None:
     """Write a .pt with the model's weights, its config and **meta: whole or not at all."""
     content = dict(format=FORMAT, model_config=asdict(model.cfg), model=model.state_dict(), **meta)
     write_atomically(path, lambda f: torch.save(content, f))
 
 
-def load(GPT, path, device="cpu", tokenizer=None, dtype=torch.float32):
+def load(GPT, path: str, device: str | torch.device = "cpu", tokenizer: str | None = None,
+         dtype: torch.dtype | None = torch.float32) -> tuple:
     """Read a .pt of ours, a Hugging Face folder or a hub name -> (GPT on device, meta).
 
-    tokenizer: the fingerprint (plumbing.tokenizer) that the checkpoint must have; None: any.
-    dtype: of the weights; None keeps the file's.
-    meta: tokenizer (its fingerprint), tokenizer_files (name -> text), config (the run's flags; {}
-    for a folder) and, of a .pt, all that was saved with it.
-
-    A .pt stays mapped into memory: the file may be replaced (renamed over) while the model lives,
-    but not overwritten in place. A folder's weights are copied, its files may change afterwards.
-
-    Raises ValueError, before a weight is read, for: no such file; a file that is not ours or not
-    whole; a missing shard; a model type, RoPE, activation or quantisation that we do not have; a
-    name or shape that does not fit the config; another tokenizer.
+    tokenizer: the fingerprint (plumbing.tokenizer) that it must have; None: any. dtype: of the
+    weights; None keeps the file's. For meta and the errors see Checkpoint.
     """
-    opened = open_checkpoint(GPT, path)
-    check_tokenizer(opened, tokenizer)
-    return read_weights(opened, dtype, device), opened.meta
+    opened = Checkpoint(GPT, path, tokenizer)
+    return opened.read(dtype, device), opened.meta
 
 
-def load_model(GPT, path, dtype=torch.float32, device="cpu"):
-    """The model alone: load() without a look at the tokenizer."""
-    return read_weights(open_checkpoint(GPT, path), dtype, device)
-
-
-def read_config(GPT, path, tokenizer=None):
+def read_config(GPT, path: str, tokenizer: str | None = None) -> tuple:
     """(config, meta) of whatever load() takes, with all its checks but without reading a weight."""
-    opened = open_checkpoint(GPT, path)
-    check_tokenizer(opened, tokenizer)
+    opened = Checkpoint(GPT, path, tokenizer)
     return opened.model.cfg, opened.meta
 
 
-def open_checkpoint(GPT, path):
-    """A path or hub name -> Opened: all that is known before a weight is read, and checked."""
-    path = hf.local(path)
-    try:
-        config, stored, meta = hf.open_folder(path) if os.path.isdir(path) else _open_pt(path)
-        model = _without_memory(GPT, config)
-        _check_shapes(model, stored)
-    except ValueError as e:
-        raise ValueError(f"checkpoint: {path}: {e}") from None
-    return Opened(path, model, stored, meta)
+class Checkpoint:
+    """A .pt of ours, a Hugging Face folder or a hub name: checked, no weight read yet.
 
+    model: a GPT on the meta device, which has shapes and no memory. read() gives it its weights.
+    stored: parameter -> a tensor that is mapped into memory (.pt) or hf.Stored (folder).
+    meta: tokenizer (its fingerprint), tokenizer_files (name -> text), config (the run's flags; {}
+        for a folder) and, of a .pt, all that was saved with it.
 
-def _open_pt(path):
-    try:
-        meta = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if meta.pop("format") != FORMAT:
-            raise ValueError
-        config, weights = meta.pop("model_config"), meta.pop("model")
-        meta.setdefault("tokenizer", None)
-        stored = {name: (tuple(w.shape), partial(_convert, w)) for name, w in weights.items()}
-    except Exception as e:      # cut short, another program's, text: seven kinds of error
-        raise ValueError(f"it is not a whole {FORMAT} file written by train_wmss.py "
-                         f"({type(e).__name__}); pass one of the .pt files in an out/<name>/ "
-                         "folder") from None
-    return config, stored, meta
+    Raises ValueError for: no such file; a file that is not ours or not whole; a missing shard; a
+    model type, RoPE, activation or quantisation that we do not have; a name or shape that does not
+    fit the config; another tokenizer, or one with more ids than the model embeds.
+    With weights_only the tokenizer is not looked at.
+    """
 
+    def __init__(self, GPT, path, expected=None, weights_only=False):
+        self.path = hf.local(path)
+        open_it = hf.open_folder if os.path.isdir(self.path) else open_pt
+        try:
+            config, self.stored, self.meta = open_it(self.path)
+            self.model = without_memory(GPT, config)
+            self._check_shapes()
+            if not weights_only:
+                self._check_tokenizer(expected)
+        except ValueError as e:
+            raise ValueError(f"checkpoint: {self.path}: {e}") from None
 
-def _convert(w, dtype, device):
-    return w.to(device=device, dtype=dtype)
+    def _check_shapes(self):
+        expected = {name: tuple(w.shape) for name, w in self.model.state_dict().items()}
+        found = {name: tuple(w.shape) for name, w in self.stored.items()}
+        if self.model.cfg.tie_embeddings and "lm_head.weight" not in found:
+            del expected["lm_head.weight"]                 # a tied head may be stored, or not
+        wrong = [f"{name} is missing" for name in expected if name not in found]
+        wrong += [f"{name} is unexpected" for name in found if name not in expected]
+        for name, shape in expected.items():
+            if found.get(name, shape) != shape:
+                wrong.append(f"{name} is {found[name]}, expected {shape}")
+        if wrong:
+            more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise ValueError(f"its tensors do not fit its own config: {', '.join(wrong[:3])}{more}")
+
+    def _check_tokenizer(self, expected):
+        """A folder's fingerprint is that of its tokenizer.json; a .pt carries its own."""
+        found, files = self.meta.get("tokenizer"), self.meta.get("tokenizer_files", {})
+        if "tokenizer" not in self.meta and "tokenizer.json" in files:
+            enc, embedded = tokenizer.load_tokenizer(files), self.model.cfg.vocab_size
+            if enc.n_vocab > embedded:                     # fewer is usual: heads are padded
+                raise ValueError(f"tokenizer.json has {enc.n_vocab:,} ids, the model embeds "
+                                 f"{embedded:,}; put the tokenizer there that it was trained with")
+            found = tokenizer.fingerprint(enc)
+        self.meta["tokenizer"] = found
+        if expected not in (None, found):
+            toy = tokenizer.fingerprint(tokenizer.toy_encoding())
+            words = {None: "None (no tokenizer.json lies there)",
+                     toy: f"{toy} (the one of the built-in toy tasks)"}
+            found, expected = (words.get(mark, mark) for mark in (found, expected))
+            raise ValueError(f"trained with tokenizer {found}, this run uses {expected}; token ids "
+                             "would mean other text, so use the data and code that it was trained "
+                             "with")
+
+    def read(self, dtype, device):
+        """The model with its weights, read one by one, so that at most one is held twice.
+
+        A .pt stays mapped into memory: its file may be replaced (renamed over) while the model
+        lives, but not overwritten in place. dtype None keeps the file's.
+        """
+        weights = {name: w.to(device=device, dtype=dtype) for name, w in self.stored.items()}
+        tied = self.model.cfg.tie_embeddings
+        if tied:
+            embed = weights["embed_tokens.weight"]
+            if not torch.equal(weights.get("lm_head.weight", embed), embed):
+                raise ValueError(f"checkpoint: {self.path}: its config ties the head to the "
+                                 "embeddings, and yet lm_head.weight differs from "
+                                 "embed_tokens.weight; correct tie_word_embeddings")
+            weights["lm_head.weight"] = embed
+        self.model.load_state_dict(weights, assign=True)
+        if tied:                                           # assign made two parameters of it
+            self.model.lm_head.weight = self.model.embed_tokens.weight
+        return self.model.to(device)                       # the RoPE tables
 
 
 class _NoInit(torch.overrides.TorchFunctionMode):
@@ -131,7 +155,8 @@ class _NoInit(torch.overrides.TorchFunctionMode):
         return f(*args, **(kwargs or {}))
 
 
-def _without_memory(GPT, config):
+def without_memory(GPT, config):
+    """A GPT on the meta device, from the fields of its config."""
     try:
         with torch.device("meta"), _NoInit():
             return GPT(GPT.config_class(**config))
@@ -139,72 +164,15 @@ def _without_memory(GPT, config):
         raise ValueError(f"its config does not fit our model: {e}") from None
 
 
-def _check_shapes(model, stored):
-    expected = {name: tuple(w.shape) for name, w in model.state_dict().items()}
-    if model.cfg.tie_embeddings and "lm_head.weight" not in stored:
-        del expected["lm_head.weight"]                     # a tied head may be stored, or not
-    missing = [f"{name} is missing" for name in expected if name not in stored]
-    unexpected = [f"{name} is unexpected" for name in stored if name not in expected]
-    wrong = missing + unexpected
-    for name, shape in expected.items():
-        if name in stored and stored[name][0] != shape:
-            wrong.append(f"{name} is {stored[name][0]}, expected {shape}")
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(f"its tensors do not fit its own config: {', '.join(wrong[:3])}{more}")
-
-
-def read_weights(opened, dtype, device):
-    """The model of an Opened, its weights read one by one, so that at most one is held twice."""
-    model = opened.model
-    weights = {}
-    for name, (_, read) in opened.stored.items():
-        weights[name] = read(dtype, device)
-    if model.cfg.tie_embeddings:
-        embed = weights["embed_tokens.weight"]
-        if not torch.equal(weights.get("lm_head.weight", embed), embed):
-            raise ValueError(f"checkpoint: {opened.path}: its config ties the head to the "
-                             "embeddings, and yet lm_head.weight differs from embed_tokens.weight; "
-                             "set tie_word_embeddings to what it should be")
-        weights["lm_head.weight"] = embed
-    model.load_state_dict(weights, assign=True)
-    if model.cfg.tie_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight   # assign made two parameters of it
-    return model.to(device)                                # the RoPE tables
-
-
-def check_tokenizer(opened, expected=None):
-    """Set meta["tokenizer"] of a folder, and compare it with the fingerprint `expected`, if any.
-
-    A folder's is that of its tokenizer.json, None without one; a .pt carries its own. Raises
-    ValueError where they differ, and where the tokenizer has more ids than the model embeds.
-    """
-    path, model, _, meta = opened
-    if "tokenizer" not in meta:
-        meta["tokenizer"] = None
-        if "tokenizer.json" in meta["tokenizer_files"]:
-            from plumbing import tokenizer  # here: weights alone need none of it
-            try:
-                enc = tokenizer.load_tokenizer(meta["tokenizer_files"])
-            except ValueError as e:
-                raise ValueError(f"checkpoint: {path}: {e}") from None
-            if enc.n_vocab > model.cfg.vocab_size:         # fewer is usual: heads are padded
-                raise ValueError(f"checkpoint: {path}: tokenizer.json has {enc.n_vocab:,} ids, the "
-                                 f"model embeds {model.cfg.vocab_size:,}; put the tokenizer there "
-                                 "that it was trained with")
-            meta["tokenizer"] = tokenizer.fingerprint(enc)
-    if expected is not None and meta["tokenizer"] != expected:
-        raise ValueError(f"checkpoint: {path} was trained with tokenizer "
-                         f"{describe(meta['tokenizer'])}, this run uses {describe(expected)}; "
-                         "token ids would mean other text, so use the data and code that it was "
-                         "trained with")
-
-
-def describe(mark):
-    """A tokenizer's fingerprint, with what it is in words where that is known."""
-    from plumbing.tokenizer import fingerprint, toy_encoding
-    if mark is None:
-        return "None (no tokenizer.json lies there)"
-    if mark == fingerprint(toy_encoding()):
-        return f"{mark} (the one of the built-in toy tasks)"
-    return mark
+def open_pt(path):
+    """A .pt of ours -> (fields of GPTConfig, {parameter: tensor}, meta)."""
+    try:
+        meta = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if meta.pop("format") != FORMAT:
+            raise ValueError
+        meta.setdefault("tokenizer", None)
+        return meta.pop("model_config"), meta.pop("model"), meta
+    except Exception as e:      # cut short, another program's, text: seven kinds of error
+        raise ValueError(f"it is not a whole {FORMAT} file written by train_wmss.py "
+                         f"({type(e).__name__}); pass one of the .pt files in an out/<name>/ "
+                         "folder") from None

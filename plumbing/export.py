@@ -13,7 +13,7 @@ import torch
 
 from model import GPT
 from plumbing import hf, tokenizer
-from plumbing.checkpoints import check_tokenizer, open_checkpoint, read_weights
+from plumbing.checkpoints import Checkpoint
 from plumbing.cli import program
 from plumbing.files import write_text
 
@@ -30,34 +30,27 @@ def export(source, folder, dtype=None, shard_bytes=5_000_000_000):
     """
     if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
         raise ValueError(f"export: {folder} exists and is not an empty folder; name another")
-    opened = open_checkpoint(GPT, source)
-    check_tokenizer(opened)
+    opened = Checkpoint(GPT, source)
     enc = _tokenizer_of(opened)
     try:
         config = hf.config_to_hf(opened.model.cfg)
     except ValueError as e:
         raise ValueError(f"export: {opened.path}: {e}") from None
-    model = read_weights(opened, dtype, "cpu")
-    files = _text_files(enc, config, model.embed_tokens.weight.dtype)
+    weights = opened.read(dtype, "cpu").state_dict()
+    if opened.model.cfg.tie_embeddings:
+        del weights["lm_head.weight"]
+    files = _text_files(enc, config, weights["embed_tokens.weight"].dtype)
+    weights = {k if k.startswith("lm_head.") else f"model.{k}": w for k, w in weights.items()}
 
-    weights = {}
-    for name, w in model.state_dict().items():
-        if name == "lm_head.weight" and model.cfg.tie_embeddings:
-            continue
-        weights[name if name.startswith("lm_head.") else f"model.{name}"] = w.contiguous()
-    shards = _shards(weights, shard_bytes)
-    if len(shards) > 1:
-        weight_map = {key: name for name, shard in shards.items() for key in shard}
-        size = sum(w.nbytes for w in weights.values())
-        files[hf.INDEX] = json.dumps(dict(metadata=dict(total_size=size), weight_map=weight_map),
-                                     indent=2)
-
+    from huggingface_hub import save_torch_state_dict  # comes with `datasets`
     folder = os.path.normpath(folder)                      # a/ and a are one place
     half = f"{folder}.tmp{os.getpid()}"
     try:
         os.makedirs(half)
-        for name, shard in shards.items():
-            write_safetensors(os.path.join(half, name), shard)
+        save_torch_state_dict(weights, half, max_shard_size=shard_bytes)
+        for name in os.listdir(half):
+            with open(os.path.join(half, name), "rb+") as f:
+                os.fsync(f.fileno())
         for name, text in files.items():
             write_text(os.path.join(half, name), text)
         os.replace(half, folder)
@@ -66,11 +59,10 @@ def export(source, folder, dtype=None, shard_bytes=5_000_000_000):
 
 
 def _tokenizer_of(opened):
-    trained_with = opened.meta["tokenizer"]
-    if opened.meta.get("tokenizer_files") and trained_with:
-        return tokenizer.load_tokenizer(opened.meta["tokenizer_files"])
-    toy = tokenizer.toy_encoding()
-    if trained_with == tokenizer.fingerprint(toy):
+    files, toy = opened.meta.get("tokenizer_files"), tokenizer.toy_encoding()
+    if files and opened.meta["tokenizer"]:
+        return tokenizer.load_tokenizer(files)
+    if opened.meta["tokenizer"] == tokenizer.fingerprint(toy):
         return toy
     raise ValueError(f"export: {opened.path} carries no tokenizer files, and its tokens are not "
                      "the built-in tasks'; nobody could read what the exported model writes")
@@ -78,44 +70,19 @@ def _tokenizer_of(opened):
 
 def _text_files(enc, config, dtype):
     """The folder's files besides the weights: name -> text."""
-    files = dict(tokenizer.tokenizer_files(enc))
+    files = tokenizer.tokenizer_files(enc)
+    contents = {}
     if "tokenizer_config.json" in files:
         # A class of its own, GPT2Tokenizer say, would rebuild the splits of tokenizer.json by
         # guess: transformers 5.23 then leaves SmolLM2's numbers whole (83 GSM8K rows differ).
-        content = json.loads(files["tokenizer_config.json"])
-        content["tokenizer_class"] = "PreTrainedTokenizerFast"
-        files["tokenizer_config.json"] = json.dumps(content, indent=2)
+        contents["tokenizer_config.json"] = {**json.loads(files["tokenizer_config.json"]),
+                                             "tokenizer_class": "PreTrainedTokenizerFast"}
     ends = enc.stop_ids if len(enc.stop_ids) > 1 else enc.end_id
     ids = dict(bos_token_id=enc.bos_id, eos_token_id=ends)
-    config = {**config, **ids, "torch_dtype": str(dtype).removeprefix("torch.")}
-    files["config.json"] = json.dumps(config, indent=2)
-    generation = {**json.loads(files.get("generation_config.json", "{}")), **ids}
-    files["generation_config.json"] = json.dumps(generation, indent=2)
-    return files
-
-
-def _shards(weights, shard_bytes):
-    """Weights cut, in their order, into files of at most shard_bytes: file's name -> weights."""
-    shards = []
-    room = 0
-    for name, w in weights.items():
-        if w.nbytes > room:
-            shards.append({})
-            room = shard_bytes
-        shards[-1][name] = w
-        room -= w.nbytes
-    if len(shards) == 1:
-        return {hf.WEIGHTS: shards[0]}
-    n = len(shards)
-    return {f"model-{i:05d}-of-{n:05d}.safetensors": s for i, s in enumerate(shards, 1)}
-
-
-def write_safetensors(path, tensors):
-    """{name: tensor} -> file, on the disk when this returns; transformers asks for "format"."""
-    from safetensors.torch import save_file
-    save_file(tensors, path, metadata={"format": "pt"})
-    with open(path, "rb+") as f:
-        os.fsync(f.fileno())
+    contents["config.json"] = {**config, **ids, "torch_dtype": str(dtype).removeprefix("torch.")}
+    generation = json.loads(files.get("generation_config.json", "{}"))
+    contents["generation_config.json"] = {**generation, **ids}
+    return files | {name: json.dumps(c, indent=2) for name, c in contents.items()}
 
 
 @program("export")

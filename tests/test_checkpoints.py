@@ -9,11 +9,12 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from safetensors.torch import save_file
 from tiny_models import folder, tiny
 
 from model import GPT, GPTConfig, load_checkpoint, read_config, save_checkpoint
 from plumbing import tokenizer
-from plumbing.export import export, write_safetensors
+from plumbing.export import export
 from plumbing.files import write_atomically
 from plumbing.hf import config_to_hf
 from plumbing.tokenizer import fingerprint, toy_encoding
@@ -39,9 +40,9 @@ def test_loading_costs_little_more_memory_than_the_weights(tmp_path):
     with torch.device("meta"):
         shapes = {k: v.shape for k, v in GPT(cfg).state_dict().items() if k != "lm_head.weight"}
     tmp_path.joinpath("config.json").write_text(json.dumps(config_to_hf(cfg)))
-    write_safetensors(
-        tmp_path / "model.safetensors",
+    save_file(
         {k: torch.ones(s, dtype=torch.bfloat16) for k, s in shapes.items()},
+        tmp_path / "model.safetensors",
     )
     code = (
         "import re, sys, model\n"  # not ru_maxrss, which a child inherits from its parent

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from model import GPT, GPTConfig
-from plumbing.export import write_safetensors
-from plumbing.hf import Weights, config_to_hf
+from plumbing.hf import config_to_hf
 
 CONFIGS = {
     "plain": dict(),
@@ -100,21 +100,15 @@ def folder(path, model, rename=as_released, **config):
     config = {**config_to_hf(model.cfg), **config}
     (path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
     tied = model.cfg.tie_embeddings
-    write_safetensors(
-        path / "model.safetensors",
+    save_file(
         {
             rename(k): w
             for k, w in model.state_dict().items()
             if not (tied and k == "lm_head.weight")
         },
+        path / "model.safetensors",
     )
     return path
-
-
-def tensors(path):
-    """All tensors of a safetensors file."""
-    weights = Weights(path)
-    return {k: weights.read(k) for k in weights.shapes}
 
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8, 9], [3], [5, 5], [9, 8, 7, 6, 5, 4], [2, 2, 2]]
