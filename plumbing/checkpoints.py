@@ -82,11 +82,12 @@ class Checkpoint:
         open_it = hf.open_folder if os.path.isdir(self.path) else open_pt
         try:
             config, self.stored, self.meta = open_it(self.path)
-            self.model = without_memory(GPT, config)
+            with torch.device("meta"), _NoInit():
+                self.model = GPT(GPT.config_class(**config))
             self._check_shapes()
             if not weights_only:
                 self._check_tokenizer(expected)
-        except ValueError as e:
+        except (TypeError, ValueError) as e:               # TypeError: a field that we lack
             raise ValueError(f"checkpoint: {self.path}: {e}") from None
 
     def _check_shapes(self):
@@ -153,15 +154,6 @@ class _NoInit(torch.overrides.TorchFunctionMode):
         if getattr(f, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"]
         return f(*args, **(kwargs or {}))
-
-
-def without_memory(GPT, config):
-    """A GPT on the meta device, from the fields of its config."""
-    try:
-        with torch.device("meta"), _NoInit():
-            return GPT(GPT.config_class(**config))
-    except (TypeError, ValueError) as e:                   # a field that we lack; a bad value
-        raise ValueError(f"its config does not fit our model: {e}") from None
 
 
 def open_pt(path):

@@ -29,20 +29,16 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=
     weak, lam: decode from lam * z_model + (1 - lam) * z_weak. 0 < lam < 1 is WMSS's fused model
         (paper v2, eq. 5); lam = 1 + mu is contrastive decoding, z + mu (z - z_weak). The weak model
         may have another shape, but needs the same vocabulary.
-    Raises ValueError on an empty prompt, where prompt and new tokens exceed max_seq_len, on a
-    negative temperature, where there are not as many seeds as prompts, and on two vocabularies.
+    Raises ValueError on arguments that do not fit each other or the models.
     """
     if not prompts:
         return []
     models = [model] if weak is None else [model, weak]
     lens = [len(p) for p in prompts]
-    seeds = seed
-    if not isinstance(seed, (list, tuple)):
-        seeds = [seed + 1_000_003 * i for i in range(len(prompts))]
+    spread = [1_000_003 * i for i in range(len(prompts))]
+    seeds = seed if isinstance(seed, (list, tuple)) else [seed + s for s in spread]
     _check(models, lens, max_new_tokens, temperature, seeds)
     device = model.embed_tokens.weight.device
-    if temperature > 0:
-        draws = torch.stack([_uniform(max_new_tokens, s) for s in seeds]).to(device)
 
     # Prefill in order of length, in buckets that are padded on the right. A token's slot is its
     # position: pads lie beyond every real token, and decoding overwrites each pad before any token
@@ -52,23 +48,15 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=
     for bucket in buckets(order, lens):
         rows = [torch.tensor(prompts[i]) for i in bucket]
         x.append(pad_sequence(rows, batch_first=True).to(device))             # (B_i, T_i)
-    row_of = torch.tensor(order, device=device)
+    draws = torch.stack([_uniform(max_new_tokens, seeds[i]) for i in order]).to(device)
     pos = torch.tensor(sorted(lens), device=device) - 1                       # (B,) newest token's
-    lengths = [b.size(1) for b in x for _ in b]
-    starts = torch.tensor([0] + lengths, device=device).cumsum(0)[:-1]
-    slots = max(lens) + max_new_tokens
-    caches = [Cache(m, len(prompts), slots) for m in models]
-    z = mixed_logits(models, [cache.prefill(x)[starts + pos] for cache in caches], lam)
-
-    def next_logits(token, pos, width):
-        return mixed_logits(models, [cache.step(token, pos, width) for cache in caches], lam)
-
-    step = Decoder(next_logits, slots, device)
+    decoder = Decoder(models, lam, len(prompts), max(lens) + max_new_tokens)
+    z = decoder.prefill(x, pos)
     out = [[] for _ in prompts]
     done = [False] * len(prompts)
     stop = set(stop_ids)
     for t in range(max_new_tokens):
-        token = z.argmax(-1) if temperature == 0 else sample(z, temperature, draws[row_of, t])
+        token = z.argmax(-1) if temperature == 0 else sample(z, temperature, draws[:, t])
         alive = []
         for i, (row, tok) in enumerate(zip(order, token.tolist(), strict=True)):
             done[row] = done[row] or tok in stop
@@ -79,13 +67,12 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=
             break
         if len(alive) <= 0.75 * len(token):
             # finished rows leave the batch; not one by one, as each time copies the cache
-            keep = torch.tensor(alive, device=device)
             order = [order[i] for i in alive]
-            row_of, pos, token = row_of[keep], pos[keep], token[keep]
-            for cache in caches:
-                cache.keep(keep)
+            keep = torch.tensor(alive, device=device)
+            pos, token, draws = pos[keep], token[keep], draws[keep]
+            decoder.keep(keep)
         pos = pos + 1
-        z = step(token, pos, lens[order[-1]] + t + 1)                         # the last is longest
+        z = decoder.step(token, pos, lens[order[-1]] + t + 1)                 # the last is longest
     return out
 
 
@@ -105,29 +92,6 @@ def _check(models, lens, max_new_tokens, temperature, seeds):
                          "ids; their logits cannot be mixed")
 
 
-def _uniform(n, seed):
-    """n numbers of [0, 1) in float64, a function of the seed."""
-    return torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(int(seed)))
-
-
-def sample(z, temperature, draws):
-    """Tokens (B,) of logits z (B, V): the first whose cumulative probability exceeds draws (B,).
-
-    In float64, since a sum of 151,936 probabilities in fp32 would be off by more than many of them.
-    """
-    cdf = torch.softmax(z.double() / temperature, -1).cumsum(-1)
-    return (cdf <= draws[:, None] * cdf[:, -1:]).sum(-1)
-
-
-def mixed_logits(models, hidden, lam):
-    """Logits (B, V) in fp32 from one hidden state (B, C) per model: lam of the first, if two."""
-    logits = []
-    for m, h in zip(models, hidden, strict=True):
-        parts = [F.linear(h, w) for w in tiles(m.lm_head.weight)]
-        logits.append(torch.cat(parts, -1).float())
-    return logits[0] if len(models) == 1 else lam * logits[0] + (1 - lam) * logits[1]
-
-
 def buckets(order, lens):
     """Cut items in ascending order of length so that none is padded by more than 15 %.
 
@@ -142,55 +106,103 @@ def buckets(order, lens):
     return out
 
 
-class Cache:
-    """Keys and values of one model, per layer a pair of (B, K, S, D).
+def _uniform(n, seed):
+    """n numbers of [0, 1) in float64, a function of the seed."""
+    return torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(int(seed)))
 
-    A token's slot is its position. The cache gives the model one attention function per layer,
-    which stores k and v before it attends.
+
+def sample(z, temperature, draws):
+    """Tokens (B,) of logits z (B, V): the first whose cumulative probability exceeds draws (B,).
+
+    In float64, since a sum of 151,936 probabilities in fp32 would be off by more than many of them.
     """
+    cdf = torch.softmax(z.double() / temperature, -1).cumsum(-1)
+    return (cdf <= draws[:, None] * cdf[:, -1:]).sum(-1)
 
-    def __init__(self, model, rows, slots):
-        p = model.embed_tokens.weight
-        kind = p.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else p.dtype
-        shape = (rows, model.cfg.n_kv_heads, slots, model.cfg.head_dim)
-        self.model = model
-        self.layers = [(p.new_zeros(shape, dtype=dtype), p.new_zeros(shape, dtype=dtype))
-                       for _ in model.layers]
 
-    def prefill(self, x):
-        """Hidden states (P, C) of whole prompts, x a list of (B_i, T_i); fills slots from 0 on."""
+class Decoder:
+    """One model, or two that are mixed, and their caches: prefill() and step() give logits (B, V).
+
+    On a GPU a step becomes a CUDA graph, as its 600 kernel launches take longer than their work.
+    The first step of a shape runs as it is, which warms up; the second is captured; the others
+    replay it, and each overwrites the logits of the one before.
+    """
+    graphs = True               # class-wide, so that benchmarks can measure without, too
+
+    def __init__(self, models, lam, rows, slots):
+        self.models, self.lam, self.slots = models, lam, slots
+        self.caches = [new_cache(m, rows, slots) for m in models]
+        self.graphs = self.graphs and self.caches[0].is_cuda
+        self.shape, self.graph = None, None
+
+    def prefill(self, x, newest):
+        """Read whole prompts, a list of buckets (B_i, T_i); newest (B,): each row's last token."""
         shapes = [tuple(b.shape) for b in x]
-        attends = [partial(attend_and_store, shapes, layer) for layer in self.layers]
-        return self.model(x, attends=attends)
+        lengths = torch.tensor([T for B, T in shapes for _ in range(B)], device=newest.device)
+        starts = lengths.cumsum(0) - lengths                                  # (B,) in 0..P-1
+        return self._logits(x, None, partial(attend_and_store, shapes), starts + newest)
 
     def step(self, token, pos, width):
-        """Hidden states (B, C) of one token (B,) per row at pos (B,).
+        """Read one token (B,) per row, at pos (B,); attention looks at slots 0..width-1."""
+        if not self.graphs:
+            return self._step(token, pos, width)
+        width = min(self.slots, -(-width // 128) * 128)    # so that a shape lasts for many tokens
+        if self.shape != (len(token), width):
+            self.shape, self.graph = (len(token), width), None
+            return self._step(token, pos, width)
+        if self.graph is None:
+            self.token, self.pos = token.clone(), pos.clone()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.z = self._step(self.token, self.pos, width)
+        self.token.copy_(token)
+        self.pos.copy_(pos)
+        self.graph.replay()
+        return self.z
 
-        width: how many slots attention looks at, more than the largest pos.
-        """
+    def _step(self, token, pos, width):
         rows = torch.arange(len(token), device=token.device)
         seen = torch.arange(width, device=pos.device) <= pos[:, None]         # (B, width)
-        seen = seen[:, None, None]                                            # (B, 1, 1, width)
-        attends = [partial(attend_to_cache, rows, pos, seen, layer) for layer in self.layers]
-        return self.model(token[:, None], pos, attends)[:, 0]
+        attend = partial(attend_to_cache, rows, pos, seen[:, None, None])
+        return self._logits([token[:, None]], pos, attend, slice(None))
+
+    def _logits(self, x, positions, attend, rows):
+        """Logits (B, V) in fp32 of `rows` among the P positions: lam of the first model, if two."""
+        logits = []
+        for model, cache in zip(self.models, self.caches, strict=True):
+            h = model(x, positions, [partial(attend, layer) for layer in cache])[rows]  # (B, C)
+            parts = [F.linear(h, w) for w in tiles(model.lm_head.weight)]
+            logits.append(torch.cat(parts, -1).float())
+        if len(logits) == 1:
+            return logits[0]
+        return self.lam * logits[0] + (1 - self.lam) * logits[1]
 
     def keep(self, rows):
         """Keep only these rows, in this order."""
-        self.layers = [(k[rows], v[rows]) for k, v in self.layers]
+        for i, cache in enumerate(self.caches):
+            self.caches[i] = cache[:, :, rows]
+
+
+def new_cache(model, rows, slots):
+    """Keys and values of all layers, (n_layers, 2, B, K, S, D); a token's slot is its position."""
+    p, cfg = model.embed_tokens.weight, model.cfg
+    kind = p.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else p.dtype
+    return p.new_zeros(cfg.n_layers, 2, rows, cfg.n_kv_heads, slots, cfg.head_dim, dtype=dtype)
 
 
 def attend_and_store(shapes, layer, q, k, v):
     """As Rows.attend of model.py, bucket by bucket, and writes k and v (P, K, D) to the cache."""
-    gqa = q.size(1) != k.size(1)
+    keys, values = layer
     sizes = [B * T for B, T in shapes]
     out = []
     first = 0
-    for (B, T), *qkv in zip(shapes, q.split(sizes), k.split(sizes), v.split(sizes), strict=True):
+    for (B, T), *qkv in zip(shapes, *(t.split(sizes) for t in (q, k, v)), strict=True):
         q, k, v = (t.unflatten(0, (B, T)).transpose(1, 2) for t in qkv)       # (B, H or K, T, D)
-        layer[0][first:first + B, :, :T] = k
-        layer[1][first:first + B, :, :T] = v
+        keys[first:first + B, :, :T] = k
+        values[first:first + B, :, :T] = v
         first += B
+        gqa = q.size(1) != k.size(1)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
         out.append(y.transpose(1, 2).flatten(0, 1))                           # (B * T, H, D)
     return torch.cat(out)
@@ -209,35 +221,3 @@ def attend_to_cache(rows, pos, seen, layer, q, k, v):
     q = q.unflatten(1, (k.size(1), -1))                                       # (B, K, H / K, D)
     y = F.scaled_dot_product_attention(q, keys[:, :, :width], values[:, :, :width], attn_mask=seen)
     return y.flatten(1, 2)                                                    # (B, H, D)
-
-
-class Decoder:
-    """Calls step(token (B,), pos (B,), width) -> logits (B, V), on a GPU as a CUDA graph.
-
-    There some 600 kernel launches take longer than their work. The first call of a shape runs as
-    it is, which warms up; the second is captured; the others replay it. Widths are rounded up to a
-    multiple of 128, so that a shape lasts for many tokens. The next call overwrites the logits.
-    """
-    graphs = True               # class-wide, so that benchmarks can measure without, too
-
-    def __init__(self, step, slots, device):
-        self.step, self.slots = step, slots
-        self.graphs = self.graphs and device.type == "cuda"
-        self.shape, self.graph = None, None
-
-    def __call__(self, token, pos, width):
-        if not self.graphs:
-            return self.step(token, pos, width)
-        width = min(self.slots, -(-width // 128) * 128)
-        if self.shape != (len(token), width):
-            self.shape, self.graph = (len(token), width), None
-            return self.step(token, pos, width)
-        if self.graph is None:
-            self.token, self.pos = token.clone(), pos.clone()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.z = self.step(self.token, self.pos, width)
-        self.token.copy_(token)
-        self.pos.copy_(pos)
-        self.graph.replay()
-        return self.z

@@ -12,10 +12,12 @@ import shutil
 import torch
 
 from model import GPT
-from plumbing import hf, tokenizer
+from plumbing import hf
 from plumbing.checkpoints import Checkpoint
 from plumbing.cli import program
 from plumbing.files import write_text
+from plumbing.tasks import tokenizer_of
+from plumbing.tokenizer import fingerprint, tokenizer_files
 
 DTYPES = dict(keep=None, fp32=torch.float32, bf16=torch.bfloat16)
 
@@ -31,11 +33,12 @@ def export(source, folder, dtype=None, shard_bytes=5_000_000_000):
     if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
         raise ValueError(f"export: {folder} exists and is not an empty folder; name another")
     opened = Checkpoint(GPT, source)
-    enc = _tokenizer_of(opened)
-    try:
-        config = hf.config_to_hf(opened.model.cfg)
-    except ValueError as e:
-        raise ValueError(f"export: {opened.path}: {e}") from None
+    config = hf.config_to_hf(opened.model.cfg)
+    enc = tokenizer_of(opened.meta)
+    if not opened.meta.get("tokenizer_files") and opened.meta["tokenizer"] != fingerprint(enc):
+        raise ValueError(f"export: {opened.path} carries no tokenizer files, and its tokens are "
+                         "not the built-in tasks'; nobody could read what the exported model "
+                         "writes")
     weights = opened.read(dtype, "cpu").state_dict()
     if opened.model.cfg.tie_embeddings:
         del weights["lm_head.weight"]
@@ -58,19 +61,9 @@ def export(source, folder, dtype=None, shard_bytes=5_000_000_000):
         shutil.rmtree(half, ignore_errors=True)
 
 
-def _tokenizer_of(opened):
-    files, toy = opened.meta.get("tokenizer_files"), tokenizer.toy_encoding()
-    if files and opened.meta["tokenizer"]:
-        return tokenizer.load_tokenizer(files)
-    if opened.meta["tokenizer"] == tokenizer.fingerprint(toy):
-        return toy
-    raise ValueError(f"export: {opened.path} carries no tokenizer files, and its tokens are not "
-                     "the built-in tasks'; nobody could read what the exported model writes")
-
-
 def _text_files(enc, config, dtype):
     """The folder's files besides the weights: name -> text."""
-    files = tokenizer.tokenizer_files(enc)
+    files = tokenizer_files(enc)
     contents = {}
     if "tokenizer_config.json" in files:
         # A class of its own, GPT2Tokenizer say, would rebuild the splits of tokenizer.json by

@@ -34,11 +34,9 @@ ABSENT_IN = {"llama": dict(num_key_value_heads=None, head_dim=None), "qwen2": di
 COMPUTED = dict(hidden_act=["silu"], rope_type=["default", "llama3"], partial_rotary_factor=[1],
                 layer_types=["full_attention"], use_sliding_window=[], attention_bias=[],
                 mlp_bias=[], quantization_config=[])
-GEMMA = ("; Gemma has a SentencePiece tokenizer, norms on both sides of each block, GELU gates and "
-         "scaled embeddings, none of which is here")
+GEMMA = "; Gemma's SentencePiece tokenizer, norms, gates and scaled embeddings are not here"
 DTYPES = ("F64", "F32", "F16", "BF16")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -47,7 +45,7 @@ HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 def config_from_hf(c):
     """config.json as a dict -> the fields of GPTConfig, as a dict.
 
-    Raises ValueError that names whatever our model does not compute, and what is missing.
+    Raises ValueError that names what our model does not compute, or what is missing.
     """
     kind = c.get("model_type")
     if kind not in FAMILIES:
@@ -106,7 +104,7 @@ def local(name):
                          "found none; train one first (python train_wmss.py -h)")
     from huggingface_hub import snapshot_download  # comes with `datasets`
     try:
-        return snapshot_download(name, allow_patterns=HUB_FILES)
+        return snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja"])
     except Exception as e:      # no network, no such model, no permission: a dozen kinds of error
         raise ValueError(f"checkpoint: there is no {name} here, and the hub did not give it "
                          f"({type(e).__name__}); check the name and the network, or pass a folder "
@@ -122,10 +120,12 @@ def open_folder(path):
     """
     try:
         config = config_from_hf(_read_json(path, "config.json"))
+        weight_files = _weight_files(path)
     except (TypeError, AttributeError) as e:               # a list for a name, a name for an object
-        raise ValueError(f"config.json holds a value of another kind than expected ({e})") from None
+        raise ValueError("config.json or the index holds a value of another kind than expected "
+                         f"({e})") from None
     stored = {}
-    for name in _weight_files(path):
+    for name in weight_files:
         for key, tensor in stored_tensors(os.path.join(path, name)).items():
             ours = key.removeprefix("model.")
             if ours in stored:
@@ -154,10 +154,7 @@ def _weight_files(path):
     if not os.path.isfile(os.path.join(path, INDEX)):
         raise ValueError(f"expected {WEIGHTS} or {INDEX}, found neither; transformers' "
                          "save_pretrained writes one")
-    weight_map = _read_json(path, INDEX).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise ValueError(f"{INDEX} has no weight_map, tensor -> file")
-    names = sorted(set(weight_map.values()))
+    names = sorted(set(_read_json(path, INDEX).get("weight_map").values()))
     missing = [name for name in names if not os.path.isfile(os.path.join(path, name))]
     if missing:
         raise ValueError(f"{len(missing)} of {len(names)} shards are missing: "

@@ -131,7 +131,7 @@ def test_tensors_that_do_not_fit_and_foreign_tokenizers_are_refused(tmp_path):
         setattr(model.cfg, name, value)
         save_checkpoint(tmp_path / "b.pt", model, tokenizer="aaaa")
         setattr(model.cfg, name, before)
-        with pytest.raises(ValueError, match="not fit"):
+        with pytest.raises(ValueError, match="not fit its own config|no multiple"):
             load_checkpoint(tmp_path / "b.pt")
 
 

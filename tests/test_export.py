@@ -10,7 +10,7 @@ from tiny_models import close, tiny
 
 from model import GPT, save_checkpoint
 from plumbing import export as export_file
-from plumbing import tokenizer
+from plumbing import tasks, tokenizer
 from plumbing.export import export, main
 from plumbing.hf import stored_tensors
 from plumbing.tokenizer import fingerprint, toy_encoding
@@ -22,8 +22,9 @@ TOY = dict(tokenizer=fingerprint(toy_encoding()))
 def toy_files(monkeypatch):
     """The tokenizer's part of a folder, which is not what these tests are about."""
     files = {"tokenizer.json": "{}", "generation_config.json": '{"top_k": 20, "eos_token_id": 5}'}
-    monkeypatch.setattr(tokenizer, "tokenizer_files", lambda enc: files)
-    monkeypatch.setattr(tokenizer, "load_tokenizer", lambda files: toy_encoding())
+    monkeypatch.setattr(export_file, "tokenizer_files", lambda enc: files)
+    for module in (tokenizer, tasks):
+        monkeypatch.setattr(module, "load_tokenizer", lambda files: toy_encoding())
 
 
 EXPORTS = {
@@ -96,7 +97,7 @@ def test_all_that_ends_generation_is_exported(tmp_path, toy_files, monkeypatch):
         stops=("<s>",),
         bos="<b>",
     )
-    monkeypatch.setattr(tokenizer, "load_tokenizer", lambda files: enc)
+    monkeypatch.setattr(tasks, "load_tokenizer", lambda files: enc)
     save_checkpoint(
         tmp_path / "a.pt",
         tiny(),
