@@ -22,6 +22,7 @@ import math
 import os
 import platform
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -415,18 +416,17 @@ def rounded(x):
 # the sweep
 
 
-def hardware():
-    name = platform.machine()
-    try:
+def cpu_name():
+    found = None
+    if os.path.exists("/proc/cpuinfo"):         # a Linux
         with open("/proc/cpuinfo") as f:
-            for line in f:
-                if line.startswith("model name"):
-                    name = line.split(":")[1].strip()
-                    break
-    except OSError:                             # not a Linux
-        pass
+            found = re.search(r"^model name\s*:\s*(.*?)\s*$", f.read(), re.M)
+    return found[1] if found else platform.machine()
+
+
+def hardware():
     gpu = torch.cuda.get_device_name() + ", " if torch.cuda.is_available() else ""
-    return f"{gpu}{name}, {os.cpu_count()} cores, one thread per process"
+    return f"{gpu}{cpu_name()}, {os.cpu_count()} cores, one thread per process"
 
 
 class Workers:
