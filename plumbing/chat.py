@@ -1,7 +1,6 @@
 """Chat templates: a conversation -> its text, and which parts of that text a model learns.
 
-A conversation is a list of messages {"role": ..., "content": ...}. Templates are written in Jinja,
-as in a tokenizer_config.json.
+A conversation is a list of messages {"role": ..., "content": ...}. Templates are in Jinja.
 """
 
 import datetime
@@ -28,10 +27,9 @@ TEMPLATES = {
 
 
 def template_source(template: str, enc: Tokenizer) -> str:
-    """The Jinja source that `template` means.
+    """The Jinja source that `template` means: a name in TEMPLATES, a .jinja file, Jinja source.
 
-    "auto" is the tokenizer's own template, or "plain" if it has none. Else a name in TEMPLATES, a
-    .jinja file, or Jinja source itself. Raises ValueError on anything else.
+    "auto" is the tokenizer's own template, or "plain" if it has none. ValueError on anything else.
     """
     if template == "auto" and enc.chat_template:
         return enc.chat_template
@@ -39,8 +37,8 @@ def template_source(template: str, enc: Tokenizer) -> str:
         return template
     source = TEMPLATES.get("plain" if template == "auto" else template)
     if source:
-        # BOS is what the tokenizer's texts begin with, which is not always its bos_token: the
-        # configuration of SmolLM2 names one, and yet none of its texts begins with it.
+        # What texts begin with is not always bos_token: SmolLM2's configuration names one, and yet
+        # none of its texts begins with it.
         bos = "" if enc.bos_id is None else enc.decode([enc.bos_id])
         return source.replace("BOS", bos).replace("EOS", enc.decode([enc.end_id]))
     try:
@@ -56,23 +54,17 @@ def bos_token(enc: Tokenizer) -> str:
     token = json.loads(enc.files.get("tokenizer_config.json", "{}")).get("bos_token")
     if isinstance(token, dict):
         token = token["content"]
-    if not token and enc.bos_id is not None:
-        token = enc.decode([enc.bos_id])
-    return token or ""
+    return token or ("" if enc.bos_id is None else enc.decode([enc.bos_id]))
 
 
 @functools.lru_cache
 def compiled(source: str):
-    """A template, compiled in the environment that transformers gives it.
-
-    That is a sandbox: templates are programs that come with other people's models.
-    """
+    """A template in the sandbox of transformers: it is a program from other people's models."""
     import jinja2.ext
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(jinja2.ext.Extension):
-        """The tag {% generation %}, by which a few templates mark what a model writes."""
-        tags = {"generation"}
+        tags = {"generation"}           # by which a few templates mark what a model writes
 
         def parse(self, parser):
             next(parser.stream)
@@ -84,13 +76,11 @@ def compiled(source: str):
     def to_json(x, **how):              # Jinja's own tojson would escape HTML
         return json.dumps(x, **{"ensure_ascii": False, **how})
 
-    def now(form):
-        return datetime.datetime.now().strftime(form)
-
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                         extensions=[Generation, jinja2.ext.loopcontrols])
     env.filters["tojson"] = to_json
-    env.globals.update(raise_exception=refuse, strftime_now=now)
+    env.globals["raise_exception"] = refuse
+    env.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return env.from_string(source)
 
 
@@ -98,8 +88,7 @@ def render(messages: list[dict], enc: Tokenizer, template: str = "auto",
            add_generation_prompt: bool = False) -> str:
     """The text of a conversation, the same that transformers' apply_chat_template gives.
 
-    add_generation_prompt: end with what opens the assistant's next turn. Raises ValueError if the
-    template cannot be read, is no Jinja, or refuses the conversation.
+    add_generation_prompt: end with what opens the assistant's next turn.
 
     >>> from plumbing.tokenizer import toy_encoding
     >>> talk = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
@@ -113,24 +102,19 @@ def render(messages: list[dict], enc: Tokenizer, template: str = "auto",
         return compiled(source).render(
             messages=messages, add_generation_prompt=add_generation_prompt, bos_token=bos,
             eos_token=enc.decode([enc.end_id]), tools=None, documents=None)
-    except ValueError:
-        raise
     except Exception as e:              # a template is a program, its errors can be of any class
         raise ValueError(f"the chat template fails ({type(e).__name__}: {e}); mend the row or pass "
                          "another --template") from None
 
 
 def control_tokens(enc: Tokenizer) -> tuple[str, ...]:
-    """The special tokens that open or close texts and turns: bos, the stops, all named <|...|>.
+    """The special tokens that no message may spell: bos, the stops, all that are named <|...|>.
 
-    No message may spell one of them. Other special tokens, such as Qwen3's <think>, may stand in a
-    message, and become one token there.
+    Others, such as Qwen3's <think>, may stand in a message, and become one token there.
     """
-    tokens = []
-    for token, i in enc._special_tokens.items():
-        if i == enc.bos_id or i in enc.stop_ids or re.fullmatch(r"<[|｜].*[|｜]>", token, re.S):
-            tokens.append(token)
-    return tuple(tokens)
+    return tuple(token for token, i in enc._special_tokens.items()
+                 if i == enc.bos_id or i in enc.stop_ids
+                 or re.fullmatch(r"<[|｜].*[|｜]>", token, re.S))
 
 
 def _turn(messages, k, enc, template):
@@ -139,15 +123,12 @@ def _turn(messages, k, enc, template):
     with_answer = render(messages[:k + 1], enc, template)
     if not with_answer.startswith(prompt):
         at = len(os.path.commonprefix([prompt, with_answer]))
-        raise ValueError(
-            f"the template does not start turn {k + 1} with its own generation prompt: expected "
-            f"{prompt[at:][:40]!r}, found {with_answer[at:][:40]!r}; pass another --template, or "
-            "one that you corrected")
+        raise ValueError(f"the template does not start turn {k + 1} with its own generation "
+                         f"prompt: expected {prompt[at:][:40]!r}, found "
+                         f"{with_answer[at:][:40]!r}; pass another --template")
     turn = with_answer[len(prompt):].rstrip()
     for text in (messages[k]["content"], messages[k].get("reasoning_content")):
-        if not text or text in turn:
-            continue
-        if "".join(text.split()) not in "".join(turn.split()):         # white space may differ
+        if text and "".join(text.split()) not in "".join(turn.split()):     # white space may differ
             raise ValueError(f"the template leaves out a part of turn {k + 1}, {text[:40]!r}; "
                              "pass another --template")
     return prompt, turn
@@ -156,21 +137,17 @@ def _turn(messages, k, enc, template):
 def pieces(messages: list[dict], enc: Tokenizer, template: str = "auto") -> list[list[tuple]]:
     """A conversation -> its samples; each is a list of (text, counts): does that text have loss?
 
-    The assistant's turns count. Where one begins is not searched for in the text: the rendering of
-    the messages before it, with the generation prompt, is what the model reads at inference, so
-    that is the prompt, and the rest is the turn. The turn ends with the special token that closes
-    it; white space behind that is the template's, and no model has to write it.
-
-    Each piece is to be tokenised alone. A token across the border would be half prompt, half
+    The assistant's turns count. The rendering of the messages before one, with the generation
+    prompt, is what the model reads at inference, so that is the prompt. The rest is the turn, up to
+    the special token that closes it; white space behind that is the template's.
+    Each piece is to be tokenised alone: a token across the border would be half prompt, half
     answer, and the prompt would not have the tokens that it has at inference.
-
     Turns share a sample as long as each rendering continues the one before. Some templates rewrite
-    earlier turns (Qwen3 removes their thinking). Then the next turn opens a new sample, with the
-    prompt that inference gives. An assistant's message that opens a conversation answers nothing,
-    so it is context. Raises ValueError if the template does not allow all this.
+    earlier turns (Qwen3 removes their thinking): then the next turn opens a new sample. An
+    assistant's message that opens a conversation answers nothing, so it is context. Raises
+    ValueError if the template does not allow all this.
     """
-    samples = []
-    done = None                         # the text of the last sample so far
+    samples, done = [], None            # done: the text of the last sample so far
     stops = tuple(enc.decode([i]) for i in enc.stop_ids)
     for k, message in enumerate(messages):
         if message["role"] != "assistant" or k == 0:
@@ -191,8 +168,8 @@ def pieces(messages: list[dict], enc: Tokenizer, template: str = "auto") -> list
 def with_template(enc: Tokenizer, template: str = "auto") -> Tokenizer:
     """The Tokenizer that speaks this template: the token that closes a turn ends its generation.
 
-    Its files say so too. Qwen3-4B-Base needs this even for its own template, in which <|im_end|>
-    closes turns, while only <|endoftext|> ends generation.
+    Its files say so too. Qwen3-4B-Base needs it for its own template, which closes turns with
+    <|im_end|>, while only <|endoftext|> ends generation.
     """
     if template == "auto" and not enc.chat_template:
         return enc

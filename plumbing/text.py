@@ -8,15 +8,15 @@ What a row may look like, and what --data may name: see load_text.
 
 import argparse
 import array
-import concurrent.futures
 import hashlib
 import itertools
 import os
 import re
 import sys
+import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
 
 import torch
 
@@ -33,6 +33,7 @@ ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assi
          "gpt": "assistant", "tool": "tool"}
 REASONING = ("reasoning_content", "thinking", "reasoning")      # an answer's thoughts, in rows
 LONG = ("drop", "truncate", "error")                            # what becomes of too long samples
+MESSAGES = ("messages", "conversations")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 CACHE = os.path.join("out", "cache")
 CACHED_ROWS = 1000      # fewer rows than these are tokenised too fast for a cache to save time
@@ -41,48 +42,44 @@ CACHED_ROWS = 1000      # fewer rows than these are tokenised too fast for a cac
 # a row -> a conversation
 
 
-def _message(turn, column):
-    """A message of a row -> one with role, content and reasoning_content as templates know them."""
+def _message(turn, column, control):
+    """A message of a row -> one as templates know it. ValueError if it is not clear as it stands.
+
+    column: where it was found, for errors. control: pattern of the tokens that it may not spell.
+    """
     turn = {k: v for k, v in turn.items() if v is not None}     # a missing key, to parquet
     m = {"role": turn.pop("from", None), "content": turn.pop("value", None), **turn}
     if m["role"] not in ROLES:
         raise ValueError(f"unknown role {m['role']!r} in {column}; expected one of "
                          f"{', '.join(ROLES)}")
-    m["role"] = ROLES[m["role"]]
+    role = m["role"] = ROLES[m["role"]]
     if m["content"] is None and m.get("tool_calls"):
         m["content"] = ""
-    thoughts = [m[k] for k in REASONING if m.get(k)]
+    thoughts = next((m[k] for k in REASONING if m.get(k)), "")
     if thoughts:                        # templates read one or the other name
-        m = {"thinking": thoughts[0], **m, "reasoning_content": thoughts[0]}
-    return m
-
-
-def _check_message(m, control):
-    """Raises ValueError on a message that cannot be rendered without doubt."""
+        m = {"thinking": thoughts, **m, "reasoning_content": thoughts}
     for text in (m["content"], m.get("reasoning_content", "")):
         if not isinstance(text, str):
-            raise ValueError(f"expected text as the {m['role']}'s content, found "
+            raise ValueError(f"expected text as the {role}'s content, found "
                              f"{type(text).__name__} {text!r:.40}")
     found = control.search(str(m))      # in any key: templates read tool_calls, name and more
     if found:
-        raise ValueError(f"the {m['role']}'s message spells the control token {found[0]}, which "
-                         "would end or open a turn; take it out of the row")
-    if m["role"] == "assistant" and not m["content"].strip() and not m.get("tool_calls"):
+        raise ValueError(f"the {role}'s message spells the control token {found[0]}, which would "
+                         "end or open a turn; take it out of the row")
+    if role == "assistant" and not m["content"].strip() and not m.get("tool_calls"):
         raise ValueError("empty completion; remove the row")
+    return m
 
 
-def _conversation(row, prompt_column, completion_column, control):
+def _conversation(row, columns, control):
     """A row -> (its messages, is it of the plain form prompt and completion?).
 
-    control: pattern of the tokens that no message may spell. ValueError if the row has no known
-    form.
+    columns: the two that --prompt-column and --completion-column name, or two empty strings.
     """
-    column = None                                               # the one that holds messages
-    if prompt_column:
-        forms = [(prompt_column, completion_column)]
-    else:
-        forms = [("prompt", "completion"), ("question", "answer")]
-        column = next((k for k in ("messages", "conversations") if row.get(k) is not None), None)
+    forms, lists = [columns], ()
+    if columns == ("", ""):
+        forms, lists = [("prompt", "completion"), ("question", "answer")], MESSAGES
+    column = next((k for k in lists if row.get(k) is not None), None)
     pair = next((form for form in forms if all(row.get(k) is not None for k in form)), None)
     if row.get("tools"):
         raise ValueError("tools are not passed to the template; take that column out, or write "
@@ -93,34 +90,23 @@ def _conversation(row, prompt_column, completion_column, control):
         if not is_list or not turns:
             raise ValueError(f"expected {column} to be a list of {{role, content}}, found "
                              f"{turns!r:.60}")
-        messages = [_message(turn, column) for turn in turns]
     elif pair:
-        messages = [{"role": "user", "content": row[pair[0]]},
-                    {"role": "assistant", "content": row[pair[1]]}]
+        turns = [{"role": "user", "content": row[pair[0]]},
+                 {"role": "assistant", "content": row[pair[1]]}]
     else:
-        wanted = [f"{a} and {b}" for a, b in forms]
-        if not prompt_column:
-            wanted.insert(0, "messages")
-        found = ", ".join(k for k in row if row[k] is not None)
-        raise ValueError(f"expected columns {' or '.join(wanted)}, found {found or 'none'}; "
-                         "name yours with --prompt-column and --completion-column")
-    for m in messages:
-        _check_message(m, control)
+        wanted = " or ".join([*lists[:1], *(f"{a} and {b}" for a, b in forms)])
+        found = ", ".join(k for k in row if row[k] is not None) or "none"
+        raise ValueError(f"expected columns {wanted}, found {found}; name yours with "
+                         "--prompt-column and --completion-column")
+    messages = [_message(turn, column, control) for turn in turns]
     if not any(m["role"] == "assistant" for m in messages[1:]):
         raise ValueError("no assistant's turn that answers something, hence no loss token; "
                          "remove the row")
-    return messages, pair == ("prompt", "completion") and not prompt_column
+    return messages, pair == ("prompt", "completion") and columns == ("", "")
 
 
 # --------------------------------------------------------------------------------------------------
 # --data -> rows
-
-
-class Source(NamedTuple):
-    """What one --data names."""
-    name: str           # the family of rows that name none
-    stamp: object       # changes when the content does
-    rows: Callable      # () -> iterator over ("file:line", row)
 
 
 def _digest(path):
@@ -128,97 +114,72 @@ def _digest(path):
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _read(path):
-    """Yields ("file:line", row) of a file."""
-    return _parquet(path) if path.endswith(".parquet") else read_rows(path)
-
-
-def _read_all(paths):
-    for path in paths:
-        yield from _read(path)
-
-
-def _parquet(path):
-    import pyarrow.parquet  # datasets would read it too, but copy it to its own cache
-    try:
-        i = 0
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1000):
-            for row in batch.to_pylist():
-                i += 1
-                yield f"{path}:{i}", row
-    except (OSError, pyarrow.ArrowException) as e:
-        raise ValueError(f"{path}: expected a parquet file, found {e}; check the path") from None
-
-
 def _numbered(where, rows):
-    """Yields ("where:1", row), ("where:2", row) and so on."""
     for i, row in enumerate(rows, 1):
         yield f"{where}:{i}", row
 
 
-def _file(spec, name, path):
-    if path != spec or not path.endswith(SUFFIXES):
-        raise ValueError(f"--data {spec}: expected a file named {', '.join(SUFFIXES)}, and no "
-                         ":CONFIG or @SPLIT after it")
-    return Source(name, _digest(path), partial(_read, path))
+def _read(paths):
+    """Yields ("file:line", row) of files."""
+    for path in paths:
+        if not path.endswith(".parquet"):
+            yield from read_rows(path)
+            continue
+        import pyarrow.parquet  # datasets would read it too, but copy it to its own cache
+        try:
+            batches = pyarrow.parquet.ParquetFile(path).iter_batches(1000)
+            yield from _numbered(path, (row for batch in batches for row in batch.to_pylist()))
+        except (OSError, pyarrow.ArrowException) as e:
+            raise ValueError(f"{path}: expected a parquet file, found {e}") from None
 
 
-def _folder(spec, name, path, config, split):
-    import datasets
-    from datasets.data_files import DataFilesDict, get_data_patterns
-    try:
-        if config:
-            raise ValueError(f":{config}, a configuration, which only the hub has")
-        saved = [os.path.join(path, f) for f in ("state.json", "dataset_dict.json")]
-        if any(os.path.exists(f) for f in saved):               # datasets' save_to_disk
-            rows = datasets.load_from_disk(path)
-            rows = rows[split] if isinstance(rows, dict) else rows
-            stamp = [_digest(f["filename"]) for f in rows.cache_files]
-            return Source(name, stamp, partial(_numbered, path, rows))
-        # datasets knows splits by the names of files: train.jsonl, test/0.json
+def _open(spec, path, config, split):
+    """(stamp, rows) of what --data names; see _source."""
+    paths, is_folder = [path], os.path.isdir(path)
+    saved = [os.path.join(path, f) for f in ("state.json", "dataset_dict.json")]
+    if not os.path.exists(path):
+        if path.endswith(SUFFIXES) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):
+            raise ValueError("not OWNER/NAME")
+        import datasets
+        table = datasets.load_dataset(path, config, split=split)
+        return table._fingerprint, partial(_numbered, spec, table)
+    if config or (path != spec and not is_folder):
+        raise ValueError("no :CONFIG or @SPLIT may follow a file, no :CONFIG a folder")
+    if any(map(os.path.exists, saved)):                 # datasets' save_to_disk
+        import datasets
+        table = datasets.load_from_disk(path)
+        table = table[split] if isinstance(table, dict) else table
+        stamp = [_digest(f["filename"]) for f in table.cache_files]
+        return stamp, partial(_numbered, path, table)
+    if is_folder:                       # datasets knows splits by names: train.jsonl, test/0.json
+        from datasets.data_files import DataFilesDict, get_data_patterns
         splits = DataFilesDict.from_patterns(get_data_patterns(path), base_path=path)
         root = os.path.abspath(path)
-        found = sorted(os.path.join(path, os.path.relpath(f, root)) for f in splits[split])
-    except (OSError, KeyError, ValueError) as e:
-        raise ValueError(f"--data {spec}: expected a folder with data of the split {split!r}, "
-                         f"found {type(e).__name__} {e}; name a split as FOLDER@SPLIT, or the "
-                         "files themselves") from None
-    found = [f for f in found if f.endswith(SUFFIXES)]
-    if not found:
-        raise ValueError(f"--data {spec}: expected files {', '.join(SUFFIXES)} in the folder, "
-                         "found none")
-    stamp = [(f, _digest(f)) for f in found]
-    return Source(name, stamp, partial(_read_all, found))
-
-
-def _hub(spec, name, path, config, split):
-    try:
-        import datasets
-        rows = datasets.load_dataset(path, config, split=split)
-    except Exception as e:              # no network, name, configuration or split: many classes
-        raise ValueError(f"--data {spec}: no such folder here, none from the hub "
-                         f"({type(e).__name__}: {str(e).strip()[:200]}); check "
-                         "OWNER/NAME[:CONFIG][@SPLIT] and the network, or pass a local file"
-                         ) from None
-    return Source(name, rows._fingerprint, partial(_numbered, spec, rows))
+        paths = sorted(os.path.join(path, os.path.relpath(f, root)) for f in splits.get(split, []))
+    paths = [f for f in paths if f.endswith(SUFFIXES)]
+    if not paths:
+        raise ValueError(f"no file named {', '.join(SUFFIXES)} (split: {split})")
+    return [(f, _digest(f)) for f in paths], partial(_read, paths)
 
 
 def _source(spec):
-    """The Source that --data SPEC names: a file, a folder or a data set of the hub."""
+    """What --data SPEC names -> (family, stamp, rows).
+
+    family: that of rows which name none. stamp: changes when the content does. rows() gives
+    ("file:line", row) one by one.
+    """
     path, config, split = spec, None, None
-    if spec and not os.path.exists(spec):                       # a file's own name may hold : or @
-        parts = re.fullmatch(r"(.+?)(?::([^:@/]+))?(?:@([^@/]+))?", spec, re.S)
+    if not os.path.exists(spec):                        # a file's own name may hold : or @
+        parts = re.fullmatch(r"(.*?)(?::([^:@/]+))?(?:@([^@/]+))?", spec, re.S)
         path, config, split = parts.groups()
-    base = os.path.basename(os.path.normpath(path))
-    name = re.sub(r"(\.jsonl?(\.gz)?|\.parquet)$", "", base)
-    if os.path.isfile(path):
-        return _file(spec, name, path)
-    if os.path.isdir(path):
-        return _folder(spec, name, path, config, split or "train")
-    if path.endswith(SUFFIXES) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):
-        raise ValueError(f"--data {spec}: no such file or folder (from {os.getcwd()}), and no hub "
-                         "name OWNER/NAME[:CONFIG][@SPLIT]; check the path")
-    return _hub(spec, name, path, config, split or "train")
+    family = re.sub(r"(\.jsonl?(\.gz)?|\.parquet)$", "", os.path.basename(os.path.normpath(path)))
+    try:
+        return family, *_open(spec, path, config, split or "train")
+    except Exception as e:              # of datasets and the hub: many classes
+        found = "" if os.path.exists(path) else "no such file or folder here, none from the hub: "
+        found += f"{type(e).__name__}: {e}".removeprefix("ValueError: ").strip()[:200]
+        raise ValueError(f"--data {spec}: {found}; check the path and the network, or pass a local "
+                         "file, FOLDER[@SPLIT], or OWNER/NAME[:CONFIG][@SPLIT]") from None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -234,47 +195,42 @@ def load_text(specs: list[str], enc: Tokenizer, *, template: str = "auto", promp
         on the hub, OWNER/NAME[:CONFIG][@SPLIT]; the split is train unless told.
     A row has `messages` [{role, content}] (or `conversations` [{from, value}]), else `prompt` and
         `completion`, else `question` and `answer`; if columns are named, only those are read.
-        Texts stay as they are. `family` or `source` of a row becomes the sample's family. No two
-        rows may share an `id`.
+        `family` or `source` becomes the sample's family. No two rows may share an `id`.
     template: wraps every row; by default the tokenizer's own. If there is none, prompt and
         completion are joined as they are, and other rows take "plain".
     max_len: the most tokens that a model reads of a sample, which has one more; None: no limit.
     long: what becomes of longer samples, one of LONG.
     say: gets a line of counts for each of specs.
-    cache: the folder in which samples of CACHED_ROWS rows and more are kept, each under the hash
-        of all that they depend on.
+    cache: the folder that keeps samples of CACHED_ROWS rows and more, by all they depend on.
     Raises ValueError, with file and line, on any row that does not fit; nothing is skipped.
     """
-    if (not specs or len(set(specs)) < len(specs) or long not in LONG
-            or bool(prompt_column) != bool(completion_column)
+    columns = (prompt_column, completion_column)
+    if (not specs or len(set(specs)) < len(specs) or long not in LONG or columns.count("") == 1
             or (max_len is not None and max_len < 1)):
-        raise ValueError("data: expected --data once or more, none twice, --long "
-                         f"{'|'.join(LONG)}, --max-len from 1, and both --prompt-column and "
-                         f"--completion-column or neither; found {specs}, {long}, {max_len}, "
-                         f"{prompt_column!r}, {completion_column!r}")
+        raise ValueError(f"data: expected --data once or more, none twice, --long {'|'.join(LONG)},"
+                         " --max-len from 1, and both --prompt-column and --completion-column or "
+                         f"neither; found {specs}, {long}, {max_len}, {columns}")
     source = template_source(template, enc)
     try:
         compiled(source)
-    except Exception as e:              # Jinja has several classes of errors
+    except Exception as e:              # of Jinja: several classes
         raise ValueError(f"--template {template}: no Jinja template: {e}") from None
     bare = source                       # the template for rows of prompt and completion
     if template == "auto" and not enc.chat_template:
         bare = template_source("none", enc)
     sources = [_source(spec) for spec in specs]
-    stamps = [s.stamp for s in sources]
-    modules = (data, chat, files, tokenizer)
-    code = [_digest(path) for path in (__file__, *(m.__file__ for m in modules))]
+    stamps = [stamp for _, stamp, _ in sources]
+    modules = (sys.modules[__name__], data, chat, files, tokenizer)
+    code = [_digest(module.__file__) for module in modules]
     key = [code, sys.version, specs, stamps, fingerprint(enc), enc.end_id, enc.stop_ids, enc.bos_id,
-           bos_token(enc), source, bare, prompt_column, completion_column, max_len, long]
+           bos_token(enc), source, bare, columns, max_len, long]
     path = os.path.join(cache, hashlib.sha256(repr(key).encode()).hexdigest()[:32] + ".pt")
     kept = _read_cache(path)
     if kept is None:
-        reader = _Reader(enc, source, bare, prompt_column, completion_column)
-        kept = _tokenise(specs, sources, reader, max_len, long)
-        # A template that writes the date gives another text tomorrow; and files may have changed
-        # while they were read.
-        lasts = sum(kept["rows"]) >= CACHED_ROWS and "strftime_now" not in source
-        if lasts and [_source(spec).stamp for spec in specs] == stamps:
+        kept = _tokenise(specs, sources, _Reader(enc, source, bare, columns), max_len, long)
+        # not if a template writes the date, nor if files changed while they were read
+        lasts = kept["rows"] >= CACHED_ROWS and "strftime_now" not in source
+        if lasts and [_source(spec)[1] for spec in specs] == stamps:
             write_atomically(path, lambda f: torch.save(kept, f))
     for line in kept["report"]:
         say(line)
@@ -285,87 +241,71 @@ def load_text(specs: list[str], enc: Tokenizer, *, template: str = "auto", promp
 
 
 class _Reader:
-    """Sources -> conversations as pieces of text, and these -> tokens."""
+    """Rows -> conversations as pieces of text, and these -> tokens."""
 
-    def __init__(self, enc, template, bare_template, prompt_column, completion_column):
-        self.enc = enc
+    def __init__(self, enc, template, bare_template, columns):
+        self.enc, self.columns = enc, columns
         self.template, self.bare_template = template, bare_template
-        self.columns = prompt_column, completion_column
         self.control = re.compile("|".join(map(re.escape, chat.control_tokens(enc))))
         self.alphabet = b"".join(token for token in enc._mergeable_ranks if len(token) == 1)
-        self.special = enc.special_tokens_set
         self.ids = {}                   # a row's id -> where it stands
-        self.n_rows = 0
 
-    def samples(self, source):
-        """Yields (where, family, pieces) of each sample of a Source, read as they are asked for."""
-        for where, row in source.rows():
-            self.n_rows += 1
-            if row.get("id") is not None:
-                first = self.ids.setdefault(repr(row["id"]), where)
-                if first is not where:
-                    raise ValueError(f"{where}: id {row['id']!r} is also that of {first}; ids must "
-                                     "differ, or leave them out")
-            try:
-                samples = self._pieces(row)
-            except ValueError as e:
-                raise ValueError(f"{where}: {e}") from None
-            family = source.name
-            for key in ("source", "family"):                    # the latter counts if both exist
-                if isinstance(row.get(key), str) and row[key]:
-                    family = row[key]
-            for sample in samples:
-                yield where, family, sample
+    def read(self, where, row, name):
+        """A row -> [(where, family, pieces)] of its samples. name: the family of nameless rows."""
+        try:
+            first = self.ids.setdefault(repr(row.get("id")), where)
+            if row.get("id") is not None and first is not where:
+                raise ValueError(f"id {row['id']!r} is also that of {first}; ids must differ, or "
+                                 "leave them out")
+            messages, is_bare = _conversation(row, self.columns, self.control)
+            samples = pieces(messages, self.enc, self.bare_template if is_bare else self.template)
+            text = "".join(text for sample in samples for text, _ in sample)
+            # A tokenizer would leave these bytes out. encode() also refuses half surrogate pairs.
+            if text.encode().translate(None, self.alphabet):
+                foreign = next(c for c in text if c.encode().translate(None, self.alphabet))
+                raise ValueError(f"the vocabulary lacks {foreign!r}; take it out of the row, or "
+                                 "take a tokenizer that has it (plumbing.text: --tokenizer FOLDER)")
+        except ValueError as e:
+            raise ValueError(f"{where}: {e}") from None
+        for key in ("source", "family"):                    # the latter counts if both exist
+            if isinstance(row.get(key), str) and row[key]:
+                name = row[key]
+        return [(where, name, sample) for sample in samples]
 
-    def _pieces(self, row):
-        messages, is_bare = _conversation(row, *self.columns, self.control)
-        template = self.bare_template if is_bare else self.template
-        samples = pieces(messages, self.enc, template)
-        text = "".join(text for sample in samples for text, _ in sample)
-        # A tokenizer would leave these bytes out. encode() also refuses half surrogate pairs.
-        if text.encode().translate(None, self.alphabet):
-            foreign = next(c for c in text if c.encode().translate(None, self.alphabet))
-            raise ValueError(f"the vocabulary lacks {foreign!r}; take it out of the row, or take a "
-                             "tokenizer that has it (plumbing.text: --tokenizer FOLDER)")
-        return samples
-
-    def encode(self, texts):
-        return [self.enc.encode(text, allowed_special=self.special, disallowed_special=())
-                for text in texts]
-
-
-def _chunks(stream, n):
-    """Lists of n items each, the last one maybe shorter."""
-    while chunk := list(itertools.islice(stream, n)):
-        yield chunk
+    def encode(self, samples):
+        """[(where, family, pieces)] -> [(where, family, ids, counts)]: does a token have loss?"""
+        encoded = []
+        for where, family, parts in samples:
+            ids, counts = [], bytearray()
+            for text, has_loss in parts:
+                part = self.enc.encode(text, allowed_special="all", disallowed_special=())
+                ids += part
+                counts += bytes([has_loss]) * len(part)
+            counts[0] = False           # nothing stands before the first token to predict it
+            encoded.append((where, family, ids, counts))
+        return encoded
 
 
 def _tokenise(specs, sources, reader, max_len, long):
     """The work of load_text -> the dictionary that its cache keeps.
 
-    The tokens of all samples lie end to end in one tensor: as lists they would take nine times the
-    memory.
+    All samples lie end to end in one tensor: as lists they would take nine times the memory.
     """
     tokens, loss = array.array("i"), bytearray()
-    lengths, family, where, rows, report, too_long = [], [], [], [], [], []
-    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count())) as pool:
-        for spec, source in zip(specs, sources, strict=True):
-            reader.n_rows = dropped = truncated = 0
-            tokens_before, samples_before = len(tokens), len(lengths)
-            for chunk in _chunks(reader.samples(source), 1000):
-                texts = [text for _, _, sample in chunk for text, _ in sample]
-                # one call of the pool for each text would take twice the time
-                blocks = [texts[i:i + 64] for i in range(0, len(texts), 64)]
+    lengths, families, places, report, too_long, all_rows = [], [], [], [], [], 0
+    with ThreadPoolExecutor(min(8, os.cpu_count())) as pool:
+        for spec, (name, _, rows) in zip(specs, sources, strict=True):
+            n_rows = dropped = truncated = 0
+            tokens_before, samples_before, stream = len(tokens), len(lengths), rows()
+            while chunk := list(itertools.islice(stream, 1000)):
+                n_rows += len(chunk)
+                samples = [s for where, row in chunk for s in reader.read(where, row, name)]
+                # one call of the pool for each sample would take twice the time
+                blocks = [samples[i:i + 32] for i in range(0, len(samples), 32)]
                 encoded = itertools.chain.from_iterable(pool.map(reader.encode, blocks))
-                for at, group, sample in chunk:
-                    ids, counts = [], bytearray()
-                    for _, counted in sample:
-                        part = next(encoded)
-                        ids += part
-                        counts += bytes([counted]) * len(part)
-                    counts[0] = False   # nothing stands before the first token to predict it
+                for where, family, ids, counts in encoded:
                     if max_len is not None and len(ids) - 1 > max_len:
-                        too_long.append((at, len(ids) - 1))
+                        too_long.append((len(ids) - 1, where))
                         ids, counts = ids[:max_len + 1], counts[:max_len + 1]
                         if long == "drop" or True not in counts:
                             dropped += 1
@@ -374,50 +314,37 @@ def _tokenise(specs, sources, reader, max_len, long):
                     tokens.extend(ids)
                     loss += counts
                     lengths.append(len(ids))
-                    family.append(group)
-                    where.append(at)
-            if not reader.n_rows:
+                    families.append(family)
+                    places.append(where)
+            if not n_rows:
                 raise ValueError(f"--data {spec}: no row in it; check the path")
-            rows.append(reader.n_rows)
-            line = (f"data: {spec}: {reader.n_rows:,} rows -> {len(lengths) - samples_before:,} "
+            all_rows += n_rows
+            line = (f"data: {spec}: {n_rows:,} rows -> {len(lengths) - samples_before:,} "
                     f"samples of {len(tokens) - tokens_before:,} tokens, "
                     f"{loss.count(True, tokens_before):,} with loss")
             if dropped or truncated:
                 line += f"; over --max-len {max_len}: {dropped:,} dropped, {truncated:,} truncated"
             report.append(line)
     if too_long and long == "error":
-        at, length = max(too_long, key=lambda found: found[1])
+        length, at = max(too_long, key=lambda found: found[0])
         raise ValueError(f"{at}: {length:,} tokens, the longest of {len(too_long):,} samples that "
                          f"exceed --max-len {max_len}; pass --long drop, --long truncate, or a "
                          "larger --max-len")
     if not tokens:
         raise ValueError(f"data: no sample with a loss token is left: {len(too_long):,} exceed "
                          f"--max-len {max_len}; raise it")
-    kept = {"tokens": torch.frombuffer(tokens, dtype=torch.int32),
+    return {"tokens": torch.frombuffer(tokens, dtype=torch.int32),
             "loss": torch.frombuffer(loss, dtype=torch.bool), "lengths": torch.tensor(lengths),
-            "family": family, "where": where, "rows": rows, "report": report}
-    return {**kept, "digest": _content(kept)}
-
-
-def _content(kept):
-    """The hash of what _tokenise gave."""
-    h = hashlib.sha256(repr([kept[k] for k in ("family", "where", "rows", "report")]).encode())
-    for k in ("tokens", "loss", "lengths"):
-        h.update(kept[k].numpy())
-    return h.hexdigest()
+            "family": families, "where": places, "rows": all_rows, "report": report}
 
 
 def _read_cache(path):
-    """What _tokenise gave, or None if there is no such file, or a damaged one: it is made again.
-
-    The file is mapped into memory, and read only where it is used.
-    """
-    if not os.path.exists(path):
-        return None
+    """What _tokenise gave, mapped into memory; None if there is no such file, or a damaged one."""
     try:
-        kept = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return kept if kept["digest"] == _content(kept) else None
-    except Exception:                   # torch raises seven kinds of errors on a broken archive
+        with zipfile.ZipFile(path) as archive:          # torch.load would overlook a wrong bit
+            is_whole = archive.testzip() is None
+        return torch.load(path, weights_only=True, mmap=True) if is_whole else None
+    except Exception:                   # of a broken archive: seven classes
         return None
 
 
@@ -443,15 +370,13 @@ def main(argv: list[str] | None = None):
                                   description="Print samples, what has loss marked.")
     cli.add_argument("--data", nargs="+", required=True, metavar="SPEC",
                      help="files, folders, names on the hub; see load_text")
-    cli.add_argument("--tokenizer", default="", help="a Hugging Face folder, a tokenizer.json or "
-                     ".tiktoken file (default: the built-in tasks')")
+    cli.add_argument("--tokenizer", default="",
+                     help="a folder, tokenizer.json or .tiktoken (default: the built-in tasks')")
     cli.add_argument("--template", default="auto",
                      help=f"auto, {', '.join(TEMPLATES)} or a .jinja file")
-    cli.add_argument("--prompt-column", default="",
-                     help="the column that is asked, with --completion-column")
-    cli.add_argument("--completion-column", default="", help="the column that is learned")
-    cli.add_argument("--max-len", type=int,
-                     help="the most tokens that a model reads of a sample (default: no limit)")
+    cli.add_argument("--prompt-column", default="", help="what is asked")
+    cli.add_argument("--completion-column", default="", help="what is learned")
+    cli.add_argument("--max-len", type=int, help="the most tokens of a sample (default: no limit)")
     cli.add_argument("--long", choices=LONG, default="error", help="what becomes of longer samples")
     cli.add_argument("-n", type=int, default=3, help="samples to print")
     a = cli.parse_args(argv)

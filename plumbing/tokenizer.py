@@ -32,10 +32,8 @@ class Tokenizer(tiktoken.Encoding):
     bos_id: the token that every text begins with, or None.
     chat_template: its Jinja source, or None.
     nfc: are texts normalised first, as Qwen's are?
-    files: name -> text, from which load_tokenizer() makes it again. Checkpoints carry them and
-        exports write them.
-    Bytes that the vocabulary lacks (21 in SmolLM2's, most in the toy's) are dropped, as
-    `tokenizers` does.
+    files: name -> text, from which load_tokenizer() makes it again, in checkpoints and exports.
+    Bytes that the vocabulary lacks (most in the toy's) are dropped, as `tokenizers` does.
     """
 
     LONG = 500_000      # characters; on longer runs of spaces tiktoken's regex engine panics
@@ -99,8 +97,7 @@ class Tokenizer(tiktoken.Encoding):
         try:
             return super().decode(tokens, errors=errors)
         except KeyError:
-            # A head that is padded (Qwen's to 151,936) can write ids of no token: no text, as in
-            # `tokenizers`.
+            # ids of no token, which a padded head (Qwen's) can write, have no text
             known = {*self._mergeable_ranks.values(), *self._special_tokens.values()}
             return super().decode([t for t in tokens if t in known], errors=errors)
 
@@ -122,10 +119,7 @@ def toy_encoding() -> Tokenizer:
 
 
 def fingerprint(enc: tiktoken.Encoding) -> str:
-    """Sixteen hex digits that name an encoding's content: if they are equal, ids mean equal text.
-
-    Every checkpoint carries those of its tokenizer.
-    """
+    """Sixteen hex digits, in every checkpoint: where they are equal, ids mean equal text."""
     h = hashlib.sha256(enc._pat_str.encode())
     if getattr(enc, "nfc", False):
         h.update(b"NFC")
@@ -148,9 +142,8 @@ MODEL = {"type": ("BPE",), "dropout": (None, 0.0), "continuing_subword_prefix": 
 # where no file says what ends a text
 USUAL_ENDS = ("<|im_end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot_id|>")
 
-# Split patterns as tokenizer.json files spell them. tiktoken's own spelling, with possessive
-# quantifiers, gives the same pieces, no faster, and means another thing to Oniguruma, which
-# `tokenizers` uses.
+# Split patterns as tokenizer.json files spell them. tiktoken spells the same with possessive
+# quantifiers, which is no faster, and another thing to Oniguruma, the engine of `tokenizers`.
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 QWEN2 = (CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -172,10 +165,9 @@ _COMMON = regex.compile(
     rf"(?:{_ESCAPE}|{_CLASS}|[^\\\[\](){{}}^$*+?]|\((?:\?(?:[:=!]|<[=!])|(?!\?))|\)"
     r"|[?*+][?+]?|\{\d+(?:,\d*)?\}(?![?+]))+")
 
-# sha256 of a rank file -> what the file itself does not say: its pattern, special tokens and more
-RANK_FILES = Path(__file__).with_name("rank_files.json")
-# a tokenizer.json into which tokenizer_files() writes an encoding
-EMPTY = Path(__file__).with_name("empty_tokenizer.json")
+HERE = Path(__file__).parent
+RANK_FILES = HERE / "rank_files.json"   # a file's sha256 -> its pattern, special tokens and more
+EMPTY = HERE / "empty_tokenizer.json"   # into which tokenizer_files() writes an encoding
 
 # The letters in which tokenizer.json writes bytes, GPT-2's: printable Latin-1 stands for itself,
 # the other bytes for U+0100 and on.
@@ -421,10 +413,7 @@ def _ranks(model, added):
 
 
 def _halves(ranks):
-    """token -> the two parts that BPE by ranks joins last; only tokens that BPE makes of its bytes.
-
-    In the order of ranks. 150,000 tokens take seconds.
-    """
+    """token -> the two parts that BPE joins last, by rank; only tokens that BPE makes of bytes."""
     halves, never = {}, 1 << 32
     for token in sorted(ranks, key=ranks.get):
         parts = [token[i:i + 1] for i in range(len(token))]

@@ -20,19 +20,17 @@ WORDS = repr(["", "a", "no", "abc", "stats", "Python", "level up", "a1b2c3d4",
               "the quick brown fox jumps"])
 
 # Each function below draws a problem of one family: r, a random.Random -> (the line, the right
-# expression, the usual mistake, the inputs). The comment at its head names the mistake.
+# expression, the usual mistake, the inputs). Its comment names the mistake.
 
 
-def _affine(r):
-    # the operands swapped: (x+b)*a is not x*a+b
+def _affine(r):     # the operands swapped: (x+b)*a is not x*a+b
     a, b, op = r.randint(2, 19), r.randint(1, 99), r.choice("+-")
     return r.choice([
         (f"{a} times x, then {op} {b}", f"{a}*x{op}{b}", f"{a}*(x{op}{b})", NUMBERS),
         (f"x {op} {b}, then times {a}", f"(x{op}{b})*{a}", f"x{op}{b}*{a}", NUMBERS)])
 
 
-def _clamp(r):
-    # min for max
+def _clamp(r):      # min for max
     c, low, op = r.randint(1, 20), r.randint(-50, 50), r.choice("+-")
     smaller, larger = f"min(x{op}{c},{low})", f"max(x{op}{c},{low})"
     return r.choice([
@@ -40,8 +38,7 @@ def _clamp(r):
         (f"x {op} {c}, but at most {low}", smaller, larger, NUMBERS)])
 
 
-def _branch(r):
-    # >= for >, or the second case left out
+def _branch(r):     # >= for >, or the second case left out
     a, k, c, op = r.randint(2, 9), r.randint(-9, 20), r.randint(1, 20), r.choice("+-")
     second_case = k + c if op == "+" else k - c
     if a * k == second_case:            # at x = k both cases agree, so no test could tell > from >=
@@ -51,8 +48,7 @@ def _branch(r):
     return line, f"{a}*x if x>{k} else x{op}{c}", wrong, NUMBERS
 
 
-def _count(r):
-    # >= for >, or the other way round
+def _count(r):      # >= for >, or the other way round
     a, k = r.randint(2, 49), r.randint(-20, 40)
     (word, right), (_, wrong) = r.sample([("over", ">"), ("at least", ">=")], 2)
     inputs = f"[{LISTS}, [{k}], [{k - 1}, {k + 1}]]"
@@ -60,8 +56,7 @@ def _count(r):
     return line, f"{a}*sum(v{right}{k} for v in x)", f"{a}*sum(v{wrong}{k} for v in x)", inputs
 
 
-def _slice(r):
-    # the end of a slice for its length, or one item too few or too many
+def _slice(r):      # the end of a slice for its length, or one item too few or too many
     i, j = r.randint(1, 40), r.randint(1, 40)
     inputs = f"[[*range(n)] for n in range({i + j}, {i + j + 9})]"
     return r.choice([
@@ -71,8 +66,7 @@ def _slice(r):
         (f"the last {i} of x, {j} times over", f"x[-{i}:]*{j}", f"x[-{i}+1:]*{j}", inputs)])
 
 
-def _sum(r):
-    # a range that ends one too early or too late
+def _sum(r):        # a range that ends one too early or too late
     a, b, c, op = r.randint(2, 49), r.randint(1, 99), r.randint(1, 20), r.choice("+-")
     term = r.choice([f"{a}*i", f"i*i{op}{b}", f"i{op}{b}"])
     (word, right), (_, wrong) = r.sample([("to", "x+1"), ("to before", "x")], 2)
@@ -81,8 +75,7 @@ def _sum(r):
             f"sum({term} for i in range({c},{wrong}))", NUMBERS)
 
 
-def _keep(r):
-    # the condition turned round
+def _keep(r):       # the condition turned round
     a, c, op = r.randint(2, 9), r.randint(1, 99), r.choice("+-")
     left = r.randint(0, a - 1)
     (word, right), (_, wrong) = r.sample([("is", "=="), ("is not", "!=")], 2)
@@ -91,8 +84,7 @@ def _keep(r):
             f"[v{op}{c} for v in x if v%{a}{wrong}{left}]", f"[{LISTS}]")
 
 
-def _text(r):
-    # cut first and turned then, or a slice that begins one sign too early
+def _text(r):       # cut first and turned then, or a slice that begins one sign too early
     c, i = r.randint(1, 9), r.randint(2, 9)
     tail = "".join(r.choice("aeiknost") for _ in range(3))
     end = f"+'{tail}'"

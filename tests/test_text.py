@@ -119,12 +119,12 @@ def test_sources_that_are_not_there_are_refused_with_the_way_out(tmp_path):
     os.mkdir("void")
     for spec, error in (("nix.jsonl", "nix.jsonl: no such file"),
                         ("../x/nix.jsonl", "no such file or folder"), ("", "no such file"),
-                        ("gsm8k", "OWNER/NAME"), ("data.csv", "expected a file named .jsonl"),
+                        ("gsm8k", "OWNER/NAME"), ("data.csv", "data.csv: no file named .jsonl"),
                         ("bad.parquet", "expected a parquet"),
-                        ("fine.jsonl@train", "no :CONFIG or @SPLIT"),
-                        ("void:main", "a configuration, which only the hub has"),
-                        ("void", "expected a folder with data"),
-                        ("texts", "expected files .jsonl")):
+                        ("fine.jsonl@train", "no :CONFIG or @SPLIT may follow a file"),
+                        ("void:main", "no :CONFIG a folder"), ("texts@nix", "split: nix"),
+                        ("void", "EmptyDatasetError: .*void"),
+                        ("texts", "texts: no file named .jsonl")):
         with pytest.raises(ValueError, match=error):
             load_text([spec], encoding())
 
@@ -137,7 +137,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env,
                        timeout=60)
     assert r.returncode == 1
-    assert "--data openai/gsm8k:main: no such folder here, none from the hub" in r.stderr
+    assert "--data openai/gsm8k:main: no such file or folder here, none from the hub" in r.stderr
     assert "pass a local file" in r.stderr and "Traceback" not in r.stderr
 
 
