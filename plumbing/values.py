@@ -104,14 +104,14 @@ def pack(x, refer, depth=0):
     >>> pack((1, {2}), None)
     {'tuple': [[1, {'set': [[2]]}]]}
     """
+    if isinstance(x, int) and -2**63 < x < 2**63 or x is None or isinstance(x, (float, str)):
+        return x
     if depth > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-    if x is None or isinstance(x, (bool, float, str)):
-        return x
-    if isinstance(x, int) and -2**63 < x < 2**63:
-        return x
     if isinstance(x, list):
         return [pack(v, refer, depth + 1) for v in x]
+    if type(x) in (tuple, set):                 # the usual ones, without a look at the table
+        return {type(x).__name__: [pack(list(x), refer, depth + 1)]}
     known = tag_and_arguments(type(x))
     if known:
         tag, arguments = known
@@ -128,13 +128,13 @@ def unpack(tree, references, depth=0):
     if depth > 2 * MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     if type(tree) is list:
-        return [unpack(v, references, depth + 1) for v in tree]
+        return [unpack(v, references, depth + 1) if type(v) in (list, dict) else v for v in tree]
     if type(tree) is not dict:
         return tree                             # None, bool, int, float, str: json makes only these
     (tag, parts), = tree.items()
     if tag in references:
         return references[tag](parts, depth + 1)
-    return maker(tag)(*[unpack(v, references, depth + 1) for v in parts])
+    return maker(tag)(*unpack(parts, references, depth))
 
 
 def overwrite(old, new):
