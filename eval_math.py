@@ -9,9 +9,8 @@ Evaluation as in section 4.1 of the paper.
     python eval_math.py wmss.pt --data gsm8k=test.jsonl math500 --protocol paper   # file, hub
     python eval_math.py --compare out/toy/sft/toy-math.jsonl out/toy/wmss/toy-math.jsonl
 
-Grading evaluates no code and needs no sympy: plumbing/extract.py searches a completion for its
-answer, plumbing/latex.py reads two answers as values. In doubt the verdict is "different": a wrong
-accept inflates a score in silence, a wrong reject can be seen.
+Grading evaluates no code: plumbing/extract.py searches a completion for its answer, and
+plumbing/latex.py compares two. In doubt they differ: a wrong accept inflates a score in silence.
 """
 
 import hashlib
@@ -140,7 +139,7 @@ def mcnemar(b: int, c: int) -> float:
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Unbiased pass@k of c right in n samples: 1 - C(n-c, k) / C(n, k) (Chen et al. 2021).
 
-    It is rounded once, and symmetric in c and k, so the shorter product is taken.
+    Symmetric in c and k, so the shorter product is taken; rounded once.
 
     >>> pass_at_k(5, 2, 2), pass_at_k(1000000, 10, 1000)
     (0.7, 0.0099551643871496)
@@ -178,10 +177,10 @@ def complete(model, enc, problems: list, *, max_new_tokens: int = 64, batch_size
     texts = [wrap(p.prompt) if wrap else p.prompt for p in problems]
     alphabet = {token[0] for token in enc._mergeable_ranks if len(token) == 1}
     for p, text in zip(problems, texts, strict=True):
-        foreign = [c for c in text if not set(c.encode()) <= alphabet]
-        if foreign:
-            raise ValueError(f"the model's {len(alphabet)}-character alphabet lacks {foreign[0]!r} "
-                             f"of problem {p.id}")
+        for c in text:
+            if not set(c.encode()) <= alphabet:
+                raise ValueError(f"the model's {len(alphabet)}-character alphabet lacks {c!r} of "
+                                 f"problem {p.id}")
     special = "all" if wrap else set()
     prompts = [enc.encode(t, allowed_special=special, disallowed_special=()) for t in texts]
     rows = []
@@ -190,12 +189,10 @@ def complete(model, enc, problems: list, *, max_new_tokens: int = 64, batch_size
             rows.append(dict(id=p.id, family=p.family, prompt=p.prompt, sample=s,
                              seed=sample_seed(seed, p.id, s), gold=p.answer))
 
-    def slots(i):
-        """Positions that row i takes in the cache."""
+    def slots(i):                                      # positions that row i takes in the cache
         return len(prompts[i // n]) + max_new_tokens
 
-    # Rows of similar length share a batch: its longest sets the memory of all, and one outlier
-    # among short prompts would take many times what they need.
+    # Rows of similar length share a batch: its longest sets the memory of all.
     batches = []
     for i in sorted(range(len(rows)), key=slots):
         last = batches[-1] if batches else []
@@ -214,10 +211,8 @@ def complete(model, enc, problems: list, *, max_new_tokens: int = 64, batch_size
 
 def judge(rows: list[dict], dataset: str = "toy-math",
           official: Callable | None = None) -> list[dict]:
-    """Add answer, extractor and correct to rows of complete(), and the verdict of `official`.
-
-    official: a function of (text, gold), see plumbing.scoring.official_grader.
-    """
+    """Add answer, extractor and correct to rows of complete(), and the verdict of `official`, a
+    function of (text, gold): see plumbing.scoring.official_grader."""
     for row in rows:
         g = grade(row["completion"], row["gold"], dataset, row["prompt"])
         row.update(answer=g.answer, extractor=g.extractor, correct=g.correct)
@@ -228,15 +223,14 @@ def judge(rows: list[dict], dataset: str = "toy-math",
 
 def mean(values) -> float:
     values = list(values)
-    return sum(values) / len(values) if values else 0.0
+    return sum(values) / max(1, len(values))
 
 
 def summary(rows: list[dict], ks: tuple = (), verdict: str = "correct") -> dict:
     """Judged rows -> accuracy (mean@n), its Wilson interval, pass@k, shares, accuracy per family.
 
-    Samples of one problem are not independent, so n counts problems. A problem with a verdict of
-    None (trouble of the harness) counts neither way, but in `errors`.
-    """
+    n counts problems: samples of one are not independent. A problem with a verdict of None (trouble
+    of the harness) counts neither way, but in `errors`."""
     broken = {row["id"] for row in rows if row[verdict] is None}
     right, families = {}, {}
     for row in rows:
@@ -244,9 +238,7 @@ def summary(rows: list[dict], ks: tuple = (), verdict: str = "correct") -> dict:
             right.setdefault(row["id"], []).append(bool(row[verdict]))
         families.setdefault(row["family"], set()).add(row["id"])
     share = {id: mean(verdicts) for id, verdicts in right.items()}
-    low, high = 0.0, 1.0
-    if share:
-        low, high = wilson(min(sum(share.values()), len(share)), len(share))
+    low, high = wilson(min(sum(share.values()), len(share)), len(share)) if share else (0.0, 1.0)
     extractors = Counter(row["extractor"] for row in rows)
     return dict(
         accuracy=mean(share.values()), n=len(share), low=low, high=high, errors=len(broken),
@@ -304,8 +296,8 @@ def score(a, name: str, problems: list, model, enc, official: Callable | None) -
         system, wrap, new_tokens, batch = None, None, 64, 700
     else:
         system = PAPER_SYSTEM if a.protocol == "paper" else None
-        wrap, batch = chat(enc, system), 32
         new_tokens = PAPER_TOKENS.get(name, 4096) if system else 512
+        wrap, batch = chat(enc, system), 32
     how = dict(max_new_tokens=a.max_new_tokens or new_tokens, batch_size=a.batch or batch, n=a.n,
                temperature=a.temperature, seed=a.seed)
     try:

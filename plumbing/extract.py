@@ -1,13 +1,13 @@
 r"""Where a final answer stands in a completion: the searches that eval_math.extract_answer calls.
 
-Each function takes the end of a completion, without a finished thought, and returns the answer as
-it is written there, or None. Every pattern is linear: a completion may be anything.
+Each takes the end of a completion, without a finished thought, and returns the answer as it is
+written there, or None. Every pattern is linear: a completion may be anything.
 """
 
 import re
 
 from plumbing.latex import MAX_CHARS, is_equal
-from plumbing.notation import FULL_WIDTH, SCALE, normalise
+from plumbing.notation import SCALE, normalise
 
 SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$([^$\n]+)\$", re.S)
 PROSE = re.compile(r"\\[A-Za-z]+\s*(?:\{[A-Za-z .,]*\})?|([A-Za-z]{3,})")
@@ -45,6 +45,7 @@ ASIDE = re.compile(  # what may stand behind a number without being part of it
 # 42万 is 420,000, and a Chinese word behind it that is no mere counter
 SCALED = re.compile(r"\d\s*(?:[万亿百十半倍成折]|千(?![米克瓦])|分之)")
 # Chinese and Japanese marks of sentences as ASCII, with the space that other searches expect
+FULL_WIDTH = {chr(i): chr(i - 0xFEE0) for i in range(0xFF01, 0xFF5F)}
 MARKS = str.maketrans({**FULL_WIDTH, "，": ", ", "。": ". ", "：": ": ", "；": "; ", "、": ", ",
                        "！": "! ", "？": "? ", "\u3000": " ", **dict.fromkeys("「」『』“”")})
 
@@ -127,16 +128,15 @@ def spoken(said):
     in_words = re.fullmatch(r"[a-z][a-z -]{2,}\(([-$]?\d[\d,.]*)\)", said)
     if in_words:                                              # forty-two (42)
         return in_words[1]
-    verbs = list(VERB.finditer(said))
-    if verbs:
-        rest = said[verbs[-1].end():].strip("*_ ")
+    verb = last(VERB, said)
+    if verb:
+        rest = said[verb.end():].strip("*_ ")
         if re.match(r"[-+($\\.\[{]*\d", rest):                # The smallest $n$ is 41
             return without_aside(rest)
         if SPAN.fullmatch(rest) and not words(rest):
             return rest
-    if verbs or words(said) >= 3:
-        return number(said) or said
-    return said
+    is_prose = verb or words(said) >= 3
+    return (is_prose and number(said)) or said
 
 
 def without_aside(said):
@@ -219,11 +219,10 @@ def options(question):
             run = [m]
         elif run and ord(m[1]) == ord(run[-1][1]) + 1:
             run.append(m)
-    ends = [m.start() for m in run[1:]] + [len(question)]
-    found = {}
-    for m, end in zip(run, ends[:len(run)], strict=True):
-        found[m[1]] = question[m.end():end].strip(" ,;\n")[:MAX_CHARS]
-    return found
+    found, end = {}, len(question)
+    for m in run[::-1]:
+        found[m[1]], end = question[m.end():end].strip(" ,;\n")[:MAX_CHARS], m.start()
+    return dict(sorted(found.items()))
 
 
 def letter_of(answer, values):
@@ -268,10 +267,7 @@ def choose(text, answer, source, gold, question):
             return letter, "letter"
     if not answer:
         return None, source
-    short = answer[:MAX_CHARS]
-    chosen = [key for key, value in values.items() if normalise(value) == normalise(short)]
-    if not chosen:
-        chosen = [key for key, value in values.items() if is_equal(answer, value)]
-    if gold in chosen:
-        return gold, source
-    return (chosen[0] if chosen else answer), source
+    spelled = normalise(answer[:MAX_CHARS])
+    chosen = [key for key, value in values.items() if normalise(value) == spelled]
+    chosen = chosen or [key for key, value in values.items() if is_equal(answer, value)] or [answer]
+    return (gold if gold in chosen else chosen[0]), source

@@ -1,13 +1,10 @@
 r"""Whether two answers are the same: read as values, then compared; no eval, no sympy, no signal.
 
-    "\frac12", "x = 5", "(3, \infty)"  -> plumbing.notation: one spelling
-                                       -> Reader: a value, by recursive descent
-                                       -> _same: element by element; scalars by plumbing.numeric
-
-A value is a scalar (Fraction or Expr of plumbing.numeric) or a Node (container, relation, ...).
-A ValueError of the Reader means "not in the grammar, or past a limit": such answers are compared as
-strings only. In doubt the verdict is "different": a wrong accept inflates a score in silence, a
-wrong reject can be seen.
+plumbing.notation brings "\frac12", "x = 5", "(3, \infty)" into one spelling; a Reader makes values
+of them: scalars (Fraction or Expr of plumbing.numeric) and Nodes (containers, relations and so on);
+_same compares these element by element. What the Reader refuses, as not in the grammar or past a
+limit (ValueError), is compared as a string. In doubt the verdict is "different": a wrong accept
+inflates a score in silence, a wrong reject can be seen.
 """
 
 import re
@@ -24,16 +21,13 @@ MAX_CHARS, MAX_STEPS, MAX_DEPTH = 3000, 3000, 30
 
 @dataclass(frozen=True)
 class Node:
-    # list, set, union, matrix, row, ratio, clock, rel, unit, text, or the brackets of a tuple or
-    # interval: "()", "[)", ...
-    kind: str
+    kind: str  # list, set, union, matrix, row, ratio, clock, rel, unit, text, or brackets: "[)"
     items: tuple
 
 
-CONSTANTS = {"pi": numeric.PI, "e": numeric.EULER, "i": numeric.IMAGINARY}
+CONSTANTS = {"pi": numeric.PI, "\\pi": numeric.PI, "e": numeric.EULER, "i": numeric.IMAGINARY}
 FENCES = {"|": ("|", "abs"), "\\lfloor": ("\\rfloor", "floor"), "\\lceil": ("\\rceil", "ceil")}
-COMMANDS = {"\\frac": "/", "\\binom": "binomial"}
-INFIX = {"\\over": "/", "\\choose": "binomial"}
+COMMANDS, INFIX = {"\\frac": "/", "\\binom": "binomial"}, {"\\over": "/", "\\choose": "binomial"}
 DEFINITIONS = {  # of functions that plumbing.numeric does not have
     "exp": "e^x", "log": r"\frac{\ln x}{\ln 10}", "lg": r"\frac{\ln x}{\ln 10}",
     "cot": r"\frac{1}{\tan x}", "sec": r"\frac{1}{\cos x}", "csc": r"\frac{1}{\sin x}",
@@ -85,8 +79,7 @@ def minus(x):
 
 
 class Reader:
-    """Recursive descent over the tokens of a normalised answer: one method per level of
-    precedence, each returns a value."""
+    """Recursive descent: one method per level of precedence, each returns a value."""
 
     def __init__(self, s):
         if PROSE.search(s):
@@ -95,9 +88,8 @@ class Reader:
                        for t in TOKEN.findall(s)]
         if "⟦⟦" in "".join(token[0] for token in self.tokens):
             raise ValueError("prose: two words in a row are compared as strings only")
-        self.at, self.steps, self.depth = 0, 0, 0
-        # the branch of plus-minus being read, whether one was met, open |
-        self.sign, self.pm, self.bars = 1, False, 0
+        self.at, self.steps, self.depth, self.bars = 0, 0, 0, 0      # bars: open |
+        self.sign, self.pm = 1, False       # which branch of plus-minus is read; was one met
 
     @property
     def next(self):
@@ -138,7 +130,8 @@ class Reader:
         if "≈" in ops:             # 5/9 ≈ 0.556 says 5/9; x ≈ 3 says nothing exact
             first = ops.index("≈")
             exact, *rounded = [amount(side) for side in sides[first:]]
-            if {*ops[:first]} > {"="} or {*ops[first:]} > {"≈"} or not near(exact, rounded):
+            others = {*ops[:first]} - {"="} | {*ops[first:]} - {"≈"}
+            if others or not near(exact, rounded):
                 raise ValueError("not near what it approximates")
             del ops[first:], sides[first + 1:], names[first + 1:]
         if set(ops) & {">", "≥"}:                             # 5 > x is x < 5
@@ -183,8 +176,14 @@ class Reader:
 
     def product(self):
         start, value = self.at, self.power()
-        if self.at == start + 1 and self.tokens[start].isdigit():     # 1\frac{4}{5}, 7 3/4
-            value = self.mixed(value)
+        is_whole = self.at == start + 1 and self.tokens[start].isdigit()
+        if is_whole and self.next == "\\frac":                        # 1\frac{4}{5}
+            part = self.power()
+            is_part = type(part) is Fraction and 0 < part < 1
+            value = value + part if is_part else times(value, part)
+        elif is_whole and self.next.isdigit() and self.tokens[self.at + 1:self.at + 2] == ["/"]:
+            top, _, bottom = self.take(), self.take(), self.take()    # 7 3/4
+            value += Fraction(int(top), int(bottom))
         while True:
             if self.take("*"):
                 value = times(value, self.signed())
@@ -194,16 +193,6 @@ class Reader:
                 value = times(value, self.power())
             else:
                 return value
-
-    def mixed(self, whole):
-        if self.next == "\\frac":
-            part = self.power()
-            is_part = type(part) is Fraction and 0 < part < 1
-            return whole + part if is_part else times(whole, part)
-        if self.next.isdigit() and self.tokens[self.at + 1:self.at + 2] == ["/"]:
-            top, _ = self.take(), self.take()
-            return whole + Fraction(int(top), int(self.take()))
-        return whole
 
     def starts_factor(self, value):
         """Whether what follows is one more factor of value, without a sign between them."""
@@ -241,11 +230,18 @@ class Reader:
         token = self.take()
         name = token.lstrip("\\")
         if re.match(r"\.?\d", token):
-            return self.number(token)
+            if len(token) > 1000 or abs(int(token.lower().partition("e")[2] or 0)) > 1000:
+                raise ValueError("number too long")
+            base = self.subscript()  # 52_8, a numeral in base 8, equals itself only
+            return variable(token + base) if base else Fraction(token)
         if token in ("(", "[", "{", "\\{"):
             return self.bracket(token)
         if token in FENCES:
-            return self.fence(token)
+            closing, op = FENCES[token]
+            self.bars += token == "|"
+            value = self.sum()
+            self.bars -= self.expect(closing) == "|"
+            return minus(make("floor", minus(value))) if op == "ceil" else make(op, value)
         if token in COMMANDS:
             return make(COMMANDS[token], self.argument(), self.argument())
         if token == "\\sqrt":
@@ -255,8 +251,8 @@ class Reader:
             return self.matrix(token)
         if name in FUNCTIONS:
             return self.call(name)
-        if name in CONSTANTS and token not in ("\\e", "\\i"):
-            return CONSTANTS[name]
+        if token in CONSTANTS:
+            return CONSTANTS[token]
         is_letter = token.isalpha() and token.isascii()
         if is_letter or token[:1] == "⟦" or (token[:1] == "\\" and name in GREEK):
             name = name.strip("⟦⟧ ").casefold() if len(name) > 4 else name
@@ -265,12 +261,6 @@ class Reader:
                 name += "'"
             return variable(name)
         raise ValueError(f"expected a number or a name, found {token!r}")
-
-    def number(self, token):
-        if len(token) > 1000 or abs(int(token.lower().partition("e")[2] or 0)) > 1000:
-            raise ValueError("number too long")
-        base = self.subscript()  # 52_8, a numeral in base 8, equals itself only
-        return variable(token + base) if base else Fraction(token)
 
     def subscript(self):
         text = self.take("_") and "_" + self.take()
@@ -292,26 +282,15 @@ class Reader:
             return items[0]
         return Node("list" if brackets == "{}" else brackets, items)
 
-    def fence(self, opening):
-        closing, op = FENCES[opening]
-        self.bars += opening == "|"
-        value = self.sum()
-        self.bars -= self.expect(closing) == "|"
-        return minus(make("floor", minus(value))) if op == "ceil" else make(op, value)
-
     def argument(self):
-        r"""One argument of a TeX command: {...} or one token, of a number its first digit only
-        (\frac12)."""
+        r"""An argument of a TeX command: {...} or a token, of a number a digit (\frac12)."""
         if self.next.isdigit():
             self.tokens[self.at:self.at + 1] = [*self.next]
         return self.atom()
 
     def call(self, name):
-        base, power = None, None
-        if name == "log" and self.take("_"):
-            base = self.argument()
-        if self.take("^"):
-            power = self.signed()
+        base = self.argument() if name == "log" and self.take("_") else None
+        power = self.signed() if self.take("^") else None
         if power == -1 and "arc" + name in FUNCTIONS:
             name, power = "arc" + name, None
         x = self.atom() if self.next in ("(", "[", "{", "|") else self.power()
@@ -382,27 +361,24 @@ def is_equal(pred: str | None, gold: str) -> bool:
     pred, gold = normalise(pred), normalise(gold)
     if _equal(pred, gold):
         return True
-    option, other = CHOICE.fullmatch(pred), CHOICE.fullmatch(gold)
-    if bool(option) == bool(other):
-        return False
-    whole, bare = (option, gold) if option else (other, pred)
-    letter = LETTER.fullmatch(bare)        # (B) 12 is 12, and is B
-    return letter[1] == (whole[1] or whole[2]) if letter else _equal(whole[3], bare)
+    for whole, bare in ((pred, gold), (gold, pred)):       # (B) 12 is 12, and is B
+        option, letter = CHOICE.fullmatch(whole), LETTER.fullmatch(bare)
+        if option and not CHOICE.fullmatch(bare):
+            return letter[1] in option.groups()[:2] if letter else _equal(option[3], bare)
+    return False
 
 
 def _equal(pred, gold):
     """Two normalised answers."""
     if _flat(pred) == _flat(gold) != "":
         return True
-    is_word = [bool(re.fullmatch(r"⟦[A-Za-z]{2,3}⟧", s)) for s in (pred, gold)]
-    if sum(is_word) == 1 and not (pred[:1] == gold[:1] == "⟦"):      # ab is a * b beside a \cdot b
-        pred = " ".join(pred[1:-1]) if is_word[0] else pred
-        gold = " ".join(gold[1:-1]) if is_word[1] else gold
+    words = [bool(re.fullmatch(r"⟦[A-Za-z]{2,3}⟧", s)) for s in (pred, gold)]
+    if sum(words) == 1 and not (pred[:1] == gold[:1] == "⟦"):        # ab is a * b beside a \cdot b
+        pred, gold = (" ".join(s[1:-1]) if is_word else s
+                      for s, is_word in zip((pred, gold), words, strict=True))
     a, b = read(pred), read(gold)
-    if a is None or b is None:
-        return False
     try:
-        return _same(a, b, Calculator())
+        return None not in (a, b) and _same(a, b, Calculator())
     except (ArithmeticError, ValueError, RecursionError):            # past a limit
         return False
 
@@ -431,21 +407,26 @@ def _same(a, b, calculator):
         return _same(make("*", value, Fraction(1, 100)), other, calculator)
     if not ka and not kb:
         return calculator.same(a, b)
-    kinds = {ka, kb}
-    is_set = kinds <= {"list", "set", ""} and "list" not in kinds    # {5} is 5
-    if is_set or kinds <= {"list", "set"} or kinds == {"union"}:
-        items = [x.items if isinstance(x, Node) else (x,) for x in (a, b)]
+    if {ka, kb} in ({"set", ""}, {"set"}, {"list"}, {"list", "set"}, {"union"}):      # {5} is 5
+        items = [x.items if kind(x) else (x,) for x in (a, b)]
         return _same_items(*items, calculator, as_set=ka == kb == "set")
-    return ka == kb and len(a.items) == len(b.items) and all(
-        _same(x, y, calculator) for x, y in zip(a.items, b.items, strict=True))
+    return ka == kb and _same_in_order(a.items, b.items, calculator)
+
+
+def _same_in_order(a, b, calculator):
+    return len(a) == len(b) and all(
+        _same(x, y, calculator) for x, y in zip(a, b, strict=True))
 
 
 def _same_items(a, b, calculator, as_set):
     """In any order; a list keeps its repetitions, a set does not."""
     if as_set:
         return all(any(_same(x, y, calculator) for y in q) for p, q in ((a, b), (b, a)) for x in p)
-    names = [_names(items) for items in (a, b)]
-    if len(a) != len(b) or any(len(x) > 1 and not y for x, y in (names, names[::-1])):
+    about = []    # what the relations among the items say something of; x_1 and x_2 are both x
+    for items in (a, b):
+        relations = [x.items[2] for x in items if kind(x) == "rel"]
+        about.append({tuple(re.sub(r"_.*", "", name) for name in names) for names in relations})
+    if len(a) != len(b) or (not all(about) and max(map(len, about)) > 1):
         return False                                                 # x=1, y=2 is not 2, 1
     left = list(b)
     for x in a:
@@ -456,12 +437,6 @@ def _same_items(a, b, calculator, as_set):
     return True
 
 
-def _names(items):
-    """What the relations among the items are about; x_1 and x_2 are both about x."""
-    relations = [x.items[2] for x in items if kind(x) == "rel"]
-    return {tuple(re.sub(r"_.*", "", name) for name in names) for names in relations}
-
-
 def _right(rel, other_kind):
     """What a relation says its symbol is: 5 for x = 5 and 5 = x; None for 2x = 10 and x < 5."""
     ops, sides, names = rel.items
@@ -469,9 +444,7 @@ def _right(rel, other_kind):
         infinity = variable("infty")                                 # x ≠ 2 beside a union
         low = Node("()", (minus(infinity), sides[1]))
         return Node("union", (low, Node("()", (sides[1], infinity))))
-    if set(ops) - {"=", "∈"}:
-        return None
-    if len(ops) > 1 and not all(names[:-1]):
+    if set(ops) - {"=", "∈"} or (len(ops) > 1 and not all(names[:-1])):
         return None
     if names[0]:
         return sides[-1]
@@ -480,12 +453,11 @@ def _right(rel, other_kind):
 
 def _same_relation(a, b, calculator):
     """Same relation up to a factor (2x+4y=3 is y=-x/2+3/4), positive for an inequality."""
-    (ops, left, _), (ops_b, right, _) = a.items, b.items
-    if ops != ops_b:
+    (ops, left, _), (other_ops, right, _) = a.items, b.items
+    if ops != other_ops:
         return False
     if len(left) > 2 or any(map(kind, left + right)):
-        return len(left) == len(right) and all(
-            _same(x, y, calculator) for x, y in zip(left, right, strict=True))
+        return _same_in_order(left, right, calculator)
     d, e = (make("add", x, minus(y)) for x, y in (left, right))
     if not (names_of(d) and names_of(e)):
         return False  # no variable: 1 = 2 is not 3 = 5

@@ -1,13 +1,14 @@
 r"""An answer as it was written -> one notation that plumbing.latex can read.
 
 Spellings of one thing become one: \dfrac and \sfrac, $5$ and 5, 1{,}000 and 1,000, "and" and a
-comma, full-width digits, colours, prose around a number. Words turn into one symbol in ⟦⟧, and a
-unit behind a number into one in ‹›. Every pattern is linear on the 3,000 characters it may get.
+comma. Words turn into one symbol in ⟦⟧, a unit behind a number into one in ‹›. Every pattern is
+linear on the 3,000 characters it may get.
 """
 
 import re
 import unicodedata
 from functools import lru_cache
+from html.entities import name2codepoint
 
 FUNCTIONS = """sqrt exp ln log lg sin cos tan cot sec csc sinh cosh tanh arcsin arccos
     arctan""".split()
@@ -17,21 +18,13 @@ GREEK = """alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa l
 SCALE = {"dozen": "12", "hundred": "10^2", "thousand": "10^3", "million": "10^6",
          "billion": "10^9", "trillion": "10^12"}
 
-# one character -> its spelling
-FULL_WIDTH = {chr(i): chr(i - 0xFEE0) for i in range(0xFF01, 0xFF5F)}
+# one character -> its spelling, but for those that Unicode itself spells in ASCII (½, full width)
 CHARACTERS = str.maketrans({
-    **FULL_WIDTH,
-    **dict(zip("−–—‐‑×·∙⋅∗÷’％⟨⟩⩽⩾、。\u00a0\u2009\u202f\u3000", "-----*****/'%()≤≥,.    ",
-               strict=True)),
+    **dict(zip("−–—‐×·∙⋅∗÷’⟨⟩⩽⩾、。", "----*****/'()≤≥,.", strict=True)),
     **dict.fromkeys("⟦⟧‹›¤º「」『』【】《》\u200b"),
-    "π": r"\pi ", "∞": r"\infty ", "√": " sqrt", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}",
-    "½": r"\frac12 ", "¼": r"\frac14 ", "¾": r"\frac34 ", "⅓": r"\frac13 ", "⅔": r"\frac23 ",
-    "⅕": r"\frac15 ", "⅙": r"\frac16 ", "⅛": r"\frac18 ", "⅜": r"\frac38 ", "⅝": r"\frac58 ",
-    "⅞": r"\frac78 ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ",
-    "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "φ": r"\phi ", "ω": r"\omega ",
-    "…": r"\ldots "})
-RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "0123456789-+n", strict=True))
-LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
+    **{chr(name2codepoint[name]): f"\\{name} " for name in GREEK if name in name2codepoint},
+    "π": r"\pi ", "∞": r"\infty ", "√": " sqrt", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}"})
+RAISED, LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "₀₁₂₃₄₅₆₇₈₉"
 
 TEXT = re.compile(r"\\(text(?:normal|rm|bf|it|sf|tt|up|md|sc|sl)?|emph|[mh]box"
                   r"|math(?:rm|bf|it|sf|cal|bb)|operatorname\*?)\s*\{([^{}]*)\}")
@@ -134,20 +127,18 @@ def is_words(s):
 def _text(m):
     r"""What \text{...} holds: words become one symbol; digits and single letters are mathematics,
     except 5\text{ m}."""
-    inside, before = m[2].strip(" ~\\"), m.string[max(0, m.start() - 20):m.start()]
+    command, inside = m[1], m[2].strip(" ~\\")
+    before = m.string[max(0, m.start() - 20):m.start()]
     after_number = re.search(r"(?:[\d})°]|\\circ)[\s\\,~]*$", before)
     letters = "".join(filter(str.isalpha, inside))
-    is_prose = m[1][0] in "temh" and m[1][:4] != "math" and not re.search(r"\d", inside)
+    is_prose = not command.startswith(("math", "op")) and not re.search(r"\d", inside)
     is_unit = len(inside) == 1 and letters and inside not in "ie" and after_number
     return f"⟦{inside}⟧" if (len(letters) > 1 and is_prose) or is_unit else f" {m[2]} "
 
 
 def _unit(m):
-    """A trailing unit phrase as one token: 15⟦cm⟧^2 and 15 square centimetres end in ‹cm ^2›.
-
-    A bare m is a variable, but \\text{m} a metre; a bare word that is no known unit needs a space
-    before it, and a vowel.
-    """
+    """A trailing unit phrase as one token: 15⟦cm⟧^2 and 15 square centimetres end in ‹cm ^2›. A
+    bare m is a variable; a bare word that is no known unit needs a space before it, and a vowel."""
     quoted, phrase = "⟦" in m[0], re.sub(r"[.'{}]", "", re.sub(r"[⟦⟧]", " ", m[0].lower()))
     phrase = re.sub(r"\s*(\^\s*\d|[/%]|°\s*(?:[cf]\b)?)", lambda u: f" {u[1].replace(' ', '')} ",
                     phrase)
@@ -174,13 +165,20 @@ def plain(text):
     """Letters, digits and marks of other alphabets' keyboards in ASCII; superscripts with ^."""
     if text.isascii():
         return text
-    text = "".join(unicodedata.normalize("NFKC", c) if "\U0001d400" <= c <= "\U0001d7ff" else c
-                   for c in text)
-    for mark, table in (("^", RAISED), ("_", LOWERED)):
-        for run in set(re.findall("[" + "".join(table) + "]+", text)):
-            inside = "".join(map(table.get, run))
-            text = text.replace(run, f"{mark}{{{inside}}}" if len(run) > 1 else mark + inside)
-    return text.translate(CHARACTERS)
+    for mark, digits in (("^", RAISED), ("_", LOWERED)):
+        text = re.sub(f"[{digits}]{{2,}}", rf"{mark}{{\g<0>}}", text)
+        text = re.sub(f"(?<![{digits}{{])[{digits}](?![{digits}])", rf"{mark}\g<0>", text)
+    return "".join(map(_ascii, text)).translate(CHARACTERS)
+
+
+def _ascii(c):
+    if c.isascii() or ord(c) in CHARACTERS:
+        return c
+    spelled = unicodedata.normalize("NFKC", c)
+    top, bar, bottom = spelled.partition("⁄")
+    if bar:                                            # ½ is 1⁄2
+        return f"\\frac{{{top}}}{{{bottom}}} "
+    return spelled if spelled.isascii() or len(spelled) == 1 else c
 
 
 @lru_cache(4096)  # a gold answer is read once for all its samples

@@ -19,7 +19,6 @@ from functools import cache, lru_cache
 MAX_BITS = 4096          # of numerators and denominators
 MAX_EXPONENT = 1 << 16   # binary digits before or after the point of an inexact number
 FEW, MANY = 60, 240      # decimal digits: a first look, and what confirms it
-CORE_POINTS = 12         # of every formula; one with |x| or floors is tried at more
 BUDGET = 60_000          # operations for a pair of answers; one at 240 digits counts as 36 or more
 
 
@@ -207,31 +206,30 @@ arithmetic = cache(Arithmetic)
 # where formulas are evaluated
 
 
+# from, to, denominator, signs: small numbers first, where most formulas are defined; then whole,
+# negative, large and mixed ones
+BOTH = (1, -1)
+CORE = ((1, 3, 128, [1]), (0, 2, 128, [1]), (3, 12, 128, [1]), (0, 3, 128, BOTH), (2, 12, 1, [1]),
+        (2, 12, 128, [-1]), (100, 999, 1, [1]), (100, 999, 128, [-1]), (13, 60, 1, BOTH),
+        (13, 2000, 128, BOTH), (12, 40, 128, [1]), (1000, 9999, 1, BOTH))
+
+
 @lru_cache(4096)
 def core_values(name):
-    """The numbers that a variable stands for, the same in every process.
-
-    Small ones first, where most formulas are defined; then whole, negative, large and mixed ones.
-    Broken ones have a power of 2 below the line: x^{a/3} must not meet an odd root by chance.
-    """
-    rng = random.Random(name)
-
-    def broken(low, high):
-        return Fraction(2 * rng.randrange(low * 64, high * 64) + 1, 128)
-
-    def signed(x):
-        return x if rng.random() < 0.5 else -x
-
-    return (broken(1, 3), broken(0, 2), broken(3, 12), signed(broken(0, 3)),
-            Fraction(rng.randint(2, 12)), -broken(2, 12), Fraction(rng.randint(100, 999)),
-            -broken(100, 999), signed(Fraction(rng.randint(13, 60))), signed(broken(13, 2000)),
-            broken(12, 40), signed(Fraction(rng.randint(1000, 9999))))
+    """The numbers that a variable stands for at the core points, the same in every process."""
+    rng, values = random.Random(name), []
+    for low, high, denominator, signs in CORE:
+        numerator = rng.randrange(low * denominator, high * denominator)
+        if denominator > 1:
+            numerator |= 1      # a power of 2 stays below: x^{a/3} must not meet an odd root
+        values.append(Fraction(numerator, denominator) * rng.choice(signs))
+    return values
 
 
 def points(*formulas):
-    """Values of the variables: CORE_POINTS, then those that a formula in pieces needs."""
+    """Values of the variables: the core points, then those that a formula in pieces needs."""
     names = sorted(names_of(*formulas))
-    for i in range(CORE_POINTS):
+    for i in range(len(CORE)):
         yield {name: core_values(name)[i] for name in names}
     if any(type(x) is Expr and x.op in ("abs", "floor") for x in parts(*formulas)):
         pool = piece_values(*formulas)
@@ -275,7 +273,7 @@ class Calculator:
         if self.left < 0:
             raise ValueError("too much to compute")
 
-    def value(self, x, values, digits, number=CORE_POINTS):
+    def value(self, x, values, digits, number=None):
         """Fraction, mpf or mpc of a scalar; Undecided.
 
         Constants are remembered, and the core points' values: items of a list meet many others.
@@ -297,12 +295,17 @@ class Calculator:
             raise Undecided from e
         if type(y) is not Fraction:
             self.spend(numbers.cost * COSTS.get(x.op, 3))
-        if key[1] < CORE_POINTS:
+        if key[1] is not None:
             self.known[key] = y
         return y
 
-    def same(self, a, b):
-        """Whether two scalars are one number, or one function of their variables."""
+    def same(self, a, b, is_complex=False):
+        """Whether two scalars are one number, or one function of their variables.
+
+        Where both leave the real line they may be on other branches, which says nothing; unless
+        they are about complex values, as an answer that names i: then these have to agree.
+        """
+        is_complex |= any(type(x) is Expr and x.op == "i" for x in parts(a, b))
         self.spend(1 if type(a) is type(b) is Fraction else 20)
         is_constant = not names_of(a, b)
         if is_constant and self.is_printed(*sorted((a, b), key=places_of)):
@@ -311,7 +314,8 @@ class Calculator:
         many = max(MANY, longest * 2 // 3 + 60)          # numbers of 4,096 bits are told apart
         agree = 0
         for number, values in enumerate([{}] if is_constant else points(a, b)):
-            verdict = self.agree(a, b, values, number, many, confirm=not agree)
+            number = number if number < len(CORE) else None
+            verdict = self.agree(a, b, values, number, many, not agree, is_complex)
             if verdict is False:
                 return False
             agree += verdict is True
@@ -332,12 +336,8 @@ class Calculator:
         gap = abs(decimal - x)
         return 2 * gap * places < 1 or gap <= abs(x) / 2 ** 51
 
-    def agree(self, a, b, values, number, many, confirm):
-        """True, False, or None where a point says nothing.
-
-        None: a pole; or both off the real line, where the same function may have other branches. If
-        an answer names i, complex values are what it is about, and have to agree.
-        """
+    def agree(self, a, b, values, number, many, confirm, is_complex):
+        """True, False, or None where a point says nothing, as a pole."""
         for digits in (FEW, many):
             try:
                 x, y = (self.value(v, values, digits, number) for v in (a, b))
@@ -351,8 +351,7 @@ class Calculator:
                 if digits == many or not confirm:
                     return True
             elif digits == many:
-                has_i = any(type(v) is Expr and v.op == "i" for v in parts(a, b))
-                return None if x.imag and y.imag and not has_i else False
+                return None if x.imag and y.imag and not is_complex else False
         return None
 
     def ratio(self, a, b):
@@ -367,7 +366,7 @@ class Calculator:
                 continue
             if x and y:
                 factor = make("/", substitute(a, values), substitute(b, values))
-                if not self.same(a, make("*", factor, b)):
+                if not self.same(a, make("*", factor, b), is_complex=True):
                     return None
                 sign = self.value(factor, {}, FEW)
                 return 1 if not sign.imag and sign > 0 else -1

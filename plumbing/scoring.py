@@ -12,10 +12,11 @@ from plumbing.files import read_rows
 
 
 def chat(enc, system=None, raw=False):
-    """wrap(question) -> the prompt that the model reads, by the template that training used.
+    """wrap(question) -> the prompt that the model reads, by the template that training used: the
+    tokenizer's own, else a plain one.
 
-    That is the tokenizer's own template, else a plain one. raw: where the tokenizer has none, the
-    text stands as it is (a function to complete), behind the token that opens every text.
+    raw: where the tokenizer has no template the text stands as it is (a function to complete),
+    behind the token that opens every text.
     """
     from plumbing.chat import render
     template = "none" if raw and not enc.chat_template else "auto"
@@ -30,8 +31,8 @@ def chat(enc, system=None, raw=False):
 def load_model(path, device="cpu"):
     """(model, tokenizer, task) of a checkpoint or a Hugging Face folder.
 
-    The task is the one it was trained on: a built-in one, or text. The tokenizer stops where the
-    turns of its chat template end, as after training.
+    task: what it was trained on, a built-in one or text. The tokenizer stops where the turns of its
+    chat template end, as after training.
     """
     from model import load_checkpoint, read_config
     from plumbing.chat import with_template
@@ -125,9 +126,8 @@ def math_flags(description, argv=None):
     a = cli.parse_args(argv)
     if a.compare:
         return a
-    wrong = wrong_flags(a)
-    if not a.checkpoint:
-        wrong.insert(0, "checkpoint: expected a path, found none")
+    wrong = [] if a.checkpoint else ["checkpoint: expected a path, found none"]
+    wrong += wrong_flags(a)
     if a.protocol == "paper" and (a.temperature or a.max_new_tokens):
         wrong.append("--protocol paper is greedy with its own lengths; leave those flags out")
     names = [spec.partition("=")[0] for spec in a.data]
