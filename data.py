@@ -290,19 +290,15 @@ def schedule(n: int, batch_size: int, seed: int, first_epoch: int = 0, epochs: f
     if n == 0:
         raise ValueError("data: the data set is empty; expected at least one sample")
     stream = torch.empty(0, dtype=torch.long)
-    batches, epoch, drawn = [], 0, 0
-    while steps is None or len(batches) < steps:
+    epoch = 0
+    while steps is None or len(stream) < steps * batch_size:
         order = epoch_order(n, seed, first_epoch + epoch, weights, dedup)
-        epoch += 1
-        drawn += len(order)
-        if steps is None and epoch >= epochs:
-            drawn -= round(len(order) * (epoch - epochs))       # only a part of the last epoch
-            steps = max(1, math.ceil(drawn / batch_size))
         stream = torch.cat([stream, order])
-        while len(stream) >= batch_size:
-            batches.append(stream[:batch_size])
-            stream = stream[batch_size:]
-    return batches[:steps]
+        epoch += 1
+        if steps is None and epoch >= epochs:
+            beyond = round(len(order) * (epoch - epochs))       # only a part of the last epoch
+            steps = max(1, math.ceil((len(stream) - beyond) / batch_size))
+    return [stream[i * batch_size:(i + 1) * batch_size] for i in range(steps)]
 
 
 def micro_batches(samples: list[Sample], micro_batch: int, rank: int = 0, world: int = 1,

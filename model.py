@@ -191,8 +191,9 @@ class GPT(nn.Module):
         if cfg.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.checkpointing = False    # True: keep each block's input only, recompute in backward
-        for name, table in zip(("cos", "sin"), rope_tables(cfg), strict=True):
-            self.register_buffer(name, table, persistent=False)
+        cos, sin = rope_tables(cfg)                               # (max_seq_len, D) each
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 # writers to the residual stream start smaller: depth must not inflate it (GPT-2)
@@ -275,15 +276,14 @@ class GPT(nn.Module):
     @classmethod
     def from_pretrained(cls, path: str, dtype: torch.dtype | None = torch.float32,
                         device: str | torch.device = "cpu") -> "GPT":
-        """The model of whatever load_checkpoint takes, without its tokenizer being looked at."""
+        """The model of whatever load_checkpoint takes; its tokenizer is not looked at."""
         return checkpoints.Checkpoint(cls, path, weights_only=True).read(dtype, device)
 
 
-# The rest is in plumbing/checkpoints.py, which must not import this file: it is handed the class.
-save_checkpoint = checkpoints.save                       # (path, model, **meta) -> None
-read_config = partial(checkpoints.read_config, GPT)      # (path, tokenizer) -> (GPTConfig, meta)
-load_checkpoint = partial(checkpoints.load, GPT)         # (path, device, tokenizer, dtype)
-                                                         #   -> (GPT, meta)
+# Explained in plumbing/checkpoints.py, which cannot import this file: it is handed the class.
+save_checkpoint = checkpoints.save                    # (path, model, **meta)
+load_checkpoint = partial(checkpoints.load, GPT)      # (path, device, tokenizer, dtype) -> GPT, meta
+read_config = partial(checkpoints.read_config, GPT)   # (path, tokenizer) -> GPTConfig, meta
 
 
 if __name__ == "__main__":
