@@ -34,15 +34,14 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import sweep
-from analyse import choices, key_of, pack, parser_of
-from sweep import MIXED, RATE_FLAGS, TRAINED, Quiet
+from analyse import choices
+from sweep import MIXED, RATE_FLAGS, TRAINED, Quiet, run_jobs
 
 import eval_code
 import eval_math
 from model import load_checkpoint
 from plumbing.files import write_text
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 # wmss-both is what the rows before this vocabulary were made with; wmss is the paper's
 ARMS = ("sft-steps", "sft-flops", "temperature", "permuted", "joint", "frozen", "wmss",
         "wmss-both")
@@ -65,7 +64,7 @@ QUICK = dict(max_len=512, max_new_tokens=4, batch_size=4, sft_epochs=1.0, wmss_e
 @functools.lru_cache
 def read_problems(task, data, quick, reduced):
     """-> {train: lines of JSON, val: problems, test: problems} of a task."""
-    paths = [os.path.join(data, *name.split("/")) for name in FILES[task]]
+    paths = [os.path.join(data, name) for name in FILES[task]]
     few = 8 if quick else None
     if task == "gsm8k":
         held = 473
@@ -75,15 +74,13 @@ def read_problems(task, data, quick, reduced):
         test = [eval_math.load_problems(f"gsm8k={paths[1]}", few),
                 eval_math.load_problems(f"svamp={paths[2]}", few)]
     else:
-        problems = eval_code.load_problems(f"mbpp={paths[0]}")
-
-        def part(low, high):
-            return [p for p in problems if low <= int(p.id.split("/")[1]) <= high]
-
-        train = [json.dumps(dict(prompt=p.prompt, completion=p.answer.replace("\r\n", "\n")))
-                 for p in part(601, 974)]
-        val = part(511, 600)
-        test = [part(11, 510)[:few], eval_code.load_problems(f"humaneval={paths[1]}", few)]
+        by_id = {int(p.id.split("/")[1]): p for p in eval_code.load_problems(f"mbpp={paths[0]}")}
+        train = [json.dumps(dict(prompt=by_id[i].prompt,
+                                 completion=by_id[i].answer.replace("\r\n", "\n")))
+                 for i in range(601, 975)]
+        val = [by_id[i] for i in range(511, 601)]
+        test = [[by_id[i] for i in range(11, 511)][:few],
+                eval_code.load_problems(f"humaneval={paths[1]}", few)]
     train = train[:few or (REDUCED_TRAIN if reduced else None)]
     chosen = []
     for part in test:
@@ -117,23 +114,19 @@ def do(job):
     with tempfile.TemporaryDirectory() as folder:
         arm = TRAINED.get(job["arm"], dict(gap="none"))
         lr = dict.fromkeys(RATE_FLAGS, job["lr"] or RATES[0])
-        stage3 = flags | arm | lr | dict(lam=LAM, sft=live, stages="entropy,wmss")
-        run = Quiet(folder, **stage3)
+        run = Quiet(folder, **flags | arm | lr, lam=LAM, sft=live, stages="entropy,wmss")
         path = dict(weak=job["base"], sft=live).get(job["arm"])
         if path is None:
             try:
                 path, log, mass = sweep.run_stage3(run, os.path.join(m1, "gaps.pt"))
-            except (SystemExit, ValueError) as e:
-                if "has diverged" not in str(e):
-                    raise
-                return sweep.failed(problems, e, "test", started)   # validation has verdicts
+            except ValueError as e:
+                return sweep.failed(problems, e) | dict(total=time.time() - started)
         model, meta = load_checkpoint(path, run.ranks.device, run.tokenizer)
         cost = meta.get("spent") or dict(steps=0, flops=0.0, seconds=0.0)
     with run.ranks.autocast():
         rows = eval_math.complete(
             model.eval(), run.enc, problems, wrap=eval_math.chat(run.enc, raw=code),
             batch_size=job["eval_batch"], max_new_tokens=flags["max_new_tokens"])
-    trained = time.time()
     if code:
         rows = eval_code.judge(rows, problems, job["consent"], workers=2)
     else:                                                        # each benchmark by its own rules
@@ -141,53 +134,36 @@ def do(job):
         for r in rows:
             by_name.setdefault(r["family"], []).append(r)
         rows = [r for name, part in by_name.items() for r in eval_math.judge(part, name)]
-    s = eval_math.summary(rows)
-    row = {k: s[k] for k in ("accuracy", "n", "families", "truncated", "errors")}
-    row |= dict(correct=pack([r["correct"] is True for r in rows]), steps=cost["steps"],
-                flops=cost["flops"], train_seconds=cost["seconds"],
-                judged_seconds=time.time() - trained, total=time.time() - started)
+    row = sweep.row_of(rows, cost) | dict(total=time.time() - started)
     return row | dict(log=log, mass=mass) if job["split"] == "test" else row
 
 
 def parse(argv):
-    parser = parser_of(__doc__)
+    parser = sweep.parser_of(__doc__, FLAGS, "mbpp")
     flag = parser.add_argument
     flag("--base", required=True, help="M0: a Hugging Face folder")
     flag("--data", required=True, help="folder of the data sets, as above")
-    flag("--tasks", nargs="+", choices=tuple(FLAGS), default=list(FLAGS), help="(both)")
     flag("--seeds", type=int, nargs="+", default=[0, 1, 2],
          help="of the order of data; rates are chosen on the first (%(default)s)")
-    flag("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="(all)")
-    flag("--out", help="file of rows (real.jsonl beside this file)")
-    flag("--work", help="folder of the M1s (out/real beside train_wmss.py)")
-    flag("--workers", type=int, default=1, help="processes that share the device (%(default)s)")
     flag("--tokens-per-batch", type=int, default=8192, help="of a forward pass (%(default)s)")
     flag("--eval-batch", type=int, default=512, help="prompts decoded together (%(default)s)")
     flag("--reduced", action="store_true", help="what two cores can do, see above")
     flag("--compile", action=argparse.BooleanOptionalAction, default=False,
          help="torch.compile in training (%(default)s)")
-    flag("--allow-code-execution", action="store_true",
-         help="mbpp: run the programs that models write, confined")
-    flag("--quick", action="store_true", help="eight problems, four tokens, to see it run; "
-         "needs --out")
+    parser.set_defaults(workers=1)
     a = parser.parse_args(argv)
-    if "mbpp" in a.tasks and not a.allow_code_execution:
-        parser.error("--allow-code-execution: mbpp runs programs that models wrote (confined, see "
-                     "eval_code.py); allow it, or pass --tasks gsm8k")
-    if a.quick and not a.out:
-        parser.error("--quick: name its --out, so that its rows do not mix with those of the "
-                     "experiment")
+    wrong = sweep.wrong_flags(a, ARMS, "mbpp")
     needed = [os.path.join(a.base, "config.json")]
-    for task in a.tasks:
-        needed += [os.path.join(a.data, *name.split("/")) for name in FILES[task]]
+    needed += [os.path.join(a.data, name) for task in a.tasks for name in FILES[task]]
     missing = [path for path in needed if not os.path.exists(path)]
     if missing:
-        parser.error(f"--base, --data: expected {', '.join(missing)}, found none; see above where "
+        wrong.append(f"--base, --data: expected {', '.join(missing)}, found none; see above where "
                      "they come from")
-    a.out = a.out or os.path.join(HERE, "real.jsonl")
-    name = "real" + ("-reduced" if a.reduced else "") + ("-quick" if a.quick else "")
-    a.work = a.work or os.path.join(os.path.dirname(HERE), "out", name)
-    a.work, a.base, a.data = (os.path.abspath(p) for p in (a.work, a.base, a.data))
+    if wrong:
+        parser.error("\n  ".join(wrong))
+    work = "real" + ("-reduced" if a.reduced else "") + ("-quick" if a.quick else "")
+    sweep.set_paths(a, "real", work)
+    a.base, a.data = os.path.abspath(a.base), os.path.abspath(a.data)
     return a
 
 
@@ -204,37 +180,22 @@ def main(argv=None):
     extra = dict(base=a.base, data=a.data, work=a.work, tokens=a.tokens_per_batch,
                  eval_batch=a.eval_batch, compile=a.compile, consent=a.allow_code_execution,
                  quick=a.quick, reduced=a.reduced)
-    started = time.time()
+    regime = "reduced" if a.reduced else "real"
+    arms = list(a.arms or ARMS)[::-1]                            # the dearest first
 
     def cell(task, seed, arm, split, lr=None):
-        return dict(kind="cell", regime="reduced" if a.reduced else "real", task=task, seed=seed,
-                    arm=arm, split=split, lr=lr, mu=None, lam=LAM if arm in MIXED else None,
-                    config=made["config"])
+        return dict(kind="cell", regime=regime, task=task, seed=seed, arm=arm, split=split, lr=lr,
+                    mu=None, lam=LAM if arm in MIXED else None, config=config, **extra)
 
-    def done(job, result):
-        if job["kind"] == "cell":
-            keep(job, result)
-        what = f"{job['task']} {job['seed']} {job.get('split', '')} {job.get('arm', 'm1')}"
-        print(f"{time.time() - started:7.0f} s | {what} {job.get('lr') or ''} "
-              f"{100 * result.get('accuracy', 0):.2f} {result['total']:.0f} s", flush=True)
-
-    def phase(name, jobs):
-        jobs = [j | extra for j in jobs if j["kind"] != "cell" or key_of(j) not in rows]
-        print(f"{time.time() - started:7.0f} s | {name}: {len(jobs)} to do", flush=True)
-        workers.run(jobs, done)
-
-    arms = a.arms[::-1]                                          # the dearest first
-    with sweep.Workers(a.workers, os.path.abspath(__file__)) as workers:
+    with sweep.workers(a.workers) as pool:
         for n, seed in enumerate(a.seeds):
-            jobs = []
-            for task in a.tasks:
-                if not os.path.exists(os.path.join(a.work, f"{task}-{seed}", "sft.pt")):
-                    jobs.append(dict(kind="m1", task=task, seed=seed))
-            phase("m1", jobs)
+            jobs = [dict(kind="m1", task=task, seed=seed, **extra) for task in a.tasks
+                    if not os.path.exists(os.path.join(a.work, f"{task}-{seed}", "sft.pt"))]
+            run_jobs(pool, do, "m1", jobs, rows, keep)
             if n == 0 and not a.reduced:
-                phase("val", [cell(t, seed, arm, "val", lr)
-                              for arm in arms for t in a.tasks for lr in RATES])
-            chosen = choices(r for r in rows.values() if r["config"] == made["config"])
+                run_jobs(pool, do, "val", [cell(t, seed, arm, "val", lr) for arm in arms
+                                           for t in a.tasks for lr in RATES], rows, keep)
+            chosen = choices(r for r in rows.values() if r["config"] == config)
             jobs = []
             for arm in arms:
                 for t in a.tasks:
@@ -242,11 +203,8 @@ def main(argv=None):
                     jobs.append(cell(t, seed, arm, "test", lr))
             untrained = ("weak", "sft")[n > 0:]                  # the base is the same in all seeds
             jobs += [cell(t, seed, arm, "test") for t in a.tasks for arm in untrained]
-            phase("test", jobs)
+            run_jobs(pool, do, "test", jobs, rows, keep)
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["worker"]:
-        sweep.answer_jobs(do)
-    else:
-        main()
+    main()
