@@ -84,8 +84,7 @@ class Tokenizer(tiktoken.Encoding):
         allowed = known if allowed_special == "all" else allowed_special
         forbidden = known - allowed if disallowed_special == "all" else disallowed_special
         for token in forbidden:
-            _check(token not in text, f"special token {token!r} in a text; allowed_special and "
-                                      "disallowed_special can let it in")
+            _check(token not in text, f"special token {token!r} in a text; see allowed_special")
         # Special tokens come out of the raw text; each part between them is normalised alone.
         wanted = "|".join(map(regex.escape, allowed)) or "(?!)"         # which matches nothing
         ids = []
@@ -291,10 +290,9 @@ def _ends(files, config, added, bos):
     if not isinstance(ids, list):
         ids = [] if ids is None else [ids]
     stops = [name_of.get(i, i) for i in ids]
-    usual = []
-    if "tokenizer_config.json" not in files:
-        usual = [token for token in USUAL_ENDS if token in added]
-    end = text_of("eos_token") or next(iter(stops + usual), None)
+    usual = () if "tokenizer_config.json" in files else USUAL_ENDS
+    ends = [text_of("eos_token"), *stops, *(token for token in usual if token in added)]
+    end = next(filter(None, ends), None)
     _check(end, 'nothing says which token ends a text; set "eos_token" in tokenizer_config.json')
     if config.get("add_bos_token") is not None:         # has the last word, as in transformers
         bos = text_of("bos_token") if config["add_bos_token"] else None
@@ -349,7 +347,7 @@ def _begins_with(steps):
 
 def _added_tokens(tokens, vocab, nfc):
     """content -> id. Refuses tokens that match other text than their own, or get another id."""
-    free, ids, late = len(vocab), {}, set()
+    free, ids = len(vocab), {}
     for t in tokens:
         name = t["content"]
         traits = {**t, "normalized": nfc and t.get("normalized"), "empty": not name}
@@ -361,11 +359,10 @@ def _added_tokens(tokens, vocab, nfc):
         _check(i == t["id"], f"added token {name!r} has id {t['id']}, but `tokenizers` gives it "
                              f"{i}; list them by id, without gaps")
         free = max(free, i + 1)
-        if t.get("normalized"):
-            late.add(name)
     names = sorted(ids)                 # what begins with a name stands right behind it
     overlaps = [pair for pair in zip(names, names[1:], strict=False) if pair[1].startswith(pair[0])]
     # `tokenizers` looks for normalized ones last, when the others are taken out of the text
+    late = {t["content"] for t in tokens if t.get("normalized")}
     for first in ids.keys() - late:
         for second in late:
             for i in range(1, len(second)):
