@@ -23,7 +23,8 @@ CHARACTERS = str.maketrans({
     **dict(zip("−–—‐×·∙⋅∗÷’⟨⟩⩽⩾、。", "----*****/'()≤≥,.", strict=True)),
     **dict.fromkeys("⟦⟧‹›¤º「」『』【】《》\u200b"),
     **{chr(name2codepoint[name]): f"\\{name} " for name in GREEK if name in name2codepoint},
-    "π": r"\pi ", "∞": r"\infty ", "√": " sqrt", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}"})
+    "π": r"\pi ", "∞": r"\infty ", "√": " sqrt", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}",
+    "…": r"\ldots "})
 RAISED, LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ", "₀₁₂₃₄₅₆₇₈₉"
 
 TEXT = re.compile(r"\\(text(?:normal|rm|bf|it|sf|tt|up|md|sc|sl)?|emph|[mh]box"
