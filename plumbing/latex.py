@@ -31,7 +31,7 @@ COMMANDS, INFIX = {"\\frac": "/", "\\binom": "binomial"}, {"\\over": "/", "\\cho
 DEFINITIONS = {  # of functions that plumbing.numeric does not have
     "exp": "e^x", "log": r"\frac{\ln x}{\ln 10}", "lg": r"\frac{\ln x}{\ln 10}",
     "cot": r"\frac{1}{\tan x}", "sec": r"\frac{1}{\cos x}", "csc": r"\frac{1}{\sin x}",
-    "tanh": r"\frac{e^x-e^{-x}}{e^x+e^{-x}}", "sqrt": "x^{1/2}"}
+    "tanh": r"1-\frac{2}{e^{2x}+1}", "sqrt": "x^{1/2}"}
 RELATIONS = {"=": "=", "≠": "≠", "∈": "∈", "≈": "≈",        # and what they are read backwards
              "<": ">", "≤": "≥", ">": "<", "≥": "≤"}
 HEADS = "|".join(sorted([*FUNCTIONS, "pi"], key=len, reverse=True))

@@ -209,7 +209,7 @@ arithmetic = cache(Arithmetic)
 # from, to, denominator, signs: small numbers first, where most formulas are defined; then whole,
 # negative, large and mixed ones
 BOTH = (1, -1)
-CORE = ((1, 3, 128, [1]), (0, 2, 128, [1]), (3, 12, 128, [1]), (0, 3, 128, BOTH), (2, 12, 1, [1]),
+CORE = ((1, 3, 128, [1]), (0, 1, 128, [1]), (3, 12, 128, [1]), (0, 3, 128, BOTH), (2, 12, 1, [1]),
         (2, 12, 128, [-1]), (100, 999, 1, [1]), (100, 999, 128, [-1]), (13, 60, 1, BOTH),
         (13, 2000, 128, BOTH), (12, 40, 128, [1]), (1000, 9999, 1, BOTH))
 
