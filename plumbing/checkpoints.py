@@ -71,10 +71,9 @@ class Checkpoint:
     meta: tokenizer (its fingerprint), tokenizer_files (name -> text), config (the run's flags; {}
         for a folder) and, of a .pt, all that was saved with it.
 
-    Raises ValueError for: no such file; a file that is not ours or not whole; a missing shard; a
-    model type, RoPE, activation or quantisation that we do not have; a name or shape that does not
-    fit the config; another tokenizer, or one with more ids than the model embeds.
-    With weights_only the tokenizer is not looked at.
+    Raises ValueError for files that are missing, foreign or not whole, models that we do not have,
+    names or shapes that do not fit the config, and, unless weights_only, another tokenizer than
+    the expected one or one with more ids than the model embeds.
     """
 
     def __init__(self, GPT, path, expected=None, weights_only=False):
@@ -126,17 +125,15 @@ class Checkpoint:
     def read(self, dtype, device):
         """The model with its weights, read one by one, so that at most one is held twice.
 
-        A .pt stays mapped into memory: its file may be replaced (renamed over) while the model
-        lives, but not overwritten in place. dtype None keeps the file's.
+        A .pt stays mapped into memory: replace its file (by renaming), do not overwrite it.
         """
         weights = {name: w.to(device=device, dtype=dtype) for name, w in self.stored.items()}
         tied = self.model.cfg.tie_embeddings
         if tied:
             embed = weights["embed_tokens.weight"]
             if not torch.equal(weights.get("lm_head.weight", embed), embed):
-                raise ValueError(f"checkpoint: {self.path}: its config ties the head to the "
-                                 "embeddings, and yet lm_head.weight differs from "
-                                 "embed_tokens.weight; correct tie_word_embeddings")
+                raise ValueError(f"checkpoint: {self.path}: lm_head.weight, tied by the config, "
+                                 "differs from embed_tokens.weight; correct tie_word_embeddings")
             weights["lm_head.weight"] = embed
         self.model.load_state_dict(weights, assign=True)
         if tied:                                           # assign made two parameters of it

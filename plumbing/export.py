@@ -26,19 +26,16 @@ def export(source, folder, dtype=None, shard_bytes=5_000_000_000):
     """Write a Hugging Face folder: safetensors, config.json, generation_config.json, the tokenizer.
 
     source: whatever load_checkpoint takes. dtype: None keeps the file's. shard_bytes: weights above
-    it are cut into several files with an index. The folder is written beside its place and renamed:
-    it is there as a whole or not at all. Raises ValueError if it exists with something in it, if no
-    model type has the config's flags, or if nobody knows what the checkpoint's tokens mean.
+    it are cut into several files with an index. The folder is there as a whole or not at all.
     """
-    if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
+    if os.path.lexists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         raise ValueError(f"export: {folder} exists and is not an empty folder; name another")
     opened = Checkpoint(GPT, source)
     config = hf.config_to_hf(opened.model.cfg)
     enc = tokenizer_of(opened.meta)
     if not opened.meta.get("tokenizer_files") and opened.meta["tokenizer"] != fingerprint(enc):
         raise ValueError(f"export: {opened.path} carries no tokenizer files, and its tokens are "
-                         "not the built-in tasks'; nobody could read what the exported model "
-                         "writes")
+                         "not the built-in tasks'; nobody could read what the model writes")
     weights = opened.read(dtype, "cpu").state_dict()
     if opened.model.cfg.tie_embeddings:
         del weights["lm_head.weight"]

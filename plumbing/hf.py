@@ -43,10 +43,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # config.json
 
 def config_from_hf(c):
-    """config.json as a dict -> the fields of GPTConfig, as a dict.
-
-    Raises ValueError that names what our model does not compute, or what is missing.
-    """
+    """config.json as a dict -> GPTConfig's fields; ValueError names what we do not compute."""
     kind = c.get("model_type")
     if kind not in FAMILIES:
         why = GEMMA if str(kind).startswith("gemma") else ""
@@ -70,10 +67,7 @@ def config_from_hf(c):
 
 
 def config_to_hf(cfg):
-    """GPTConfig -> config.json as a dict, in the layout that transformers 4 and 5 and vLLM read.
-
-    Raises ValueError where no model type has the config's flags.
-    """
+    """GPTConfig -> config.json as a dict, in the layout that transformers 4 and 5 and vLLM read."""
     flags = dict(qkv_bias=cfg.qkv_bias, qk_norm=cfg.qk_norm)
     kinds = [kind for kind in FAMILIES if FAMILIES[kind] == flags]
     if not kinds:
@@ -107,23 +101,19 @@ def local(name):
         return snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja"])
     except Exception as e:      # no network, no such model, no permission: a dozen kinds of error
         raise ValueError(f"checkpoint: there is no {name} here, and the hub did not give it "
-                         f"({type(e).__name__}); check the name and the network, or pass a folder "
-                         "that holds it") from None
+                         f"({type(e).__name__}); check the name and the network") from None
 
 
 def open_folder(path):
     """A folder -> (fields of GPTConfig, {parameter: Stored}, meta); reads no weight.
 
-    meta: tokenizer_files (name -> text) and config (the flags of the run that made it: {}). Raises
-    ValueError on a config.json that asks for another model than ours, on missing shards and on
-    files that are not whole.
+    meta: tokenizer_files (name -> text) and config (the flags of the run that made it: {}).
     """
     try:
         config = config_from_hf(_read_json(path, "config.json"))
         weight_files = _weight_files(path)
     except (TypeError, AttributeError) as e:               # a list for a name, a name for an object
-        raise ValueError("config.json or the index holds a value of another kind than expected "
-                         f"({e})") from None
+        raise ValueError(f"config.json or {INDEX} holds a value of another kind ({e})") from None
     stored = {}
     for name in weight_files:
         for key, tensor in stored_tensors(os.path.join(path, name)).items():
@@ -185,10 +175,7 @@ class Stored(NamedTuple):
 
 
 def stored_tensors(path):
-    """A safetensors file -> {name: Stored}; reads the header only.
-
-    Raises ValueError if the file is not whole or holds other than floating-point tensors.
-    """
+    """A safetensors file -> {name: Stored}: reads the header, which says if the file is whole."""
     name = os.path.basename(path)
     found = {}
     try:
