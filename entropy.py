@@ -25,6 +25,7 @@ from torch import Tensor
 from data import Sample, micro_batches
 from model import GPT, load_checkpoint, read_config
 from plumbing.bar import bar
+from plumbing.checks import check_gaps, read_gaps
 from plumbing.cli import program
 from plumbing.files import write_atomically
 from plumbing.loss import chunk_of, tiles
@@ -182,25 +183,8 @@ class Gaps:
     @classmethod
     def load(cls, path: str, samples: list[Sample], weak: str, live: str, tokenizer: str):
         """Read what save() wrote; ValueError unless it was made for these samples and models."""
-        again = "delete it and rerun the stage `entropy`"
-        try:
-            gaps = cls(**torch.load(path, weights_only=True))
-            counts = gaps.offsets.diff().tolist()
-            whole = len(gaps.codes) == gaps.offsets[-1] and len(gaps.weights) == len(gaps.ids)
-        except FileNotFoundError:
-            raise ValueError(f"expected {path}, found none; run the stage `entropy`") from None
-        except Exception as e:
-            raise ValueError(f"{path} is not a gaps file ({type(e).__name__}); {again}") from None
-        want = {s.id: int(s.loss[1:].sum()) for s in samples}
-        if gaps.ids.tolist() != list(want):
-            missing = next(iter(set(want) - set(gaps.ids.tolist())), "none, but others are there")
-            raise ValueError(f"{len(samples):,} samples in the data but {len(gaps.ids):,} in {path}"
-                             f" (first missing id {missing}); {again}")
-        made_for = (gaps.weak, gaps.live, gaps.tokenizer)
-        if not whole or counts != list(want.values()) or made_for != (weak, live, tokenizer):
-            raise ValueError(f"{path} was made for other samples or models (weak, live, tokenizer: "
-                             f"{', '.join(made_for)}; expected {weak}, {live}, {tokenizer}); "
-                             f"{again}")
+        gaps = read_gaps(path, cls)
+        check_gaps(path, gaps, samples, (weak, live, tokenizer))
         return gaps
 
     def of_sample(self, i: int, name: str) -> Tensor:

@@ -46,7 +46,7 @@ from plumbing.cli import arg, parse, program
 from plumbing.controls import ARMS, ROWS, arm_of, needs_gaps
 from plumbing.files import write_text
 from plumbing.loss import linear_cross_entropy
-from plumbing.report import gap_table, html_report, score_table
+from plumbing.report import html_report, score_table
 from plumbing.run import Folder, Progress, Ranks, Run, sample_flops, step_flops
 from plumbing.tasks import corpus_set
 
@@ -289,14 +289,10 @@ def stage_entropy(run: Run, t: int):
                      gamma=cfg.gamma, kind=cfg.weights, micro_batch=cfg.micro_batch,
                      tokens_per_batch=cfg.tokens_per_batch, chunk_rows=cfg.chunk_rows or None,
                      rank=run.ranks.rank, world=run.ranks.world)
-    mass = {}
-    for s, weight in zip(run.samples, gaps.weights.tolist(), strict=True):
-        mass[s.family] = mass.get(s.family, 0.0) + weight
-    folder.log(gaps=path, mass=mass)
     gaps.flops = sum(float(sample_flops(m.cfg, run.samples).sum()) for m in (weak, live))
     gaps.seconds, gaps.commit = time.time() - started, folder.commit
     gaps.weak, gaps.live, gaps.tokenizer = folder.weak(t), folder.checkpoint(t), tokenizer
-    folder.say(f"\nentropy: {gaps.weak} -> {gaps.live}\n{gap_table(gaps, run.samples)}")
+    run.report_gaps(path, gaps)
     if run.ranks.rank == 0:
         gaps.save(path)
     run.ranks.barrier()

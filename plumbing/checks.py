@@ -3,6 +3,8 @@
 import os
 import re
 
+import torch
+
 from model import GPTConfig, read_config
 from plumbing.cli import flag_of
 from plumbing.tasks import task_of, tokenizer_of
@@ -143,3 +145,31 @@ def _check_room(run, sets, room):
         raise ValueError(f"--max-new-tokens: expected at most {room - longest}, found "
                          f"{run.cfg.max_new_tokens}; prompts have up to {longest} tokens, the "
                          f"models {room}")
+
+
+AGAIN = "delete it and rerun the stage `entropy`"
+
+
+def read_gaps(path, cls):
+    """The object of class entropy.Gaps in a file; ValueError if there is none in it."""
+    try:
+        return cls(**torch.load(path, weights_only=True))
+    except FileNotFoundError:
+        raise ValueError(f"expected {path}, found none; run the stage `entropy`") from None
+    except Exception as e:
+        raise ValueError(f"{path} is not a gaps file ({type(e).__name__}); {AGAIN}") from None
+
+
+def check_gaps(path, gaps, samples, expected):
+    """ValueError unless gaps belong to these samples and to (weak, live, tokenizer)."""
+    want = {s.id: int(s.loss[1:].sum()) for s in samples}
+    if gaps.ids.tolist() != list(want):
+        missing = next(iter(set(want) - set(gaps.ids.tolist())), "none, but others are there")
+        raise ValueError(f"{len(samples):,} samples in the data but {len(gaps.ids):,} in {path} "
+                         f"(first missing id {missing}); {AGAIN}")
+    made_for = (gaps.weak, gaps.live, gaps.tokenizer)
+    whole = len(gaps.codes) == gaps.offsets[-1] and len(gaps.weights) == len(gaps.ids)
+    counts = gaps.offsets.diff().tolist()
+    if not whole or counts != list(want.values()) or made_for != expected:
+        raise ValueError(f"{path} was made for other samples or models (weak, live, tokenizer: "
+                         f"{', '.join(made_for)}; expected {', '.join(expected)}); {AGAIN}")

@@ -20,6 +20,7 @@ from plumbing.chat import with_template
 from plumbing.cli import flag_of, preset_notes
 from plumbing.controls import Watch
 from plumbing.files import commit, write_text
+from plumbing.report import gap_table
 from plumbing.tasks import tokenizer_of, training_set
 from plumbing.tokenizer import fingerprint
 
@@ -307,6 +308,14 @@ class Run:
         for model in (mixed_loss.strong, mixed_loss.weak):
             if wanted and model is not None:
                 model.compile_layers()
+
+    def report_gaps(self, path, gaps):
+        """Say and log what the entropy pass has found."""
+        mass = {}
+        for s, weight in zip(self.samples, gaps.weights.tolist(), strict=True):
+            mass[s.family] = mass.get(s.family, 0.0) + weight
+        self.folder.log(gaps=path, mass=mass)
+        self.folder.say(f"\nentropy: {gaps.weak} -> {gaps.live}\n{gap_table(gaps, self.samples)}")
 
     def report_draw(self, name, arm, batches):
         """Say and log what an arm of stage 3 will be trained on."""
