@@ -1,7 +1,6 @@
 r"""Scores on maths problems: completions -> answers -> equality with the gold answer -> accuracy.
 
-With it come mean@n, pass@k, intervals, and the comparison of two runs, problem by problem.
-Evaluation as in section 4.1 of the paper.
+With it come mean@n, pass@k, intervals, the comparison of two runs (section 4.1 of the paper).
 
     python eval_math.py out/toy/wmss.pt                  # 2,100 test problems of the built-in task
     python eval_math.py out/toy/sft.pt --split val --limit 700
