@@ -12,7 +12,6 @@ import argparse
 import gzip
 import hashlib
 import importlib.util
-import io
 import json
 import os
 import re
@@ -147,73 +146,52 @@ def official():
     return verdict
 
 
-class ZstdFile(io.RawIOBase):
-    """The unpacked bytes of a .zst file.
+def chunks_of(path):
+    """The unpacked bytes of a .jsonl, .jsonl.gz or .jsonl.zst file, piece by piece.
 
-    A file that ends inside a frame is an error. zstandard's own reader ends there in silence.
+    A .zst file that ends inside a frame is an error; zstandard's own reader ends there in silence.
     """
-
-    def __init__(self, path):
-        import zstandard
-        # --ultra --long=31 writes windows of 2 GB; the library's limit is 128 MB
-        self.decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-        self.error = zstandard.ZstdError
-        self.file = open(path, "rb")
-        self.frame = None               # the one that is being unpacked
-        self.packed = b""               # read, not unpacked yet
-        self.ready = b""                # unpacked, not handed out yet
-
-    def readable(self):
-        return True
-
-    def readinto(self, buffer):
-        while not self.ready:
-            # 2 kB at once: the densest packing, 32,768 to 1, makes 64 MB of them
-            self.packed = self.packed or self.file.read(1 << 11)
-            if not self.packed and self.frame:
-                raise EOFError("the end inside a compressed frame")
-            if not self.packed:
-                return 0
-            self.frame = self.frame or self.decompressor.decompressobj()
+    if not path.endswith(".zst"):
+        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as f:
+            while chunk := f.read(1 << 20):
+                yield chunk
+        return
+    import zstandard
+    # --ultra --long=31 writes windows of 2 GB; the library's limit is 128 MB
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+    frame, packed = None, b""
+    with open(path, "rb") as f:
+        # 1 kB at once: the densest packing, 32,768 to 1, makes 32 MB of them
+        while packed := packed or f.read(1 << 10):
+            frame = frame or decompressor.decompressobj()
             try:
-                self.ready = memoryview(self.frame.decompress(self.packed))
-            except self.error as e:
+                yield frame.decompress(packed)
+            except zstandard.ZstdError as e:
                 raise OSError(e) from None
-            self.packed = self.frame.unused_data
-            self.frame = None if self.frame.eof else self.frame
-        n = min(len(buffer), len(self.ready))
-        buffer[:n], self.ready = self.ready[:n], self.ready[n:]
-        return n
-
-    def close(self):
-        self.file.close()
-        super().close()
+            packed = frame.unused_data
+            if frame.eof:
+                frame = None
+    if frame:
+        raise EOFError("the end inside a compressed frame")
 
 
 def lines_of(path, skip=0):
-    """The lines, as bytes, of a .jsonl, .jsonl.gz or .jsonl.zst file after `skip` bytes of text."""
+    """The lines, as bytes, of such a file after `skip` bytes of text."""
+    begun = []                          # pieces of a line that has not ended yet
     try:
-        with _open(path) as f:
-            if path.endswith(".jsonl"):
-                f.seek(skip)
-            else:                       # a packed file can only be read through
-                while skip > 0:
-                    skipped = len(f.read(min(skip, 1 << 20)))
-                    if not skipped:
-                        break
-                    skip -= skipped
-            yield from f
+        for chunk in chunks_of(path):
+            skipped = min(skip, len(chunk))
+            skip -= skipped
+            *lines, rest = chunk[skipped:].split(b"\n")
+            for line in lines:
+                yield b"".join([*begun, line, b"\n"])
+                begun = []
+            begun.append(rest)
     except (OSError, EOFError, zlib.error) as e:
         raise ValueError(f"{path}: expected a whole file, found {e or type(e).__name__}; "
                          "fetch it again") from None
-
-
-def _open(path):
-    if path.endswith(".gz"):
-        return gzip.open(path)
-    if path.endswith(".zst"):
-        return io.BufferedReader(ZstdFile(path), 1 << 20)
-    return open(path, "rb")
+    if any(begun):
+        yield b"".join(begun)
 
 
 def filter_rows(sources, out, run, verdict, system, resume):
