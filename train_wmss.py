@@ -27,7 +27,6 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 import json
 import time
 from collections.abc import Callable, Collection
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal
@@ -65,6 +64,8 @@ class Config:
     seed: int = arg(0, "of initialisation, data and order", low=0, high=2**31 - 1)
     threads: int = arg(0, "CPU threads of each process; 0: cores / processes", low=0)
     dtype: Literal["auto", "fp32", "bf16"] = arg("auto", "auto: bf16 on a GPU, fp32 on a CPU")
+    parallel: Literal["ddp", "fsdp"] = arg("ddp", "several GPUs: each holds all of the models, or "
+                                           "(FSDP2) a shard of them")
     compile: bool | None = arg(None, "torch.compile in training (default: wide models on a GPU)")
 
     task: Literal["toy-math", "toy-code", "text"] = arg(
@@ -198,7 +199,7 @@ def train(run: Run, arm: str, strong: GPT, samples: list[Sample], batches: list[
     """
     cfg, ranks, steps = run.cfg, run.ranks, len(batches)
     mixed_loss = MixedLoss(strong, weak, joint, cfg.chunk_rows or None, control)
-    run.prepare(mixed_loss)                                 # device, activation checkpointing
+    run.prepare(mixed_loss)                                 # device, shards, checkpointing
     params = [p for p in mixed_loss.parameters() if p.requires_grad]
     opt = torch.optim.AdamW(params, lr, betas=(0.9, 0.95), weight_decay=cfg.weight_decay,
                             fused=True)
@@ -223,10 +224,10 @@ def train(run: Run, arm: str, strong: GPT, samples: list[Sample], batches: list[
                     lam = torch.where(gaps.codes_of(batch.ids) > 0, cfg.lam, 1.0)
             x, y, positions, lam = send((x, y, positions, lam), ranks.device)
             last = i == len(micros) - 1                     # ranks exchange gradients once a step
-            with nullcontext() if ranks.world == 1 or last else ddp.no_sync():
-                with ranks.autocast():
+            with ranks.exchange(ddp, last):
+                with ranks.autocast(training=True):
                     loss = ddp(x, y, positions, lam)
-                # DDP averages over ranks: times their number it is the mean over all tokens
+                # both average over ranks: times their number it is the mean over all tokens
                 (loss * (ranks.world / max(1, n_tokens))).backward()
             total += loss.detach()
         progress.gradients(total)
@@ -270,7 +271,7 @@ def stage_sft(run: Run):
     cfg = run.cfg
     if run.folder.has(1):
         return
-    model, _ = load_checkpoint(run.folder.checkpoint(0), "cpu", run.tokenizer)
+    model, _ = load_checkpoint(run.folder.checkpoint(0), run.ranks.home, run.tokenizer)
     batches = schedule(len(run.samples), cfg.batch_size, cfg.seed, epochs=cfg.sft_epochs)
     run.folder.say(f"\nsft: {len(run.samples):,} samples, {len(batches)} steps")
     snapshots = {len(batches) * (i + 1) // (cfg.snapshots + 1) for i in range(cfg.snapshots)} - {0}
@@ -346,9 +347,10 @@ def stage_arm(run: Run, name: str, t: int = 1):
         return
     weak = None
     if arm.weak:
-        weak, strong, meta = load_pair(folder.weak(t), folder.checkpoint(t), run.tokenizer)
+        weak, strong, meta = load_pair(folder.weak(t), folder.checkpoint(t), run.tokenizer,
+                                       run.ranks.home)
     else:
-        strong, meta = load_checkpoint(folder.checkpoint(t), "cpu", run.tokenizer)
+        strong, meta = load_checkpoint(folder.checkpoint(t), run.ranks.home, run.tokenizer)
     length = dict(epochs=cfg.wmss_epochs) if name == "wmss" else dict(steps=steps_of(run, name))
     gaps, batches = draw(run, t, arm.gap, **length)
     run.report_draw(file, arm, batches)

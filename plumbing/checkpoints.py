@@ -40,9 +40,13 @@ def check_config(cfg):
                          f"found {cfg.rope_low} and {cfg.rope_high}")
 
 
-def save(path: str, model, **meta) -> None:
-    """Write a .pt with the model's weights, its config and **meta: whole or not at all."""
-    content = dict(format=FORMAT, model_config=asdict(model.cfg), model=model.state_dict(), **meta)
+def save(path: str, model, weights: dict | None = None, **meta) -> None:
+    """Write a .pt with the model's weights, its config and **meta: whole or not at all.
+
+    weights: name -> tensor, in place of the model's own, which may be cut into shards.
+    """
+    weights = model.state_dict() if weights is None else weights
+    content = dict(format=FORMAT, model_config=asdict(model.cfg), model=weights, **meta)
     write_atomically(path, lambda f: torch.save(content, f))
 
 
@@ -125,8 +129,11 @@ class Checkpoint:
     def read(self, dtype, device):
         """The model with its weights, read one by one, so that at most one is held twice.
 
-        A .pt stays mapped into memory: replace its file (by renaming), do not overwrite it.
+        A .pt stays mapped into memory: replace its file (by renaming), do not overwrite it. On the
+        device "meta" the model gets no weights: none is read.
         """
+        if device == "meta":
+            return self.model
         weights = {name: w.to(device=device, dtype=dtype) for name, w in self.stored.items()}
         tied = self.model.cfg.tie_embeddings
         if tied:

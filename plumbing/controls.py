@@ -16,6 +16,7 @@ import torch
 import torch.nn as nn
 
 from plumbing.loss import linear_cross_entropy
+from plumbing.shard import full
 
 # -------------------------------------------------------------------------------------------------
 # arms
@@ -239,19 +240,22 @@ class Watch:
 
     @torch.no_grad()
     def read(self):
-        """-> dict for the log; to be called after backward, before the gradients are clipped."""
+        """-> dict for the log; to be called after backward, before the gradients are clipped.
+
+        Where models are cut into shards, all ranks have to watch and read.
+        """
         found = {}
         for name, model in self.models.items():
             grads = [] if model is None else [p.grad for p in model.parameters()
                                               if p.requires_grad and p.grad is not None]
             if model is not None and any(p.requires_grad for p in model.parameters()):
-                found[f"gnorm_{name}"] = nn.utils.get_total_norm(grads).item()
+                found[f"gnorm_{name}"] = full(nn.utils.get_total_norm(grads)).item()
 
         def logits(name):
             if self.models[name] is None:
                 return None
             h = torch.cat([row[name] for row in self.rows]).float()
-            return nn.functional.linear(h, self.models[name].lm_head.weight.float())
+            return nn.functional.linear(h, full(self.models[name].lm_head.weight).float())
 
         y = torch.cat([row["y"] for row in self.rows])
         if len(y):

@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 
 import torch
@@ -21,13 +22,14 @@ from plumbing.cli import flag_of, preset_notes
 from plumbing.controls import Watch
 from plumbing.files import commit, write_text
 from plumbing.report import gap_table
+from plumbing.shard import cut, even_out, fill, full, local, shard, weights_of, whole
 from plumbing.tasks import tokenizer_of, training_set
 from plumbing.tokenizer import fingerprint
 
 # may differ when a run is resumed: they change no weight, or only what is added to the run
 FREE_ON_RESUME = {"stages", "arm", "resume", "overwrite", "threads", "save_every", "log_every",
                   "preset", "score_n", "score_split", "system", "eval_batch", "max_new_tokens",
-                  "allow_code_execution"}
+                  "allow_code_execution", "parallel"}
 
 
 class Ranks:
@@ -35,6 +37,8 @@ class Ranks:
 
     rank: number of this process, world: how many there are; alone it is 0 of 1. device: its GPU,
     or the CPU. autocast(): the context in which models compute, bf16 on a GPU unless told.
+    sharded: each rank holds only its part of what is trained (plumbing/shard.py). home: where
+    models that are to be trained are read to; of shards, rank 0 hands out what it has read.
     """
 
     def __init__(self, cfg):
@@ -58,16 +62,34 @@ class Ranks:
         if cuda:
             self.device_name = torch.cuda.get_device_name()
         self.dtype_name = "bf16" if self.bf16 else "fp32"
+        self.sharded = cfg.parallel == "fsdp" and self.world > 1
+        self.home = "meta" if self.sharded and self.rank > 0 else "cpu"
 
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+    def autocast(self, training=False):
+        on = self.bf16 and not (training and self.sharded)      # shards have a policy instead
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
 
     def data_parallel(self, module):
         """The module whose gradients are averaged over all ranks at the end of each backward."""
-        if self.world == 1:
+        if self.world == 1 or self.sharded:
             return module
         return DistributedDataParallel(module, forward_sync_buffers=False,
                                        gradient_as_bucket_view=True)
+
+    def exchange(self, module, last):
+        """The context of a forward and backward pass: gradients are exchanged in the last only."""
+        if self.sharded:
+            module.set_requires_gradient_sync(last)
+        elif self.world > 1 and not last:
+            return module.no_sync()
+        return nullcontext()
+
+    def agree(self, ok):
+        """Whether it is so on every rank, where each looks at a shard of its own."""
+        if self.sharded:
+            ok = torch.as_tensor(ok, dtype=torch.int32, device=self.device)
+            dist.all_reduce(ok, dist.ReduceOp.MIN)
+        return bool(ok)
 
     def first(self, act):
         """Call act() on rank 0 only; what it refuses ends all ranks, and rank 0 alone says why."""
@@ -189,8 +211,9 @@ class Folder:
             write_text(self.path("log.jsonl"), "".join(kept))
 
     def save(self, name, model, **meta):
+        weights = weights_of(model)                         # all ranks: it may be cut
         if self.rank == 0:
-            save_checkpoint(self.path(name), model, **meta)
+            save_checkpoint(self.path(name), model, weights, **meta)
 
     def open(self, data):
         """Make the folder, or check that it may be gone on with; data: digest of the samples."""
@@ -298,6 +321,8 @@ class Run:
                 model.checkpointing = self.cfg.checkpointing
         if mixed_loss.weak is not None and not mixed_loss.joint:
             mixed_loss.weak.checkpointing = False           # frozen: it has no backward
+        if self.ranks.sharded:
+            shard(mixed_loss, self.ranks)
         mixed_loss.to(self.ranks.device).train()
 
     def compile(self, mixed_loss):
@@ -356,7 +381,7 @@ class Progress:
         """Load resume-ARM.pt into models and optimizer if there is one -> the first step to do."""
         path, meta = self.folder.path(f"resume-{self.arm}.pt"), {}
         if self.cfg.resume and os.path.exists(path):
-            saved, meta = load_checkpoint(path, self.ranks.device, self.run.tokenizer)
+            saved, meta = load_checkpoint(path, self.ranks.home, self.run.tokenizer)
             needed = {"arm", "step", "optimizer", "weak", "seconds", "rng"}
             if not needed <= meta.keys() or not isinstance(meta["optimizer"], list):
                 raise ValueError(f"{path} is no interim state of a run of this version; "
@@ -366,13 +391,12 @@ class Progress:
         self.folder.keep_log(lambda record: record.get("arm") != self.arm
                              or record.get("step", 0) <= step)
         if step:
-            self.strong.load_state_dict(saved.state_dict())
+            fill(self.strong, saved.state_dict())
             if self.weak is not None:
-                self.weak.load_state_dict(meta["weak"])
+                fill(self.weak, meta["weak"])
             for p, state in zip(self.params, meta["optimizer"], strict=True):
                 if state is not None:       # a file is read into the CPU's memory
-                    self.opt.state[p] = {key: t.to(p.device, copy=True)
-                                         for key, t in state.items()}
+                    self.opt.state[p] = {key: cut(t, p) for key, t in state.items()}
             torch.set_rng_state(meta["rng"])
             self.seconds = meta["seconds"]
             self.folder.say(f"{self.arm}: resumed after step {step}")
@@ -383,12 +407,14 @@ class Progress:
 
     def begin(self, step, micros, n_tokens):
         """Before the first micro-batch of a step."""
+        if self.ranks.sharded:
+            even_out(micros, self.ranks)
         if hasattr(self.control, "begin"):
             self.control.begin(step, micros)
         self.logs = (step == 0 or (step + 1) % self.log_every == 0
                      or (step + 1) % self.cfg.save_every == 0 or self.is_last(step))
         self.n_tokens = n_tokens
-        self.watch.begin(n_tokens, self.logs and self.ranks.rank == 0)
+        self.watch.begin(n_tokens, self.logs and (self.ranks.sharded or self.ranks.rank == 0))
 
     def is_last(self, step):
         return step == len(self.batches) - 1
@@ -396,7 +422,7 @@ class Progress:
     def gradients(self, total):
         """After the last backward of a step, before its gradients are clipped."""
         self.found = {}
-        if self.watch.every and total.isfinite():
+        if self.watch.every and self.ranks.agree(total.isfinite()):
             self.found = self.watch.read()
 
     def end(self, step, total, gnorm, rows):
@@ -404,26 +430,26 @@ class Progress:
         self.tokens += sum(len(s.tokens) - 1 for s in rows)
         done = step + 1
         saves = done in self.snapshots or done % self.cfg.save_every == 0 or self.is_last(step)
-        whole = not saves or all(p.isfinite().all() for p in self.params)
-        if self.logs or not whole:
-            self._report(done, total, gnorm, whole)
+        sound = not saves or self.ranks.agree(all(local(p).isfinite().all() for p in self.params))
+        if self.logs or not sound:
+            self._report(done, total, full(gnorm), sound)
         if done in self.snapshots:
             name = os.path.join("snapshots", f"{self.arm}-{done:06d}.pt")
             self.folder.save(name, self.strong, **self.state(done))
         if done % self.cfg.save_every == 0 and not self.is_last(step):
-            weak = None if self.weak is None else self.weak.state_dict()
-            optimizer = [self.opt.state.get(p) for p in self.params]
+            weak = None if self.weak is None else weights_of(self.weak)
+            optimizer = [whole(self.opt.state.get(p)) for p in self.params]
             self.folder.save(f"resume-{self.arm}.pt", self.strong,
                              **self.state(done, optimizer=optimizer, weak=weak))
 
-    def _report(self, done, total, gnorm, whole):
+    def _report(self, done, total, gnorm, sound):
         steps, now = len(self.batches), time.time()
         loss = self.ranks.sum(total).item() / max(1, self.n_tokens)
         speed = self.tokens / max(1e-9, now - self.mark)
         eta = int((now - self.started) / (done - self.first) * (steps - done))
         lr = self.opt.param_groups[0]["lr"]
         self.mark, self.tokens = now, 0
-        if not (whole and math.isfinite(loss) and math.isfinite(gnorm)):
+        if not (sound and math.isfinite(loss) and math.isfinite(gnorm)):
             raise ValueError(f"{self.arm} has diverged at step {done} (loss {loss:g}, gradient "
                              f"norm {gnorm:g}): it has no checkpoint; start it again with a lower "
                              f"learning rate than {self.lr:g}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -18,6 +19,19 @@ BASELINES = ("--arm", "sft-steps", "sft-flops", "wmss")
 
 class Crash(Exception):
     pass
+
+
+def interrupted(step, *flags):
+    """A run of one arm that stops before that step of it, with no time to save."""
+    real = train_wmss.lr_at
+
+    def lr_at(s, *args):                    # called once a step, before its forward pass
+        if s == step:
+            raise Crash
+        return real(s, *args)
+
+    with patch.object(train_wmss, "lr_at", lr_at), pytest.raises(Crash):
+        train_wmss.main(list(flags))
 
 
 def weights(path):
