@@ -281,7 +281,7 @@ class GPT(nn.Module):
 
 
 # Explained in plumbing/checkpoints.py, which cannot import this file: it is handed the class.
-save_checkpoint = checkpoints.save                   # (path, model, **meta)
+save_checkpoint = checkpoints.save                   # (path, model, weights, **meta)
 load_checkpoint = partial(checkpoints.load, GPT)     # (path, device, tokenizer, dtype) -> GPT, meta
 read_config = partial(checkpoints.read_config, GPT)  # (path, tokenizer) -> GPTConfig, meta
 

@@ -4,6 +4,7 @@ take turns (A B B A ...).
     python experiments/bench.py                      # every part; long on two cores
     python experiments/bench.py P3 P4 --json bench.json      # some; the numbers go to a file too
     python experiments/bench.py P1b --nanogpt ../nanoGPT/model.py    # github.com/karpathy/nanoGPT
+    python experiments/bench.py plan                 # memory of a GPU: formulas, and their check
     python experiments/bench.py scaling              # step and loss against T, V, layers, batch
     python experiments/bench.py profile              # where the seconds go, ours and the peers'
     python experiments/bench.py gpu gpu-generate     # on a GPU, beside transformers
@@ -39,6 +40,7 @@ import train_wmss  # first: it sets what torch reads from the environment
 import torch
 import torch.nn.functional as F
 from analyse import parser_of
+from plan import peak, table
 from sweep import cpu_name
 from torch.nn.utils.rnn import pad_sequence
 
@@ -82,6 +84,9 @@ QUICK = dict(
     loss_growth=dict(tokens=(32, 64), V=(512, 1024)))
 QWEN = dict(vocab_size=151936, dim=1024, n_layers=28, n_heads=16, n_kv_heads=8, head_dim=128,
             ffn_dim=3072, rope_theta=1e6, qk_norm=True, max_seq_len=1024)
+# ranks, --parallel, arm, passes of a step: whose peaks are measured beside the formulas' on a CPU
+PLANNED = [(1, "ddp", "joint", 2), (2, "fsdp", "joint", 2), (2, "fsdp", "sft-steps", 1),
+           (2, "ddp", "joint", 2), (2, "fsdp", "frozen", 2), (1, "ddp", "sft-steps", 1)]
 # dense bf16 FLOP/s of the data sheets, which MFU is a share of
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
@@ -620,6 +625,42 @@ def scaling(size, args):
     return {"scaling": record}
 
 
+def footprint(shape, ranks, parallel, arm, passes, samples):
+    """Two steps as the rank that the environment names -> bytes that they took at their peak."""
+    for s in (TINY, shape):                     # first for what libraries and threads take
+        before = memory("VmRSS")
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")                        # the peak starts again from here
+        run = Bench(1, batch_size=ranks * samples, micro_batch=samples // passes,
+                    parallel=parallel, chunk_rows=128)
+        run.train(arm, *pair_of(arm, s), gsm8k_like(s), batches_of(gsm8k_like(s), 2,
+                                                                   ranks * samples))
+    return memory() - before
+
+
+def plan(size, args):
+    """Memory of a GPU, from formulas; and the formulas beside peaks measured on this CPU."""
+    print(table())
+    shape, n = {**size["shape"], "n_layers": 2}, size["batch"] // 2
+    samples, record = gsm8k_like(shape), {}
+    row("measured on the CPU", "formula GB", "peak GB", "ratio")
+    for case in PLANNED[:2] if args.quick else PLANNED:
+        ranks, parallel, arm, passes = case
+        tokens = []                             # of each pass of each rank
+        for step in batches_of(samples, 2, ranks * n):
+            rows = [samples[i] for i in step.tolist()]
+            for rank in range(ranks):
+                tokens += [len(b.y) for b in micro_batches(rows, n // passes, rank, ranks)]
+        want = peak(GPTConfig(**shape), arm, parallel, ranks, passes, tokens=max(tokens),
+                    kind="fp32", chunk_rows=128)
+        with patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="1000000"):      # freed is given back
+            got = max(apart(1, footprint, shape, *case, n, world=ranks))
+        name = f"{arm}, {ranks} x {parallel}, passes {passes}"
+        record[name] = dict(formula=want / 1e9, peak=got / 1e9, ratio=want / got)
+        row(name, *(f"{value:.3f}" for value in record[name].values()))
+    return {"plan": record}
+
+
 # ATen operators -> what they are for; what is in none of these is "other"
 GROUPS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
@@ -782,7 +823,8 @@ def gpu_generate(size, args):
 # command line
 
 PARTS = dict(P1=p1, P1b=p1b, P2=p2, P3=p3, P4=p4, P5=p5, P7=p7)
-VIEWS = {"scaling": scaling, "profile": profile, "gpu": gpu, "gpu-generate": gpu_generate}
+VIEWS = {"plan": plan, "scaling": scaling, "profile": profile, "gpu": gpu,
+         "gpu-generate": gpu_generate}
 MORE = ("time_over_naive", "time_over_naive_cpu", "of_which_gradients_gb",
         "ratio_beyond_gradients", "without_exchange")
 

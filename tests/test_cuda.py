@@ -4,9 +4,16 @@ Skipped where there is none.
 """
 
 import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
+from conftest import ROOT
+from runs import TINY, trace
 
 import train_wmss
 from data import Sample, micro_batches, send
@@ -14,6 +21,7 @@ from entropy import measure
 from model import GPT, GPTConfig
 from plumbing.controls import permute_logits
 from plumbing.decode import Decoder
+from plumbing.shard import full, shard
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 SHAPE = dict(
@@ -37,23 +45,25 @@ def samples(n=40, seed=0):
     ]
 
 
-def loss_and_grads(device, bf16, weak=True, compiled=False, joint=True, lam=0.5):
+def loss_and_grads(device, bf16, weak=True, compiled=False, joint=True, lam=0.5, shards=False):
     strong = model(0).to(device)
     other = model(1).to(device) if weak else None
     if compiled:
         for m in filter(None, (strong, other)):
             m.compile_layers()
     mixed_loss = train_wmss.MixedLoss(strong, other, joint)
+    if shards:
+        shard(mixed_loss, SimpleNamespace(device=torch.device(device), bf16=bf16, world=1))
     total = 0
     for batch in micro_batches(samples(), 64, tokens_per_batch=2000):
         positions = batch.loss_mask.flatten().nonzero()[:, 0]
         y = batch.y.flatten()[positions]
         x, y, positions = send((batch.x, y, positions), torch.device(device))
-        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device, torch.bfloat16, enabled=bf16 and not shards):
             loss = mixed_loss(x, y, positions, lam if weak else 1.0)
         loss.backward()
         total += loss.item()
-    return total, torch.cat([p.grad.float().cpu().flatten() for p in strong.parameters()])
+    return total, torch.cat([full(p.grad).float().cpu().flatten() for p in strong.parameters()])
 
 
 @pytest.mark.parametrize(
@@ -79,6 +89,39 @@ def test_a_step_is_that_of_the_cpu(how):
         cosine > (0.99 if how["bf16"] else 0.9999)
         and (grads.norm() / want_grads.norm() - 1).abs() < 0.05
     )
+
+
+@pytest.fixture
+def group(tmp_path):
+    """A process group of this process alone."""
+    dist.init_process_group("nccl", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("how", [dict(bf16=False), dict(bf16=True), dict(bf16=True, joint=False),
+                                 dict(bf16=True, compiled=True)])
+def test_a_step_of_shards_is_that_of_the_cpu(group, how):
+    """Bug: weights gathered in bf16 that stay so, gradients summed in bf16, a policy beside
+    autocast, layers compiled with their gathering."""
+    want, want_grads = loss_and_grads("cpu", False, joint=how.get("joint", True))
+    got, grads = loss_and_grads("cuda", shards=True, **how)
+    assert got == pytest.approx(want, rel=2e-2 if how["bf16"] else 2e-3)
+    cosine = torch.nn.functional.cosine_similarity(grads, want_grads, 0)
+    assert cosine > (0.99 if how["bf16"] else 0.9999)
+    assert (grads.norm() / want_grads.norm() - 1).abs() < 0.05
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_with_shards_train_as_one(run, tmp_path):
+    """Bug: ranks that wait for each other, or files that hold a shard."""
+    flags = [*TINY, "--preset", "smoke", "--dtype", "fp32", "--arm", "wmss", "frozen"]
+    one = run(*flags, "--name", "one")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+                "2", os.path.join(ROOT, "train_wmss.py"), *flags, "--name", "two"]
+    subprocess.run([*torchrun, "--parallel", "fsdp"], cwd=tmp_path, check=True)
+    for arm in ("wmss", "frozen"):
+        assert trace(tmp_path / "out" / "two", arm) == pytest.approx(trace(one, arm), rel=1e-3)
 
 
 def test_entropies_are_those_of_the_cpu():
