@@ -14,7 +14,6 @@ Entropies are in nats.
 """
 
 import argparse
-import os
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -27,9 +26,9 @@ from model import GPT, load_checkpoint, read_config
 from plumbing.bar import bar
 from plumbing.checks import check_gaps, read_gaps
 from plumbing.cli import program
-from plumbing.files import write_atomically
+from plumbing.files import write_atomically, write_text
 from plumbing.loss import chunk_of, tiles
-from plumbing.report import gap_table, show_samples
+from plumbing.report import gap_table, show_samples, token_page
 from plumbing.tasks import tokenizer_of, training_set
 from plumbing.tokenizer import fingerprint
 
@@ -267,6 +266,11 @@ def load_pair(weak_path: str, live_path: str, tokenizer: str, device: str = "cpu
     return weak, *load_checkpoint(live_path, device, tokenizer)
 
 
+# of a live model that train_wmss.py did not write
+OTHER_DATA = dict(tau=0.01, h=0.05, alpha=0.1, beta=0.8, gamma=0.1, weights="code", lam=0.5,
+                  prompt_column="", completion_column="", max_len=1024, long="truncate")
+
+
 @program("entropy")
 def main(argv: list[str] | None = None):
     parser = argparse.ArgumentParser(
@@ -275,6 +279,8 @@ def main(argv: list[str] | None = None):
     parser.add_argument("--weak", required=True, help="checkpoint of the weak snapshot")
     parser.add_argument("--live", required=True,
                         help="checkpoint of the live model; its settings name the data")
+    parser.add_argument("--data", nargs="+", metavar="SPEC",
+                        help="text to read instead: files, folders, names on the hub")
     parser.add_argument("--tau", type=float, help="gap threshold, nats (default: the live run's)")
     parser.add_argument("--h", type=float, help="weak entropy above which an unchanged token is "
                         "hard, nats (default: the live run's)")
@@ -282,15 +288,19 @@ def main(argv: list[str] | None = None):
                         help="formula of the weights (default: the live run's)")
     parser.add_argument("--show", type=int, default=0, metavar="N",
                         help="print the N heaviest samples, coloured by gap code")
+    parser.add_argument("--report", default="", metavar="PAGE",
+                        help="write them as a page of HTML, with what both models expected")
     args = parser.parse_args(argv)
     if args.show < 0:
         parser.error(f"--show: expected a number of samples, found {args.show}")
     enc = tokenizer_of(read_config(args.live)[1])
     weak, live, meta = load_pair(args.weak, args.live, fingerprint(enc))
-    cfg = meta["config"]
+    cfg = meta.get("config", {})
+    if args.data:
+        cfg = {**OTHER_DATA, **cfg, "task": "text", "data": args.data}
     if "tau" not in cfg:
         raise ValueError(f"{args.live} says nothing of its training data; expected a checkpoint "
-                         "that train_wmss.py wrote")
+                         "that train_wmss.py wrote, or --data")
     samples = training_set(cfg, enc)
     gaps = find_gaps(weak, live, samples, alpha=cfg["alpha"], beta=cfg["beta"], gamma=cfg["gamma"],
                      tau=cfg["tau"] if args.tau is None else args.tau,
@@ -299,7 +309,10 @@ def main(argv: list[str] | None = None):
                      tokens_per_batch=cfg.get("tokens_per_batch", 0))
     print(gap_table(gaps, samples))
     if args.show:
-        print("\n" + show_samples(gaps, samples, enc, args.show, bool(os.environ.get("NO_COLOR"))))
+        print("\n" + show_samples(gaps, samples, enc, args.show))
+    if args.report:
+        gaps.weak, gaps.live = args.weak, args.live
+        write_text(args.report, token_page(gaps, samples, enc, weak, live, cfg["lam"]))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from plumbing.cli import arg, parse, program
 from plumbing.controls import ARMS, ROWS, arm_of, needs_gaps
 from plumbing.files import write_text
 from plumbing.loss import linear_cross_entropy
-from plumbing.report import html_report, score_table
+from plumbing.report import score_table, write_report
 from plumbing.run import Folder, Progress, Ranks, Run, sample_flops, step_flops
 from plumbing.tasks import corpus_set
 
@@ -248,7 +248,12 @@ def finish(run: Run, name: str, model: GPT, state: dict):
     interim = run.folder.path(f"resume-{name}.pt")
     if run.ranks.rank == 0 and os.path.exists(interim):
         os.remove(interim)
-    run.ranks.barrier()
+    report(run)
+
+
+def report(run: Run):
+    """At the end of every stage, report.html shows what there is to see by now."""
+    run.ranks.first(partial(write_report, run, load_gaps, eval_math.wilson))
 
 
 def stage_base(run: Run):
@@ -296,7 +301,7 @@ def stage_entropy(run: Run, t: int):
     run.report_gaps(path, gaps)
     if run.ranks.rank == 0:
         gaps.save(path)
-    run.ranks.barrier()
+    report(run)
 
 
 def load_gaps(run: Run, t: int) -> Gaps:
@@ -416,11 +421,8 @@ def stage_score(run: Run):
         record = dict(rows=rows, lam=cfg.lam, commit=folder.commit, device=ranks.device_name,
                       dtype=ranks.dtype_name, config=asdict(cfg))
         write_text(folder.path("scores.json"), json.dumps(record, indent=1))
-        gaps = load_gaps(run, 1) if os.path.exists(folder.gaps(1)) else None
-        page = html_report(f"WMSS: {cfg.name}", table, folder.read_log(), gaps, run.samples,
-                           run.enc)
-        write_text(folder.path("report.html"), page)
-    folder.say(f"\n{table}\n\n{folder.path('report.html')} shows the loss curves and the gaps")
+    report(run)
+    folder.say(f"\n{table}\n\n{folder.path('report.html')} shows all of it")
     errors = sum(r["errors"] for r in rows)
     if errors:
         raise ValueError(f"{errors} programs could not be judged (status error in "

@@ -6,15 +6,17 @@ them. Rows carry today's names of the arms, see analyse.read_rows.
 
 import html
 import math
+import os
+import sys
 
 import numpy as np
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from plumbing.colours import ARMS as COLOURS
+
 WIDTH = 390
 LEFT, RIGHT = 44, 370                    # of a plot's area
-# mid-tones: at least 3:1 on white and on black
-COLOURS = {"sft-steps": "#767676", "sft-flops": "#767676", "joint": "#d1432f", "frozen": "#b26a00",
-           "wmss": "#2e8b57", "wmss-both": "#2e8b57", "wmss-mask": "#0a8f8f",
-           "temperature": "#3b7dd8", "permuted": "#9b59b6"}
 SHADES = {0.3: "#7b6fd0", 0.5: "#2f86c9", 0.7: "#2e8b57", 0.9: "#d1432f"}        # of lambdas
 DASHES = ("", "6 3", "2 3", "8 3 2 3")                 # a second cue beside colour
 # Qwen3-4B-Base, the paper's v2: mean gain of WMSS over its SFT on 7 math and 4 code benchmarks

@@ -19,12 +19,12 @@ from figures import WIDTH, svg, text
 from entropy import find_gaps, load_pair
 from model import read_config
 from plumbing.cli import program
+from plumbing.colours import CODES as COLOURS
 from plumbing.files import write_text
 from plumbing.report import CODES, tokens_with_codes
 from plumbing.tasks import tokenizer_of, training_set
 from plumbing.tokenizer import fingerprint
 
-COLOURS = ("#767676", "#2e8b57", "#d1432f", "#b26a00")      # by gap code; 3:1 on white and black
 MEANING = ("both are sure", "surer than the weak model was",
            "less sure than the weak model was", "neither of the two is sure")
 MARGIN, CELL, BARS = 12, 9.85, 36   # pixels; BARS: the tallest bar

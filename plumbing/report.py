@@ -1,21 +1,32 @@
-"""What a run shows: the table of scores, the table of gaps, samples coloured by gap code, and the
-page report.html, which needs no network.
+"""What a run shows: tables for the terminal, samples coloured by gap code, and report.html, one
+page that needs no network.
 
-`gaps` is an entropy.Gaps throughout.
+The page's words, styles and drawing stand in report.html beside this file, which is given the
+numbers as JSON. `gaps` is an entropy.Gaps throughout.
 """
 
-import html
+import json
 import math
+import os
+import sys
+from collections import Counter
 
 import torch
 
+from model import load_checkpoint, read_config
+from plumbing import colours
+from plumbing.controls import ARMS, ROWS, arm_of
+from plumbing.files import read_rows, write_text
+
 CODES = ("settled", "consolidating", "regressing", "hard")
 TERMINAL_COLOURS = ("\x1b[90m", "\x1b[32m", "\x1b[31m", "\x1b[33m")     # grey, green, red, yellow
-PAGE_COLOURS = ("#999999", "#2e7d32", "#c62828", "#b26a00")             # the same on white
-CURVE_COLOURS = ("#777", "#1565c0", "#c62828", "#2e7d32", "#b26a00", "#6a1b9a")
-STYLE = """body{font:15px/1.5 sans-serif;max-width:62em;margin:2em auto;padding:0 1em}
-svg{max-width:100%}pre,.sample{font:13px/1.6 monospace;overflow-x:auto}
-.key span{margin-right:1.5em}"""
+REFERENCES = ("sft-steps", "sft-flops")
+MOST_TOKENS = 3000      # of the token view, to keep page and time small
+MOST_TEXT = 500_000     # characters of the answers to browse
+
+
+# -------------------------------------------------------------------------------------------------
+# for the terminal
 
 
 def score_table(rows):
@@ -37,29 +48,48 @@ def score_table(rows):
     return "\n".join(lines)
 
 
+def code_rows(gaps):
+    """(name, tokens, share, mean weak entropy, mean live entropy) of each gap code."""
+    rows = []
+    for code, name in enumerate(CODES):
+        here = gaps.codes == code
+        means = ["-", "-"]
+        if here.any():
+            means = [f"{ent[here].mean():.4f}" for ent in (gaps.ent_weak, gaps.ent_live)]
+        rows.append((name, f"{int(here.sum()):,}", f"{here.float().mean():.1%}", *means))
+    return rows
+
+
+def family_rows(gaps, samples):
+    """(name, samples, share of samples, share of weight, mean weak and live entropy, shares of the
+    four codes) of each family."""
+    families = list(dict.fromkeys(s.family for s in samples))
+    number = {family: i for i, family in enumerate(families)}
+    of_sample = torch.tensor([number[s.family] for s in samples])
+    of_token = of_sample.repeat_interleave(gaps.offsets.diff())
+    rows = []
+    for i, family in enumerate(families):
+        own, here = of_sample == i, of_token == i
+        counts = torch.bincount(gaps.codes[here].long(), minlength=4)
+        rows.append((family, int(own.sum()), float(own.float().mean()),
+                     float(gaps.weights[own].sum()), float(gaps.ent_weak[here].mean()),
+                     float(gaps.ent_live[here].mean()), (counts / counts.sum()).tolist()))
+    return rows
+
+
 def gap_table(gaps, samples):
     """Tokens and mean entropies by gap code; shares of tokens and of sampling weight by family."""
-    family_of_token = [s.family for s in samples for _ in range(int(s.loss[1:].sum()))]
-    weak, live, codes = gaps.ent_weak, gaps.ent_live, gaps.codes
-    lines = [f"{len(samples):,} samples, {len(weak):,} loss tokens | mean entropy (nats): "
-             f"weak {weak.mean():.4f}, live {live.mean():.4f}",
+    lines = [f"{len(samples):,} samples, {len(gaps.codes):,} loss tokens | mean entropy (nats): "
+             f"weak {gaps.ent_weak.mean():.4f}, live {gaps.ent_live.mean():.4f}",
              f"{'code':15s} {'tokens':>9s} {'share':>7s} {'H weak':>8s} {'H live':>8s}"]
-    for code, name in enumerate(CODES):
-        here = codes == code
-        means = f"{'-':>8s} {'-':>8s}"
-        if here.any():
-            means = f"{weak[here].mean():8.4f} {live[here].mean():8.4f}"
-        share = here.float().mean()
-        lines.append(f"{code} {name:13s} {int(here.sum()):9,d} {share:7.1%} {means}")
+    for code, (name, count, share, weak, live) in enumerate(code_rows(gaps)):
+        lines.append(f"{code} {name:13s} {count:>9s} {share:>7s} {weak:>8s} {live:>8s}")
     names = " ".join(f"{name:>13s}" for name in CODES)
     lines.append(f"\n{'family':15s} {'samples':>9s} {'mass':>7s} {'H weak':>8s} {'H live':>8s} "
                  f"{names}")
-    for family in dict.fromkeys(s.family for s in samples):
-        here = torch.tensor([f == family for f in family_of_token])
-        own = torch.tensor([s.family == family for s in samples])
-        shares = " ".join(f"{(codes[here] == code).float().mean():13.1%}" for code in range(4))
-        lines.append(f"{family:15s} {int(own.sum()):9,d} {gaps.weights[own].sum():7.1%} "
-                     f"{weak[here].mean():8.4f} {live[here].mean():8.4f} {shares}")
+    for family, n, _, mass, weak, live, codes in family_rows(gaps, samples):
+        shares = " ".join(f"{share:13.1%}" for share in codes)
+        lines.append(f"{family:15s} {n:9,d} {mass:7.1%} {weak:8.4f} {live:8.4f} {shares}")
     return "\n".join(lines)
 
 
@@ -73,20 +103,43 @@ def heaviest(gaps, samples, n):
     return [i for _, _, i in sorted(ranked)[:n]]
 
 
+def whole_characters(tokens, enc):
+    """(text, how many tokens it takes) along a list of ids: what only together makes a character
+    is not taken apart."""
+    start = 0
+    for end in range(1, len(tokens) + 1):
+        text = enc.decode(tokens[start:end])
+        # no character has more than four bytes, so no more than four tokens
+        if not text.endswith("\ufffd") or end - start == 4 or end == len(tokens):
+            yield text, end - start
+            start = end
+
+
 def tokens_with_codes(gaps, sample, i, enc):
-    """(text, code, index into the flat vectors) of each token; code None: it carries no loss."""
-    k = int(gaps.offsets[i])
-    for token, counts in zip(sample.tokens.tolist(), sample.loss.tolist(), strict=True):
-        text = enc.decode([token])
-        if counts:
-            yield text, int(gaps.codes[k]), k
-            k += 1
+    """(text, code, index into the flat vectors) of each token; code None: it carries no loss.
+
+    Tokens that are parts of one character come as one, with the code of the part that moved most.
+    """
+    k, place = int(gaps.offsets[i]), 0
+    loss = sample.loss.tolist()
+    for text, n in whole_characters(sample.tokens.tolist(), enc):
+        parts = range(k, k + sum(loss[place:place + n]))
+        if parts:
+            most = max(parts, key=lambda j: abs(float(gaps.ent_live[j] - gaps.ent_weak[j])))
+            yield text, int(gaps.codes[most]), most
         else:
             yield text, None, None
+        k, place = parts.stop, place + n
 
 
-def show_samples(gaps, samples, enc, n, plain):
-    """The n heaviest samples as text, each loss token coloured by its code; plain: token^code."""
+def show_samples(gaps, samples, enc, n, plain=None):
+    """The n heaviest samples as text, each loss token coloured by its code; plain: token^code.
+
+    plain None: as NO_COLOR says, and where the text goes into a file or a pipe.
+    """
+    if plain is None:
+        plain = bool(os.environ.get("NO_COLOR")) or not sys.stdout.isatty()
+
     def paint(text, code):
         if code is None:
             return text
@@ -102,72 +155,215 @@ def show_samples(gaps, samples, enc, n, plain):
     return "\n".join(lines)
 
 
-def loss_curves(log, width=760, height=260):
-    """SVG: training loss of each arm over the share of its steps done, from log.jsonl's records."""
-    arms = {}
-    for r in log:
-        if r.get("loss"):
-            arms.setdefault(r["arm"], []).append((r["step"], math.log10(r["loss"])))
-    if not arms:
-        return ""
-    values = [y for curve in arms.values() for _, y in curve]
-    low, high = min(values), max(values)
-
-    def scale(y):
-        return 20 + (high - y) / max(1e-9, high - low) * (height - 50)
-
-    out = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="training loss">']
-    ticks = [m * 10.0 ** e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
-    for value in ticks:
-        tick = math.log10(value)
-        if low <= tick <= high:
-            y = scale(tick)
-            out.append(f'<line x1="45" x2="{width - 130}" y1="{y:.1f}" y2="{y:.1f}" '
-                       f'stroke="#ddd"/><text x="40" y="{y + 4:.1f}" font-size="11" '
-                       f'text-anchor="end">{value:g}</text>')
-    for k, (arm, curve) in enumerate(arms.items()):
-        colour, last = CURVE_COLOURS[k % len(CURVE_COLOURS)], curve[-1][0]
-        points = []
-        for step, y in curve:
-            points.append(f"{45 + step / last * (width - 175):.1f},{scale(y):.1f}")
-        y = 24 + 18 * k
-        out.append(f'<polyline points="{" ".join(points)}" fill="none" stroke="{colour}" '
-                   f'stroke-width="2"/><line x1="{width - 118}" x2="{width - 98}" y1="{y}" '
-                   f'y2="{y}" stroke="{colour}" stroke-width="3"/><text x="{width - 92}" '
-                   f'y="{y + 4}" font-size="12">{html.escape(arm)}</text>')
-    out.append(f'<text x="45" y="{height - 8}" font-size="11">share of the steps done, 0 to 1; '
-               "loss per token in nats</text></svg>")
-    return "".join(out)
+# -------------------------------------------------------------------------------------------------
+# the token view
 
 
-def html_report(title, table, log, gaps=None, samples=(), enc=None, n=8):
-    """report.html: the table of scores, the loss curves, the gap table, n samples with their codes.
+@torch.no_grad()
+def token_view(gaps, samples, enc, weak, live, lam, n=24):
+    """The n heaviest samples for the page, each token with what the models expected there.
 
-    The tooltip of a token shows its two entropies. gaps None: a run that measured none.
+    weak, live: the models, or None: then there are no candidates. lam: of the mix. At most
+    MOST_TOKENS tokens, so that time and page stay small.
     """
-    title = html.escape(title)
-    page = [f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style>",
-            f"<h1>{title}</h1><h2>Scores</h2><pre>{html.escape(table)}</pre>",
-            f"<h2>Training loss</h2>{loss_curves(log)}"]
-    if gaps is None:
-        return "\n".join(page)
-
-    def paint(text, code, tip=""):
-        colour = PAGE_COLOURS[code]
-        return f'<b style="color:{colour}" title="{tip}">{html.escape(text)}</b>'
-
-    key = " ".join(f"<span>{paint(name, code)}</span>" for code, name in enumerate(CODES))
-    page.append(f"<h2>Gaps between {html.escape(gaps.weak)} and {html.escape(gaps.live)}</h2>"
-                f"<pre>{html.escape(gap_table(gaps, samples))}</pre><p class=key>{key}</p>")
+    shown, room = [], MOST_TOKENS
     for i in heaviest(gaps, samples, n):
-        s, parts = samples[i], []
+        s = samples[i]
+        expected = [] if live is None else candidates(s, enc, weak, live, lam, room)
+        first, tokens = int(gaps.offsets[i]), []
         for text, code, k in tokens_with_codes(gaps, s, i, enc):
-            if code is None:
-                parts.append(html.escape(text))
-            else:
-                tip = f"{gaps.ent_weak[k]:.3f} -&gt; {gaps.ent_live[k]:.3f} nats"
-                parts.append(paint(text, code, tip))
-        times = gaps.weights[i] * len(samples)
-        page.append(f"<p class=sample>#{s.id} {html.escape(s.family)}, {times:.1f}x uniform<br>"
-                    f"{''.join(parts)}</p>")
-    return "\n".join(page)
+            token = [text]
+            if code is not None:
+                entropies = [round(float(ent[k]), 6) for ent in (gaps.ent_weak, gaps.ent_live)]
+                token += [code, *entropies]
+                token += expected[k - first] if k - first < len(expected) else []
+            tokens.append(token)
+        room -= len(tokens)
+        shown.append(dict(id=s.id, family=s.family, times=float(gaps.weights[i]) * len(samples),
+                          weak=float(gaps.mean_weak[i]), live=float(gaps.mean_live[i]),
+                          tokens=tokens[:max(0, room + len(tokens))]))
+        if room <= 0:
+            break
+    return sorted(shown, key=lambda s: -s["times"])
+
+
+def candidates(sample, enc, weak, live, lam, most):
+    """Of each loss token, at most `most`: [probability of the target, five best tokens with theirs,
+    each in weak, live and mix; entropy of the mix]."""
+    device = next(live.parameters()).device
+    x, loss = sample.tokens[:-1][:most], sample.loss[1:][:most]
+    y = sample.tokens[1:][:most][loss].to(device)
+    log_p = []
+    for model in (weak, live):
+        hidden = model(x[None].to(device))[0][loss.to(device)]
+        log_p.append((hidden @ model.lm_head.weight.T).float().log_softmax(-1))       # (n, V)
+    log_p.append((lam * log_p[1] + (1 - lam) * log_p[0]).log_softmax(-1))
+    tables = [each.exp() for each in log_p]
+    ent_mix = -(tables[2] * log_p[2]).sum(-1)
+    targets = torch.stack([p.gather(1, y[:, None])[:, 0] for p in tables], 1).tolist()
+    found = []
+    for target, entropy in zip(targets, ent_mix.tolist(), strict=True):
+        found.append([[round(p, 6) for p in target], [], round(entropy, 6)])
+    for p in tables:
+        for place, (values, ids) in enumerate(zip(*p.topk(min(5, p.size(1))), strict=True)):
+            words = [enc.decode([token]) for token in ids.tolist()]
+            chances = [round(p, 5) for p in values.tolist()]
+            found[place][1].append(list(zip(words, chances, strict=True)))
+    return found
+
+
+# -------------------------------------------------------------------------------------------------
+# scores and answers
+
+
+def difference(rows, reference):
+    """Right answers of a model less those of another, in points -> (mean, half its interval).
+
+    It goes problem by problem: that some are hard for both does not widen the interval. What could
+    not be judged is left out.
+    """
+    a, b = ({(r["id"], r["sample"]): r["correct"] for r in side if r["correct"] is not None}
+            for side in (rows, reference))
+    gains = torch.tensor([100.0 * (a[k] - b[k]) for k in a if k in b], dtype=torch.float64)
+    if not len(gains):
+        return 0.0, 100.0
+    return gains.mean().item(), 1.96 * gains.std(correction=0).item() / math.sqrt(len(gains))
+
+
+def scores_of(folder, wilson):
+    """What the page says of scores.json and answers/; {} before there are any.
+
+    wilson(right, n) -> 95 % interval: of eval_math, which this module may not import.
+    """
+    if not os.path.exists(folder.path("scores.json")):
+        return {}
+    with open(folder.path("scores.json")) as f:
+        rows = json.load(f)["rows"]
+    answers = {}
+    for r in rows:
+        path = folder.path("answers", f"{r['model']}.jsonl")
+        answers[r["model"]] = [row for _, row in read_rows(path)]
+    for r in rows:
+        own = answers[r["model"]]
+        sizes = Counter(row["family"] for row in own)
+        r["intervals"] = {family: wilson(share * sizes[family], sizes[family])
+                          for family, share in r["families"].items()}
+        r["less"] = {ref: difference(own, answers[ref]) for ref in REFERENCES if ref in answers}
+    return dict(scores=rows, browse=problems_to_browse(answers))
+
+
+def problems_to_browse(answers):
+    """Problems that some model got wrong, those on which models differ first; some per family."""
+    by_id = {}
+    for model, rows in answers.items():
+        for r in rows:
+            if r["sample"] == 0:
+                by_id.setdefault(r["id"], {})[model] = r
+    ranked, seen, room, shown = [], {}, MOST_TEXT, []
+    for models in by_id.values():
+        right = [r["correct"] for model, r in models.items() if model != "base"]
+        if not all(right):
+            family = next(iter(models.values()))["family"]
+            all_wrong = not any(right)
+            seen[family, all_wrong] = seen.get((family, all_wrong), 0) + 1
+            ranked.append((all_wrong, seen[family, all_wrong], len(ranked), models))
+    for *_, models in sorted(ranked, key=lambda r: r[:3])[:200]:
+        r = next(iter(models.values()))
+        wrote = [[model, own["completion"][:600], own["correct"]] for model, own in models.items()]
+        shown.append(dict(id=r["id"], family=r["family"], prompt=r["prompt"][:1000],
+                          gold=str(r["gold"])[:600], wrote=wrote))
+        room -= len(shown[-1]["prompt"]) + sum(len(text) for _, text, _ in wrote)
+        if room < 0:
+            break
+    return shown
+
+
+# -------------------------------------------------------------------------------------------------
+# the page
+
+
+def story_of(log):
+    """{arm: {name of a number: [its values]}} of the log, at most 200 of each."""
+    story = {}
+    for r in log:
+        for name, value in r.items() if "arm" in r else ():
+            if name != "arm":
+                story.setdefault(r["arm"], {}).setdefault(name, []).append(value)
+    for numbers in story.values():
+        for name, values in numbers.items():
+            every = math.ceil(len(values) / 200)
+            # from the end: the last one says how many steps there were
+            numbers[name] = values[::-1][::every][::-1]
+    return story
+
+
+def page_of(gaps, samples, view, **data):
+    """report.html with these numbers; gaps None: before they are measured."""
+    if gaps is not None:
+        moved = gaps.ent_live - gaps.ent_weak
+        reach = max(2 * gaps.settings["tau"], 1e-6, moved.abs().max().item())
+        clouds = []
+        for code in range(4):
+            here = (gaps.codes == code).nonzero()[:, 0]
+            here = here[::max(1, len(here) // 400)]             # some of many, evenly
+            both = torch.stack([gaps.ent_weak[here], gaps.ent_live[here]], 1)
+            clouds.append(both.tolist())
+        data.update(samples=view, gaps=dict(
+            gaps.settings, weak=gaps.weak, live=gaps.live, n=len(samples), tokens=len(gaps.codes),
+            by_code=code_rows(gaps), by_family=family_rows(gaps, samples)[:30], reach=reach,
+            counts=torch.histc(moved, 41, -reach, reach).tolist(), clouds=clouds))
+    data.update(codes=CODES, colours=colours.ARMS, code_colours=colours.CODES)
+    with open(os.path.join(os.path.dirname(__file__), "report.html"), encoding="utf-8") as f:
+        template = f.read()
+    # "<" would let a text end the element of the page that it stands in
+    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    return template.replace("/*DATA*/", text)
+
+
+def token_page(gaps, samples, enc, weak, live, lam):
+    """The page of entropy.py --report: gaps and tokens, nothing of a run."""
+    view = token_view(gaps, samples, enc, weak, live, lam)
+    return page_of(gaps, samples, view, title="Entropy gaps", lam=lam)
+
+
+def write_report(run, load_gaps, wilson):
+    """out/NAME/report.html: what there is to see by now. load_gaps(run, round) -> gaps.
+
+    A run of another program, whose log has no head, gets no page.
+    """
+    cfg, folder = run.cfg, run.folder
+    log, spent, same = folder.read_log(), {}, []
+    heads = [r for r in log if "versions" in r]
+    if not heads:
+        return
+    gaps = load_gaps(run, 1) if os.path.exists(folder.gaps(1)) else None
+    for name, path in folder.models(ROWS).items():
+        meta = read_config(path)[1]
+        cost = {} if name in ("weak", "fused") else meta.get("spent") or meta
+        spent[name] = dict(flops=cost.get("flops"), seconds=cost.get("seconds"))
+    story = story_of(log)
+    # arms that read the same batches as sft-steps can be compared with it step by step
+    for arm in story:
+        name = arm.partition("-round")[0]
+        if name in ARMS and arm_of(cfg, name).gap not in ("sample", "both"):
+            same.append(arm)
+    view = None if gaps is None else kept_view(run, gaps)
+    page = page_of(gaps, run.samples, view, title=f"WMSS: {cfg.name}", lam=cfg.lam, story=story,
+                   same=same, models=spent, head=heads[-1], **scores_of(folder, wilson))
+    write_text(folder.path("report.html"), page)
+
+
+def kept_view(run, gaps):
+    """token_view of the run's gaps; the models are read once for all pages of a run."""
+    path = run.folder.path("tokens.json")
+    made_of = [gaps.weak, gaps.live, gaps.commit, gaps.seconds]
+    if os.path.exists(path):
+        with open(path) as f:
+            kept = json.load(f)
+        if kept["made_of"] == made_of:
+            return kept["view"]
+    weak, live = (load_checkpoint(p, run.ranks.device, run.tokenizer)[0].eval()
+                  for p in (gaps.weak, gaps.live))
+    view = token_view(gaps, run.samples, run.enc, weak, live, run.cfg.lam)
+    write_text(path, json.dumps(dict(made_of=made_of, view=view)))
+    return view

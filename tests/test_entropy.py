@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 
 import pytest
 import torch
@@ -312,6 +313,9 @@ def show(trained, *flags):
 def test_command_line_reports_codes_families_and_coloured_samples(trained, capsys, monkeypatch):
     """Bug: a command line that shows other numbers than training used."""
     monkeypatch.delenv("NO_COLOR", raising=False)
+    show(trained, "--show", "1")
+    assert "\x1b" not in capsys.readouterr().out, "colours in a pipe"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     show(trained, "--show", "3")
     out = capsys.readouterr().out
     codes = gaps_of(trained)["codes"]

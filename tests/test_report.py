@@ -1,26 +1,39 @@
 """plumbing/report.py: tables and the page that a run shows, on gaps made by hand and on a run."""
 
+import html
+import json
 import re
+import shutil
+import subprocess
 
 import pytest
 import torch
-from runs import gaps_of, scores
+from runs import answers, gaps_of, records, scores
 
-from data import FAMILIES
-from entropy import Gaps
+import entropy
+from data import FAMILIES, Sample
+from entropy import Gaps, load_pair
+from plumbing import colours
+from plumbing.controls import ROWS
 from plumbing.report import (
     CODES,
     TERMINAL_COLOURS,
+    difference,
     gap_table,
     heaviest,
-    html_report,
-    loss_curves,
+    page_of,
+    problems_to_browse,
     score_table,
     show_samples,
+    story_of,
+    token_view,
     tokens_with_codes,
+    whole_characters,
 )
 from plumbing.tasks import clean_set
 from plumbing.tokenizer import toy_encoding
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -119,44 +132,301 @@ def test_score_table_has_each_number_where_it_belongs():
     assert fused.split()[-2:] == ["-", "-"] and len(head) == len(wmss) == len(fused)
 
 
-def test_loss_curves_have_a_line_for_each_arm():
-    """Bug: a curve that is missing, a logarithm of 0, a page that a NaN empties."""
-    log = [dict(arm=arm, step=step, loss=loss) for arm in ("base", "a<b") for step, loss
-           in ((1, 4.0), (2, 1.0), (3, 0.04))]
-    svg = loss_curves([*log, dict(draw="base"), dict(arm="sft", step=1, loss=0.0)])
-    assert svg.count("<polyline") == 2 and "a&lt;b" in svg and "nan" not in svg
-    points = re.findall(r'points="([^"]*)"', svg)[0].split()
-    heights = [float(point.split(",")[1]) for point in points]
-    assert heights == sorted(heights) and len(heights) == 3       # SVG counts from the top
-    assert loss_curves([]) == ""
+def data_of(page):
+    """What the page's script is given."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    return json.loads(found.group(1))
 
 
-def test_page_stands_alone_without_gaps(by_hand):
-    """Bug: a page that asks the network for a script or a font, a run with --gap none that has
-    none."""
-    gaps, samples = by_hand
-    page = html_report("WMSS: <x>", "a < b", [], None)
-    assert "WMSS: &lt;x&gt;" in page and "a &lt; b" in page and "Gaps between" not in page
-    page = html_report("x", "table", [], gaps, samples, toy_encoding(), n=3)
-    assert "a&lt;b&gt;.pt" in page and page.count("x uniform<br>") == 3
-    assert 'title="1.000 -&gt; 0.000 nats"' in page
+# -------------------------------------------------------------------------------------------------
+# what the page is given
 
 
-def test_report_of_a_run_stands_alone_and_shows_scores_curves_and_gaps(trained):
-    """Bug: a page that asks the network for a script or a font, an unescaped <|end|>, a curve that
-    is missing."""
+class Bytes:
+    """An encoding of one token a byte."""
+
+    def decode(self, tokens):
+        return bytes(tokens).decode("utf-8", "replace")
+
+
+def test_characters_of_several_tokens_come_whole():
+    """Bug: kanji and umlauts as two or three question marks; a broken end that swallows a text."""
+    text = "aä漢🙂\n b"
+    parts = list(whole_characters(list(text.encode()), Bytes()))
+    assert [part for part, _ in parts] == list(text)
+    assert [n for _, n in parts] == [len(c.encode()) for c in text]
+    broken = list(whole_characters([0xE6, 0xBC, 97, 98, 99], Bytes()))
+    assert "".join(part for part, _ in broken).endswith("abc") and sum(n for _, n in broken) == 5
+
+
+def test_a_character_has_the_code_of_its_part_that_moved_most():
+    """Bug: codes of all tokens behind a kanji that belong to the ones before."""
+    tokens = torch.tensor(list("x漢y".encode()))
+    sample = Sample(0, "f", tokens, torch.tensor([False, True, True, True, True]))
+    gaps = Gaps(ids=torch.tensor([0]), offsets=torch.tensor([0, 4]),
+                ent_weak=torch.tensor([1.0, 1.0, 3.0, 2.0]), ent_live=torch.ones(4),
+                mean_weak=torch.ones(1), mean_live=torch.ones(1),
+                codes=torch.tensor([0, 2, 1, 3], dtype=torch.uint8))
+    assert list(tokens_with_codes(gaps, sample, 0, Bytes())) == [("x", None, None), ("漢", 1, 2),
+                                                                 ("y", 3, 3)]
+
+
+def test_candidates_are_what_the_models_expect(trained):
+    """Bug: the candidates of the next token, or of the token itself one place off; a mix whose
+    lambda is that of the weak model."""
+    enc, samples = toy_encoding(), clean_set(toy_encoding(), 24, 0)
+    gaps = Gaps(**gaps_of(trained))
+    weak, live, _ = load_pair(trained / "base.pt", trained / "sft.pt", None)
+    shown = token_view(gaps, samples, enc, weak, live, 0.3, n=2)
+    assert [s["times"] for s in shown] == sorted((s["times"] for s in shown), reverse=True)
+    for s in shown:
+        sample = samples[s["id"]]
+        assert "".join(token[0] for token in s["tokens"]) == enc.decode(sample.tokens.tolist())
+        x = sample.tokens[None, :-1]
+        z = [model.logits(x)[0].detach() for model in (weak, live)]
+        z.append(0.3 * z[1] + 0.7 * z[0])
+        for place, token in enumerate(s["tokens"]):
+            if len(token) == 1:
+                assert not sample.loss[place]
+                continue
+            ps = [each[place - 1].softmax(-1) for each in z]
+            target = sample.tokens[place]
+            assert token[4] == pytest.approx([float(p[target]) for p in ps], abs=2e-6)
+            for p, best in zip(ps, token[5], strict=True):
+                assert best[0][0] == enc.decode([int(p.argmax())]) and len(best) == 5
+                assert [q for _, q in best] == pytest.approx(p.topk(5)[0].tolist(), abs=1e-5)
+            assert token[6] == pytest.approx(float(-(ps[2] * ps[2].log()).sum()), abs=1e-5)
+
+
+def test_a_difference_goes_problem_by_problem():
+    """Bug: the interval of two independent samples; a verdict of None that counts as wrong."""
+    def rows(*verdicts):
+        return [dict(id=i, sample=0, correct=v) for i, v in enumerate(verdicts)]
+
+    a, b = [True, True, True, False, None, True], [True, False, True, False, True, False]
+    gains = torch.tensor([0.0, 100, 0, 0, 100], dtype=torch.float64)
+    mean, half = difference(rows(*a), rows(*b))
+    assert mean == pytest.approx(40)
+    assert half == pytest.approx(1.96 * float(gains.std(correction=0)) / 5 ** 0.5)
+    assert difference(rows(*a), rows(*a)) == (0, 0)
+    assert difference(rows(None), rows(True)) == (0, 100)
+
+
+def test_problems_on_which_models_differ_come_first():
+    """Bug: a page full of what nobody can do."""
+    def rows(*verdicts):
+        return [dict(id=i, sample=0, family="f", prompt="p" * 9000, gold=1, completion=f"{v}",
+                     correct=v) for i, v in enumerate(verdicts)]
+
+    found = problems_to_browse(dict(a=rows(False, True, True), b=rows(False, True, False)))
+    assert [p["id"] for p in found] == [2, 0]
+    assert found[0]["wrote"] == [["a", "True", True], ["b", "False", False]]
+    assert len(found[0]["prompt"]) == 1000 and problems_to_browse({}) == []
+
+
+def test_long_logs_are_thinned_out_from_the_end():
+    """Bug: a page of 20 MB after a long run; a curve that ends before training does."""
+    log = [dict(draw="x"), *(dict(arm="sft", step=i, loss=1 / i) for i in range(1, 1001))]
+    steps = story_of(log)["sft"]["step"]
+    assert len(steps) <= 200 and steps[-1] == 1000 and steps == sorted(steps)
+
+
+def test_a_text_cannot_end_the_script_it_stands_in(by_hand):
+    """Bug: a sample that speaks of </script> and empties the page."""
+    page = page_of(None, [], None, title="</script><b>", lam=0.5)
+    assert page.count("</script>") == 2 and data_of(page)["title"] == "</script><b>"
+
+
+def test_every_model_of_a_run_has_a_colour_of_its_own():
+    """Bug: two arms in one colour, an arm without one."""
+    assert set(ROWS) <= set(colours.ARMS)
+    assert len({colours.ARMS[name] for name in ROWS}) == len(ROWS)
+
+
+def luminance(colour):
+    parts = [int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.03928 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_colours_stand_out_by_day_and_by_night():
+    """Bug: a curve that one does not see on the dark page."""
+    for name, colour in [*colours.ARMS.items(), *enumerate(colours.CODES)]:
+        for paper in ("#ffffff", "#0f141b"):
+            low, high = sorted([luminance(colour), luminance(paper)])
+            assert (high + 0.05) / (low + 0.05) >= 3, (name, paper)
+
+
+# -------------------------------------------------------------------------------------------------
+# pages of runs
+
+
+def test_report_of_a_run_stands_alone_and_has_all_of_it(trained):
+    """Bug: a page that asks the network for a script or a font, an arm or a score that is missing,
+    numbers of another run."""
     page = (trained / "report.html").read_text()
-    assert not re.search(r"https?://|<script|<link", page)
-    assert "<|end|>" not in page and "&lt;|end|&gt;" in page
-    assert page.count("<polyline") == 7                 # base, sft and five arms
-    assert score_table(scores(trained)) in page
-    assert page.count("x uniform<br>") == 8
-    assert all(name in page for name in CODES)
+    assert not re.search(r"https?://|<link|src=|@import|url\(", page)
+    assert len(page) < 2_000_000
+    data = data_of(page)
+    assert [(r["model"], r["accuracy"]) for r in data["scores"]] == [
+        (r["model"], r["accuracy"]) for r in scores(trained)]
+    for arm, numbers in data["story"].items():
+        logged = [r for r in records(trained) if r.get("arm") == arm]
+        assert numbers["loss"] == [r["loss"] for r in logged]
+    assert {"base", "sft", "sft-steps", "sft-flops", "joint", "wmss", "wmss-mask"} == set(
+        data["story"])
+    assert {"sft-steps", "joint", "wmss-mask"} <= set(data["same"])
+    assert "wmss" not in data["same"], "its batches are others"
+    gains = [100 * (a["correct"] - b["correct"]) for a, b in
+             zip(answers(trained, "joint"), answers(trained, "sft-steps"), strict=True)]
+    less = {r["model"]: r["less"] for r in data["scores"]}
+    assert less["joint"]["sft-steps"][0] == pytest.approx(sum(gains) / len(gains))
+    codes = gaps_of(trained)["codes"]
+    assert [row[1] for row in data["gaps"]["by_code"]] == [
+        f"{int((codes == code).sum()):,}" for code in range(4)]
+    assert sum(data["gaps"]["counts"]) == len(codes)
+    assert all(len(token) == 7 for s in data["samples"] for token in s["tokens"] if token[1:])
+
+
+def test_there_is_a_page_after_every_stage(run):
+    """Bug: nothing to look at before the scores, which a long run may never reach."""
+    folder = run("--stages", "base")
+    page = (folder / "report.html").read_text()
+    assert set(data_of(page)["story"]) == {"base"} and "scores" not in data_of(page)
+    run("--stages", "sft,entropy", "--resume")
+    data = data_of((folder / "report.html").read_text())
+    assert set(data["story"]) == {"base", "sft"} and data["samples"] and "scores" not in data
+    made = (folder / "tokens.json").stat().st_mtime_ns
+    run("--stages", "wmss", "--arm", "joint", "--resume")
+    data = data_of((folder / "report.html").read_text())
+    assert "joint" in data["story"] and "joint" in data["models"]
+    assert (folder / "tokens.json").stat().st_mtime_ns == made, "the models were read again"
+
+
+def test_a_run_without_gaps_has_a_page(run):
+    """Bug: a page that asks for a file that no arm needed."""
+    folder = run("--gap", "none", "--arm", "joint", "--stages", "base,sft,entropy,wmss")
+    assert "gaps" not in data_of((folder / "report.html").read_text())
 
 
 def test_table_of_gaps_is_that_of_the_file(trained):
     """Bug: a table that shows other numbers than training used."""
     gaps = Gaps(**gaps_of(trained))
     table = gap_table(gaps, clean_set(toy_encoding(), 24, 0))
-    assert table.splitlines()[0] in (trained / "report.html").read_text()
     assert {line.split()[0] for line in table.splitlines()[-len(FAMILIES):]} == set(FAMILIES)
+    data = data_of((trained / "report.html").read_text())
+    for name, count, share, *_ in data["gaps"]["by_code"]:
+        assert re.search(rf"{name} +{count} +{share}", table)
+
+
+def test_any_two_checkpoints_and_any_text_make_a_page(trained, tmp_path, hf_folder, text, capsys):
+    """Bug: a token view for the built-in tasks alone."""
+    page = tmp_path / "page.html"
+    entropy.main(["--weak", str(trained / "base.pt"), "--live", str(trained / "wmss.pt"),
+                  "--report", str(page)])
+    data = data_of(page.read_text())
+    assert data["gaps"]["live"].endswith("wmss.pt") and "story" not in data and data["samples"]
+    entropy.main(["--weak", str(hf_folder), "--live", str(hf_folder), "--data", text[0],
+                  "--report", str(page)])
+    data = data_of(page.read_text())
+    assert data["gaps"]["by_code"][1][1] == "0", "a model is as sure as itself"
+    assert any("What is" in "".join(t[0] for t in s["tokens"]) for s in data["samples"])
+    capsys.readouterr()
+
+
+# -------------------------------------------------------------------------------------------------
+# the page in a browser
+
+# what is told by a page of 390 and one of 1280 pixels: what stands out of it, the worst contrast of
+# a text, and what the box of the token view says before and after the focus comes
+ASK = """<script>addEventListener("load", () => {
+  const shown = [...document.querySelectorAll("body *")].filter((e) => e.checkVisibility());
+  const out = shown.filter((e) => e.getBoundingClientRect().right > innerWidth + 1)
+    .map((e) => e.tagName + "." + e.className);
+  const rgba = (text) => { const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number);
+    return [r, g, b, a]; };
+  const over = ([r, g, b, a], c) => [r, g, b].map((v, i) => v * a + c[i] * (1 - a));
+  const paper = (e) => (e ? over(rgba(getComputedStyle(e).backgroundColor), paper(e.parentElement))
+    : [255, 255, 255]);
+  const light = (c) => c.map((v) => v / 255).map((v) => (v <= 0.03928 ? v / 12.92
+    : ((v + 0.055) / 1.055) ** 2.4)).reduce((t, v, i) => t + v * [0.2126, 0.7152, 0.0722][i], 0);
+  let worst = [99, ""];
+  for (const e of shown) {
+    if (![...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim())) continue;
+    if (/SCRIPT|STYLE/.test(e.tagName)) continue;
+    const style = getComputedStyle(e), back = paper(e);
+    const ink = over(rgba(e.closest("svg") ? style.fill : style.color), back);
+    const [low, high] = [light(ink), light(back)].sort((a, b) => a - b);
+    const ratio = (high + 0.05) / (low + 0.05);
+    if (ratio < worst[0]) worst = [ratio, e.tagName + "." + e.className + ": " + e.textContent];
+  }
+  const box = document.getElementById("inspect"), before = box && box.textContent;
+  const token = document.querySelector("[data-t]");
+  if (token) token.focus();
+  const after = box && box.textContent, first = document.activeElement;
+  const right = new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true });
+  if (token) token.dispatchEvent(right);
+  parent.postMessage({ width: innerWidth, wide: document.documentElement.scrollWidth, out, worst,
+    before, after, moved: document.activeElement !== first, svgs: document.querySelectorAll("svg")
+    .length, bad: /NaN|undefined|Infinity/.test(document.body.innerHTML.split("<script")[0]),
+    h1: document.querySelector("h1").textContent }, "*");
+});</script>"""
+FRAME = """<iframe src="asked.html" style="width:390px;height:900px;border:0"></iframe>
+<iframe src="asked.html" style="width:1280px;height:900px;border:0"></iframe><pre></pre><script>
+const found = []; addEventListener("message", (e) => { found.push(e.data);
+document.querySelector("pre").textContent = JSON.stringify(found); });</script>"""
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """browser(page, dark) -> (what two frames of the page tell, what the console says)."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip("no chromium here (Debian: apt-get install chromium)")
+
+    def look(page, dark=False):
+        folder = tmp_path_factory.mktemp("browser")
+        (folder / "asked.html").write_text(page + ASK)
+        (folder / "frame.html").write_text(FRAME)
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                 "--disable-background-networking", "--disable-component-update", "--disable-sync",
+                 "--enable-logging=stderr", f"--user-data-dir={folder / 'profile'}",
+                 "--virtual-time-budget=5000", "--window-size=1400,1000"]
+        if dark:
+            flags.append("--blink-settings=preferredColorScheme=0")
+        done = subprocess.run([path, *flags, "--dump-dom", f"file://{folder / 'frame.html'}"],
+                              capture_output=True, text=True, timeout=120)
+        told = json.loads(html.unescape(re.search(r"<pre>(.*?)</pre>", done.stdout).group(1)))
+        assert sorted(each["width"] for each in told) == [390, 1280]
+        return told, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    return look
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_is_whole_on_a_phone_and_on_a_desk(trained, browser, dark):
+    """Bug: a column that is cut off, grey on grey, a token that tells nothing, a script's error."""
+    told, console = browser((trained / "report.html").read_text(), dark)
+    assert not console
+    for page in told:
+        assert page["h1"] == "WMSS: m" and page["svgs"] > 20 and not page["bad"]
+        assert page["wide"] <= page["width"] and not page["out"]
+        assert page["worst"][0] >= 4.5, page["worst"]
+        assert page["before"] == "Choose a token." and page["moved"]
+        assert all(word in page["after"] for word in ("entropy", "weak", "live", "mix"))
+
+
+def test_pages_of_unfinished_runs_draw_themselves(trained, browser, run, tmp_path, capsys):
+    """Bug: a script that stops at what is not there yet."""
+    folder = run("--stages", "base")
+    pages = [(folder / "report.html").read_text()]
+    run("--stages", "sft,entropy", "--resume")
+    pages.append((folder / "report.html").read_text())
+    entropy.main(["--weak", str(trained / "base.pt"), "--live", str(trained / "sft.pt"),
+                  "--report", str(tmp_path / "page.html")])
+    pages.append((tmp_path / "page.html").read_text())
+    capsys.readouterr()
+    for page in pages:
+        told, console = browser(page)
+        assert not console and not any(each["bad"] or each["out"] for each in told)
+        assert all(each["svgs"] for each in told)
