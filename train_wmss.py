@@ -71,12 +71,9 @@ class Config:
     task: Literal["toy-math", "toy-code", "text"] = arg(
         "toy-math", "sums in columns; words -> a Python expression; the text of --data",
         group="data: a built-in task, or text")
-    data: list[str] = arg([], "text: .jsonl or .parquet files, folders, NAME[:CONFIG][@SPLIT] of "
-                          "the hub")
-    template: str = arg("auto", "chat format: plain, chatml, none, a Jinja file; auto is the "
-                        "tokenizer's own, else plain")
-    prompt_column: str = arg("", "text: name of the column of prompts, if not one of messages, "
-                             "prompt, question")
+    data: list[str] = arg([], "text: .jsonl, .parquet, folders, hub NAME[:CONFIG][@SPLIT]")
+    template: str = arg("auto", "chat format: auto, plain, chatml, none, or a Jinja file")
+    prompt_column: str = arg("", "text: name of the column of prompts, if it is another")
     completion_column: str = arg("", "text: name of the column of completions")
     max_len: int = arg(1024, "text: most tokens of a sample that the model reads", low=1)
     long: Literal["drop", "truncate", "error"] = arg("error", "text: what becomes of longer ones")
@@ -117,8 +114,7 @@ class Config:
                          "what stage 3 trains", choices=tuple(ARMS), group="WMSS")
     lam: float = arg(0.5, "weight of the strong logits in the mix (eq. 5)", low=0, high=1)
     weak: Literal["joint", "frozen"] = arg("joint", "is the weak model trained, too?")
-    weak_snapshot: str = arg("", "the weak model: a checkpoint with the same tokenizer, of any "
-                             "size (default: M0)")
+    weak_snapshot: str = arg("", "the weak model: any checkpoint with the tokenizer (default: M0)")
     weights: str = arg("code", "formula of the sampling weights", choices=tuple(WEIGHTS))
     alpha: float = arg(0.1, "weight term: base difficulty", low=0)
     beta: float = arg(0.8, "weight term: consolidation (v2: current difficulty)", low=0)
@@ -134,13 +130,11 @@ class Config:
     save_every: int = arg(200, "steps between saves of the state that --resume goes on from", low=1)
     log_every: int = arg(50, "most steps between log lines", low=1)
     score_n: int = arg(2100, "problems to score", low=1)
-    score_split: Literal["test", "val"] = arg("test", "built-in tasks: choose on val, read test "
-                                              "once")
+    score_split: Literal["test", "val"] = arg("test", "built-in tasks: choose on val")
     score_data: list[str] = arg([], "text: gsm8k, mbpp=FILE, ...: see --data of eval_*.py")
     system: str = arg("", "text: system prompt of the scored questions; paper is the paper's")
     eval_batch: int = arg(700, "prompts decoded together", low=1)
-    allow_code_execution: bool = arg(False, "code: run the programs that the models write, "
-                                     "confined, to score them")
+    allow_code_execution: bool = arg(False, "run the programs that models write, confined")
     max_new_tokens: int = arg(64, "per answer; the toy's longest solution has 61", low=1)
 
 
