@@ -31,7 +31,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 REFERENCES = ("sft-steps", "sft-flops", "temperature", "permuted")      # what an arm has to beat
 MIXING = ("joint", "frozen", "wmss-mask", "wmss", "wmss-both")
 SETTING = ("lr", "lam", "mu")
-KEY = ("regime", "task", "seed", "arm", "lr", "lam", "mu", "split")
+PLACE = ("regime", "task", "arm")
+KEY = (*PLACE, "seed", *SETTING, "split")
 
 # ------------------------------------------------------------------------------------------------
 # rows
@@ -96,11 +97,7 @@ def pack(bits):
     >>> pack([True, False, False, True, True])
     '98'
     """
-    digits = []
-    for i in range(0, len(bits), 4):
-        value = sum(bit << 3 - j for j, bit in enumerate(bits[i:i + 4]))
-        digits.append(f"{value:x}")
-    return "".join(digits)
+    return np.packbits(np.array(bits, dtype=bool)).tobytes().hex()[:(len(bits) + 3) // 4]
 
 
 def unpack(digits, n):
@@ -109,7 +106,34 @@ def unpack(digits, n):
     >>> unpack("98", 5)
     [True, False, False, True, True]
     """
-    return [bool(int(digits[i // 4], 16) >> 3 - i % 4 & 1) for i in range(n)]
+    whole = bytes.fromhex(digits + "0" * (len(digits) % 2))
+    return np.unpackbits(np.frombuffer(whole, dtype=np.uint8))[:n].astype(bool).tolist()
+
+
+def grouped(rows, *keys):
+    """{values of these keys: rows}, in the order of the rows.
+
+    >>> grouped([dict(arm="joint", seed=0), dict(arm="joint", seed=1)], "arm").keys()
+    dict_keys([('joint',)])
+    """
+    found = {}
+    for r in rows:
+        found.setdefault(tuple(r[k] for k in keys), []).append(r)
+    return found
+
+
+def by_setting(rows):
+    """Accuracy in points -> {(lr, lam, mu): {seed: accuracy}}"""
+    return {s: {r["seed"]: 100 * r["accuracy"] for r in own}
+            for s, own in grouped(rows, *SETTING).items()}
+
+
+def mean_of(by_seed):
+    return float(np.mean(list(by_seed.values())))
+
+
+def on(split, rows, regime=None):
+    return [r for r in rows if r["split"] == split and regime in (None, r["regime"])]
 
 
 def setting_of(row):
@@ -123,16 +147,12 @@ def choices(rows):
     that an unfinished sweep chooses nothing by the luck of a seed; equal means: the first in the
     order of the file.
     """
-    found = {}
-    for r in rows:
-        if r["split"] == "val":
-            by_setting = found.setdefault((r["regime"], r["task"], r["arm"]), {})
-            by_setting.setdefault(tuple(r[k] for k in SETTING), {})[r["seed"]] = r["accuracy"]
     chosen = {}
-    for arm, by_setting in found.items():
-        most = max(map(len, by_setting.values()))
-        means = {s: sum(v.values()) / most for s, v in by_setting.items() if len(v) == most}
-        chosen[arm] = dict(zip(SETTING, max(means, key=means.get), strict=True))
+    for place, own in grouped(on("val", rows), *PLACE).items():
+        found = by_setting(own)
+        most = max(map(len, found.values()))
+        means = {s: mean_of(v) for s, v in found.items() if len(v) == most}
+        chosen[place] = dict(zip(SETTING, max(means, key=means.get), strict=True))
     return chosen
 
 
@@ -142,23 +162,16 @@ def tested(rows, regime="default"):
     A row's `edge`: which of its settings are the least or the largest that were tried, so that a
     better one may lie beyond. Where nothing was tried on validation, all test rows are taken.
     """
-    chosen = choices(rows)
-    tried = {}
-    for r in rows:
-        for k in SETTING:
-            tried.setdefault((r["regime"], r["task"], r["arm"], k), set()).add(r[k])
+    rows = [r for r in rows if r["regime"] == regime]
+    chosen, groups = choices(rows), grouped(rows, *PLACE)
+    tried = {place: {k: {r[k] for r in own} for k in SETTING} for place, own in groups.items()}
     out = {}
-    for r in rows:
-        place = (r["regime"], r["task"], r["arm"])
-        own = setting_of(r)
-        if r["split"] != "test" or r["regime"] != regime or own != chosen.get(place, own):
-            continue
-        edge = []
-        for k in SETTING:
-            values = tried[*place, k]
-            if len(values) > 1 and r[k] in (min(values), max(values)):
-                edge.append(k)
-        out.setdefault(r["task"], {}).setdefault(r["arm"], {})[r["seed"]] = dict(r, edge=edge)
+    for r in on("test", rows):
+        place = tuple(r[k] for k in PLACE)
+        if setting_of(r) == chosen.get(place, setting_of(r)):
+            edge = [k for k, values in tried[place].items()
+                    if len(values) > 1 and r[k] in (min(values), max(values))]
+            out.setdefault(r["task"], {}).setdefault(r["arm"], {})[r["seed"]] = dict(r, edge=edge)
     return out
 
 
@@ -388,30 +401,28 @@ def flops_table(by_task):
 
 def family_table(arms):
     """Accuracy of each family, %; answers that the limit cut off, where they are 1 % or more."""
-    shares = {}
-    for arm, seeds in arms.items():
-        for seed, r in seeds.items():
-            shares[arm, seed] = r["families"] | {"cut off": r["truncated"]}
-    columns = list(next(iter(shares.values())))
-    if max(s["cut off"] for s in shares.values()) < 0.01:
+    rows = {arm: [r["families"] | {"cut off": r["truncated"]} for r in seeds.values()]
+            for arm, seeds in arms.items()}
+    columns = list(next(iter(rows.values()))[0])
+    if max(r["cut off"] for own in rows.values() for r in own) < 0.01:
         columns.remove("cut off")
     lines = []
-    for arm, seeds in arms.items():
-        means = [100 * np.mean([shares[arm, seed][c] for seed in seeds]) for c in columns]
-        lines.append([arm, *(f"{m:.1f}" for m in means)])
+    for arm, own in rows.items():
+        lines.append([arm, *(f"{100 * np.mean([r[c] for r in own]):.1f}" for c in columns)])
     return table(["arm", *columns], lines)
 
 
-def long_table(by_task):
+def long_table(runs):
     """joint less sft-steps in the family of the longest solutions, paired over seeds."""
     lines = []
-    for run, task, arms in by_task:
-        family = {"toy-math": "chain", "toy-code": "sum"}[task]
-        joint, plain = arms.get("joint", {}), arms.get("sft-steps", {})
-        d = [100 * (joint[s]["families"][family] - plain[s]["families"][family])
-             for s in sorted(set(joint) & set(plain))]
-        if d:
-            lines.append([run, task, family, len(d), t_interval(d)])
+    for run, by_task in runs.items():
+        for task, arms in by_task.items():
+            family = {"toy-math": "chain", "toy-code": "sum"}[task]
+            joint, plain = arms.get("joint", {}), arms.get("sft-steps", {})
+            d = [100 * (joint[s]["families"][family] - plain[s]["families"][family])
+                 for s in sorted(joint.keys() & plain.keys())]
+            if d:
+                lines.append([run, task, family, len(d), t_interval(d)])
     return table(["run", "task", "family", "seeds", "joint less sft-steps"], lines)
 
 
@@ -462,27 +473,24 @@ def lam_table(rows):
     lambda = 1 is `sft-steps`. Beside it contrastive decoding of M1 at the mu = (1 - lam) / lam that
     mixing fits (nearest of the grid), which should predict what mixing does to M1.
     """
-    values = {}
-    for r in rows:
-        if r["split"] == "val" and r["regime"] == "default":
-            by_setting = values.setdefault((r["task"], r["arm"]), {})
-            by_setting.setdefault(tuple(setting_of(r).values()), []).append(100 * r["accuracy"])
-    lams = sorted({s[1] for by_setting in values.values() for s in by_setting} - {None})
+    rows = on("val", rows, "default")
+    lams = sorted({r["lam"] for r in rows} - {None})
     lines = []
-    for (task, arm), by_setting in values.items():
-        means = {s: np.mean(v) for s, v in by_setting.items()}
+    for (task, arm), own in grouped(rows, "task", "arm").items():
+        means = {s: mean_of(v) for s, v in by_setting(own).items()}
         if arm in ("sft", "sft-steps"):
             lines.append([task, arm, *[""] * len(lams), f"{max(means.values()):.2f}"])
             continue
-        at = {}
+        best = []
         for lam in lams:
             if arm == "contrastive":
-                near = [(abs(math.log(s[2] * lam / (1 - lam))), m) for s, m in means.items()]
-                at[lam] = min(near)[1]
+                best.append(min((abs(math.log(s[2] * lam / (1 - lam))), m)
+                                for s, m in means.items())[1])
             else:
-                at[lam] = max((m for s, m in means.items() if s[1] == lam), default=None)
-        if None not in at.values():
-            lines.append([task, arm, *(f"{v:.2f}" for v in at.values()), ""])
+                here = [m for s, m in means.items() if s[1] == lam]
+                best += [max(here)] if here else []
+        if len(best) == len(lams):
+            lines.append([task, arm, *(f"{v:.2f}" for v in best), ""])
     return table(["task", "arm", *(f"lam {lam:g}" for lam in lams), "no mixing"], lines)
 
 
@@ -494,43 +502,33 @@ def t_interval(d):
     return interval(np.mean(d), half)
 
 
-def controls_lines(rows, lam, regime):
-    """At one lambda, on validation, each arm at its best rate there: mixing less its controls and
-    less joint, points, t intervals over seeds.
+def controls_table(rows):
+    """Of each regime, lambda and task, on validation, each arm at its best rate there: mixing less
+    its controls and less joint, points, t intervals over seeds.
 
     Less permuted: with the weak model trained; where there is permuted-frozen, frozen is held
     against that.
     """
-    found = {}
-    for r in rows:
-        fits = r["lam"] == lam or r["arm"] in ("sft-steps", "sft-flops")
-        if r["split"] == "val" and r["regime"] == regime and fits:
-            by_rate = found.setdefault((r["task"], r["arm"]), {})
-            by_rate.setdefault(r["lr"], {})[r["seed"]] = 100 * r["accuracy"]
-    best = {}
-    for arm, by_rate in found.items():
-        best[arm] = max(by_rate.values(), key=lambda v: np.mean(list(v.values())))
+    rows = on("val", rows)
     lines = []
-    for task, arm in best:
-        if arm not in MIXING:
+    for regime, lam in grouped(rows, "regime", "lam"):
+        if lam is None:
             continue
-        line = [task, arm]
-        for ref in (*REFERENCES, "joint"):
-            if ref == "permuted" and arm == "frozen" and (task, "permuted-frozen") in best:
-                ref = "permuted-frozen"
-            other = best.get((task, ref), {})
-            d = [v - other[s] for s, v in best[task, arm].items() if s in other]
-            line.append("" if ref == arm else t_interval(d) if d else "-")
-        lines.append(line)
-    return lines
-
-
-def controls_table(rows):
-    """controls_lines() of every regime and lambda that the rows have."""
-    lines = []
-    places = [(r["regime"], r["lam"]) for r in rows if r["split"] == "val" and r["lam"] is not None]
-    for regime, lam in dict.fromkeys(places):
-        lines += [[regime, f"{lam:g}", *line] for line in controls_lines(rows, lam, regime)]
+        fits = [r for r in on("val", rows, regime)
+                if r["lam"] == lam or r["arm"] in REFERENCES[:2]]
+        best = {place: max(by_setting(own).values(), key=mean_of)
+                for place, own in grouped(fits, "task", "arm").items()}
+        for task, arm in best:
+            if arm not in MIXING:
+                continue
+            line = [regime, f"{lam:g}", task, arm]
+            for ref in (*REFERENCES, "joint"):
+                if ref == "permuted" and arm == "frozen" and (task, "permuted-frozen") in best:
+                    ref = "permuted-frozen"
+                other = best.get((task, ref), {})
+                d = [v - other[s] for s, v in best[task, arm].items() if s in other]
+                line.append("" if ref == arm else t_interval(d) if d else "-")
+            lines.append(line)
     head = ["regime", "lam", "task", "arm", *(f"less {r}" for r in (*REFERENCES, "joint"))]
     return table(head, lines)
 
@@ -579,14 +577,11 @@ def rates_table(rows):
     each reference, paired over the problems (one seed: what another order of data would give is not
     in these intervals)."""
     found = {}
-    for r in rows:
-        if r["split"] == "val":
-            found.setdefault((r["task"], r["arm"]), {})[r["lr"]] = verdicts(r).astype(float)
+    for place, own in grouped(on("val", rows), "task", "arm").items():
+        found[place] = {r["lr"]: verdicts(r) for r in own}
     rates = sorted({lr for by_rate in found.values() for lr in by_rate})
-    mean = {}
-    for key, by_rate in found.items():
-        if len(by_rate) == len(rates):
-            mean[key] = np.mean(list(by_rate.values()), 0)
+    mean = {place: np.mean(list(by_rate.values()), 0) for place, by_rate in found.items()
+            if len(by_rate) == len(rates)}
     lines = []
     for task, arm in sorted(mean, key=lambda key: (key[0], -mean[key].mean())):
         line = [task, arm, *(f"{100 * found[task, arm][lr].mean():.2f}" for lr in rates)]
@@ -602,29 +597,14 @@ def rates_table(rows):
     return table(head + [f"less {r}" for r in REFERENCES], lines)
 
 
-def mass_table(rows):
-    """Share of the sampling mass on each family over its share of the data; 1: plain sampling."""
-    found = {}
-    for r in rows:
-        if r.get("mass"):
-            found.setdefault((r["regime"], r["task"], r["arm"]), []).append(r["mass"])
-    lines = []
-    for key, masses in found.items():
-        words = []
-        for family in masses[0]:
-            words.append(f"{family} {np.mean([m[family][0] / m[family][1] for m in masses]):.2f}")
-        lines.append([*key, ", ".join(words)])
-    return table(["regime", "task", "arm", "mass on a family / its share of the data"], lines)
-
-
 def places(rows):
     """Where rows were made, and what they cost."""
-    by_place = {}
-    for r in rows:
-        where = f"{r['hardware']}, {r['versions']}, commit {r['commit']}"
-        by_place.setdefault(where, []).append(r["total"])
-    lines = [f"{len(t):,} rows, {sum(t) / 3600:.1f} h of one process ({where})"
-             for where, t in by_place.items()]
+    lines = []
+    for (hardware, versions, commit), own in grouped(rows, "hardware", "versions",
+                                                     "commit").items():
+        hours = sum(r["total"] for r in own) / 3600
+        lines.append(f"{len(own):,} rows, {hours:.1f} h of one process ({hardware}, {versions}, "
+                     f"commit {commit})")
     return ";\n".join(lines) + "."
 
 
@@ -656,7 +636,6 @@ NOTE = {
     "controls": "At one lambda, validation, each arm at its best rate there, t intervals over "
                 "seeds (`frozen` is held against `permuted-frozen` where that was trained).",
     "regimes": "Test split; the stars of a regime are adjusted over its own differences.",
-    "mass": "Where the sampling weights put their mass (1: as plain sampling would).",
     "power": "How many points a difference to plain SFT would have needed for a star, given its "
              "own standard error and the size of its family.",
     "long": "The family of the longest solutions, test split, t intervals over seeds.",
@@ -665,25 +644,16 @@ NOTE = {
     "reduced": "On two cores.", "real": "On a GPU."}
 
 
-def default_blocks(name, by_task, rows):
-    """The tables of one run of the default regime; name: "" or what sets this run apart."""
-    found = compare(by_task)
-    out = {}
-    for task, arms in by_task.items():
-        what = f"{name}{task}"
-        out |= {f"main {what}": main_table(arms, found[task]),
-                f"families {what}": family_table(arms), f"closer {what}": closer_table(arms),
-                f"watch {what}": watch_table(arms)}
-    if by_task:
-        out[f"lambda {name}".strip(", ")] = lam_table(rows)
-        out[f"controls {name}".strip(", ")] = controls_table(rows)
-    return out, found
+def tables_of(name, arms, pairs):
+    """The tables of one task in one run -> {heading: Markdown}."""
+    return {f"main {name}": main_table(arms, pairs), f"families {name}": family_table(arms),
+            f"closer {name}": closer_table(arms), f"watch {name}": watch_table(arms)}
 
 
 def real_blocks(rows, mark=""):
     """The tables of rows of real.py, all of them valid or all of them withdrawn (then marked)."""
     out = {}
-    if any(r["split"] == "val" for r in rows):
+    if on("val", rows):
         out["rates, real weights" + mark] = rates_table(rows)
     for regime in ("real", "reduced"):
         by_task = {}
@@ -700,23 +670,32 @@ def real_blocks(rows, mark=""):
     return out
 
 
+def runs_of(toy, regimes):
+    """{run: what tested() finds}; the ten-seed run of the code task comes first."""
+    runs = {"ten seeds": tested(regimes), "five seeds": tested(toy)}
+    for (regime,) in grouped(regimes, "regime"):
+        if regime != "default":
+            runs[regime] = tested(regimes, regime)
+    return runs
+
+
 def blocks(toy, regimes, real=()):
-    """Heading in TABLES.md -> its Markdown; the ten-seed run of the code task comes first."""
-    out, power, long_runs = {}, {}, []
+    """Heading in TABLES.md -> its Markdown."""
+    out, power, runs = {}, {}, runs_of(toy, regimes)
     again = [r for r in regimes if r["regime"] == "default"]
     others = [r for r in regimes if r["regime"] != "default"]
     for run, name, rows in (("ten seeds", "ten seeds, ", again), ("five seeds", "", toy)):
-        found, power[run] = default_blocks(name, tested(rows), rows)
-        out |= found
-        long_runs += [(run, *item) for item in tested(rows).items()]
-    for regime in dict.fromkeys(r["regime"] for r in others):
-        long_runs += [(regime, *item) for item in tested(others, regime).items()]
+        power[run] = compare(runs[run])
+        for task, arms in runs[run].items():
+            out |= tables_of(name + task, arms, power[run][task])
+        if runs[run]:
+            out[f"lambda {name}".strip(", ")] = lam_table(rows)
+            out[f"controls {name}".strip(", ")] = controls_table(rows)
     if toy or regimes:
-        out |= {"equal FLOPs": flops_table(tested(toy)), "power": power_table(power),
-                "long solutions": long_table(long_runs)}
+        out |= {"equal FLOPs": flops_table(runs["five seeds"]), "power": power_table(power),
+                "long solutions": long_table(runs)}
     if regimes:
-        out |= {"regimes": regime_table(regimes), "controls, regimes": controls_table(others),
-                "mass": mass_table(regimes)}
+        out |= {"regimes": regime_table(regimes), "controls, regimes": controls_table(others)}
     out |= real_blocks([r for r in real if not withdrawn(r)])
     out |= real_blocks([r for r in real if withdrawn(r)], " (withdrawn)")
     for name, rows in (("toy", toy), ("regimes", regimes), ("real", real)):
@@ -729,19 +708,15 @@ def page(found):
     """{heading: Markdown} -> TABLES.md."""
     parts = [HEAD]
     for name, body in found.items():
-        note = next((text for start, text in NOTE.items() if name.startswith(start)), "")
-        parts.append(f"## {name}\n\n{note}\n\n{body}\n" if note else f"## {name}\n\n{body}\n")
+        note = next((text + "\n\n" for start, text in NOTE.items() if name.startswith(start)), "")
+        parts.append(f"## {name}\n\n{note}{body}\n")
     return "\n".join(parts)
 
 
 def forest_lines(toy, regimes, real):
     """What the forest shows -> {group: [(label, {ref: (mean, half)})]}, in points."""
-    runs = [("ten seeds", tested(regimes)), ("five seeds", tested(toy))]
-    for regime in dict.fromkeys(r["regime"] for r in regimes if r["regime"] != "default"):
-        runs.append((regime, tested(regimes, regime)))
-    runs.append(("SmolLM2", tested(real, "reduced")))
     out = {"math": [], "code": []}
-    for run, by_task in runs:
+    for run, by_task in (runs_of(toy, regimes) | {"SmolLM2": tested(real, "reduced")}).items():
         for task, arms in by_task.items():
             pairs = pairs_of(arms, REFERENCES[:2])
             for arm in ("joint", "wmss" if "wmss" in arms else "wmss-both"):
@@ -777,8 +752,7 @@ def main(argv=None):
     toy, regimes, real = (read_rows(path) if path else [] for path in paths)
     write_text(os.path.join(a.into, "TABLES.md"), page(blocks(toy, regimes, real)))
     again = [r for r in regimes if r["regime"] == "default"]
-    tens = {r["task"] for r in again}
-    leading = [r for r in toy if r["task"] not in tens] + again
+    leading = [r for r in toy if (r["task"],) not in grouped(again, "task")] + again
     valid = [r for r in real if not withdrawn(r)]
     drawn = {"rates.svg": rates_svg(leading), "lambda.svg": lambda_svg(leading),
              "differences.svg": forest_svg(forest_lines(toy, regimes, valid))}

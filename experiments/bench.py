@@ -6,7 +6,6 @@ take turns (A B B A ...).
     python experiments/bench.py P1b --nanogpt ../nanoGPT/model.py    # github.com/karpathy/nanoGPT
     python experiments/bench.py plan                 # memory of a GPU: formulas, and their check
     python experiments/bench.py scaling              # step and loss against T, V, layers, batch
-    python experiments/bench.py profile              # where the seconds go, ours and the peers'
     python experiments/bench.py gpu gpu-generate     # on a GPU, beside transformers
     python experiments/bench.py --quick              # toy size, to see it run; numbers mean nothing
 
@@ -367,9 +366,9 @@ def p1(size, args):
     """SFT on ragged text against a stock trainer: random padded batches, transformers' model."""
     model, samples = fresh(size["shape"]), gsm8k_like(size["shape"])
     rounds = rounds_of(samples, size)
-    times, losses = race(
-        rounds, ours=partial(our_steps, args.threads, samples, "sft-steps", (model, None)),
-        peer=partial(their_steps, llama(model), padded_loss, samples))
+    times, losses = race(rounds, ours=partial(our_steps, args.threads, samples, "sft-steps",
+                                              (model, None)),
+                         peer=partial(their_steps, llama(model), padded_loss, samples))
     same("the losses of the two trainings", losses["ours"], losses["peer"], 2e-4)
     return dict(P1=entry("SFT on GSM8K's lengths", "loss tokens/s",
                          "transformers' model in random padded batches", times["ours"],
@@ -576,7 +575,7 @@ def p7(size, args):
 
 
 # ------------------------------------------------------------------------------------------------
-# views: how cost grows, where the time goes
+# views: how cost grows
 
 
 def row(name, *cells):
@@ -659,59 +658,6 @@ def plan(size, args):
         record[name] = dict(formula=want / 1e9, peak=got / 1e9, ratio=want / got)
         row(name, *(f"{value:.3f}" for value in record[name].values()))
     return {"plan": record}
-
-
-# ATen operators -> what they are for; what is in none of these is "other"
-GROUPS = {
-    "matrix products": ("mm", "addmm", "bmm", "baddbmm"),
-    "attention": ("scaled_dot_product", "flash_attention", "efficient_attention"),
-    "optimizer": ("fused_adamw", "linalg_vector_norm", "foreach"),
-    "softmax, loss": ("softmax", "log_softmax", "nll_loss", "logsumexp", "exp", "log", "amax",
-                      "maximum", "scatter", "gather"),
-    "copies": ("copy", "cat", "zero", "fill", "index", "clone", "embedding")}
-
-
-def group_of(operator):
-    name = operator.removeprefix("aten::").strip("_")
-    for group, names in GROUPS.items():
-        if any(name == n or name.startswith(n + "_") for n in names):
-            return group
-    return "other"
-
-
-def shares_of(act):
-    """-> {group: share of the time of operators}, and the seconds of all."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-        act()
-    shares = dict.fromkeys([*GROUPS, "other"], 0.0)
-    for e in seen.key_averages():
-        shares[group_of(e.key)] += e.self_cpu_time_total / 1e6
-    total = sum(shares.values())
-    return {g: s / max(1e-9, total) for g, s in shares.items()}, total
-
-
-def profile(size, args):
-    """Where the time goes in what P2, P4 and P5hf compare."""
-    samples, model = gsm8k_like(size["shape"]), fresh(size["shape"]).eval()
-    batches, few = rounds_of(samples, size)[0], samples[:size["entropy"]]
-    prompts, n = prompts_of(samples[:size["prompts"]]), max(2, size["new_tokens"] // 4)
-    sides = {
-        "entropies": partial(measure, model, model, few, train_wmss.Config.micro_batch),
-        "entropies, batch 1 (one model)": partial(naive_entropy, model, few),
-        "generate": partial(model.generate, prompts, n),
-        "generate, transformers": partial(generate_like_transformers, llama(model).eval(), n,
-                                          prompts)}
-    for arm in ("sft-steps", "joint", "frozen"):
-        sides[f"{arm}, steps"] = partial(our_steps, args.threads, samples, arm,
-                                         pair_of(arm, size["shape"]), batches)
-    record = {}
-    row("share of the operators' time", "seconds", *GROUPS, "other")
-    for name, act in sides.items():
-        act()
-        shares, seconds = shares_of(act)
-        record[name] = dict(seconds=seconds, **shares)
-        row(name, f"{seconds:.4f}", *(f"{s:.1%}" for s in shares.values()))
-    return {"profile": record}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -823,8 +769,7 @@ def gpu_generate(size, args):
 # command line
 
 PARTS = dict(P1=p1, P1b=p1b, P2=p2, P3=p3, P4=p4, P5=p5, P7=p7)
-VIEWS = {"plan": plan, "scaling": scaling, "profile": profile, "gpu": gpu,
-         "gpu-generate": gpu_generate}
+VIEWS = {"plan": plan, "scaling": scaling, "gpu": gpu, "gpu-generate": gpu_generate}
 MORE = ("time_over_naive", "time_over_naive_cpu", "of_which_gradients_gb",
         "ratio_beyond_gradients", "without_exchange")
 

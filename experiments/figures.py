@@ -8,6 +8,7 @@ import html
 import math
 import os
 import sys
+from itertools import cycle
 
 import numpy as np
 
@@ -75,14 +76,17 @@ def scale(low, high, start, end):
 def curves_svg(panels, label, x_name, x_words, logarithmic=False):
     """Curves over one quantity, a panel below the other.
 
-    panels: list of (title, curves {name: (colour, dash, {x: value})}, levels {name: value}), values
-    in %. Curves that fall below the panel leave it.
+    panels: list of (title, curves {name: (colour, {x: value})}, levels {name: value}), values in %.
+    Curves that fall below the panel leave it.
     """
     parts = []
     top = 0
     for number, (title, curves, levels) in enumerate(panels):
-        values = [v for *_, points in curves.values() for v in points.values()] + [*levels.values()]
-        xs = sorted({x for *_, points in curves.values() for x in points})
+        values = [v for _, points in curves.values() for v in points.values()] + [*levels.values()]
+        xs = sorted({x for _, points in curves.values() for x in points})
+        styles = {}
+        for (name, (colour, _)), dash in zip(curves.items(), cycle(DASHES), strict=False):
+            styles[name] = coloured(colour, dash)
         high = max(values) + 0.5
         low = max(min(values), min(high - 8, min(levels.values(), default=high) - 5))
         low -= 0.08 * (high - low)                     # room for the name of a level
@@ -105,29 +109,25 @@ def curves_svg(panels, label, x_name, x_words, logarithmic=False):
         for name, v in levels.items():
             parts += [line(LEFT, y(v), RIGHT, y(v), "soft", 1.5, 'stroke-dasharray="1 3"'),
                       text(LEFT + 4, y(v) + (13 if "M1" in name else -4), name, 11)]
-        for colour, dash, points in curves.values():
+        for name, (_, points) in curves.items():
             where = " ".join(f"{x(k):.1f},{y(v):.1f}" for k, v in sorted(points.items()))
             parts.append(f'<polyline points="{where}" clip-path="url(#panel{number})" fill="none" '
-                         f'stroke-width="2" {coloured(colour, dash)}/>')
+                         f'stroke-width="2" {styles[name]}/>')
         top += 250
-        names = list(curves)
-        for i in range(0, len(names), 3):              # the legend, three to a line
-            for k, name in enumerate(names[i:i + 3]):
-                colour, dash, _ = curves[name]
-                left = 20 + 122 * k
-                parts += [line(left, top + 6, left + 24, top + 6, "axis", 2.5,
-                               coloured(colour, dash)), text(left + 30, top + 10, name)]
-            top += 18
+        for i, (name, style) in enumerate(styles.items()):       # the legend, three to a line
+            left, y = 20 + 122 * (i % 3), top + 18 * (i // 3)
+            parts += [line(left, y + 6, left + 24, y + 6, "axis", 2.5, style),
+                      text(left + 30, y + 10, name)]
+        top += 18 * math.ceil(len(curves) / 3)
         top += 14
     return svg(top, parts, label)
 
 
-def means_of(rows, task):
-    """Validation accuracy of the default regime, %, mean over seeds -> {(arm, lam, lr): value}."""
+def means_of(rows):
+    """Validation accuracy, %, mean over seeds -> {(arm, lam, lr): value}."""
     found = {}
     for r in rows:
-        if (r["regime"], r["split"], r["task"]) == ("default", "val", task):
-            found.setdefault((r["arm"], r["lam"], r["lr"]), {})[r["seed"]] = 100 * r["accuracy"]
+        found.setdefault((r["arm"], r["lam"], r["lr"]), {})[r["seed"]] = 100 * r["accuracy"]
     return {key: float(np.mean(list(by_seed.values()))) for key, by_seed in found.items()}
 
 
@@ -136,10 +136,18 @@ def best_at(means, arm, lam=None):
     return max((v for (a, at, _), v in means.items() if (a, at) == (arm, lam)), default=None)
 
 
-def levels_of(means, arms):
-    """{name: best mean} of arms without a lambda; M1 is `sft`."""
-    named = {"sft (M1)" if arm == "sft" else arm: best_at(means, arm) for arm in arms}
-    return {name: v for name, v in named.items() if v is not None}
+def panels_of(rows, curves_of, levels):
+    """A panel for each task of the default regime, code before math; M1 is `sft`."""
+    panels = []
+    for task in sorted({r["task"] for r in rows}):
+        own = [r for r in rows if r["task"] == task]
+        means = means_of([r for r in own if (r["regime"], r["split"]) == ("default", "val")])
+        curves = curves_of(means)
+        if curves:
+            title = f"{task}, {len({r['seed'] for r in own})} seeds: validation accuracy, %"
+            named = {"sft (M1)" if arm == "sft" else arm: best_at(means, arm) for arm in levels}
+            panels.append((title, curves, {k: v for k, v in named.items() if v is not None}))
+    return panels
 
 
 def round_rates(xs):
@@ -149,42 +157,33 @@ def round_rates(xs):
 
 def rates_svg(rows):
     """Accuracy against the learning rate of stage 3: plain SFT, and joint at each lambda."""
-    panels = []
-    for task in sorted({r["task"] for r in rows}):               # code before math
-        means = means_of(rows, task)
+    def curves_of(means):
         curves = {}
-        plain = {lr: v for (arm, _, lr), v in means.items() if arm == "sft-steps"}
-        if plain:
-            curves["sft-steps"] = (COLOURS["sft-steps"], "", plain)
-        for lam in sorted({lam for arm, lam, _ in means if arm == "joint"}):
-            points = {lr: v for (arm, at, lr), v in means.items() if (arm, at) == ("joint", lam)}
-            dash = DASHES[len(curves) % len(DASHES)]
-            curves[f"joint, λ {lam:g}"] = (SHADES.get(lam, COLOURS["joint"]), dash, points)
-        if curves:
-            seeds = len({r["seed"] for r in rows if r["task"] == task})
-            title = f"{task}, {seeds} seeds: validation accuracy, %"
-            panels.append((title, curves, levels_of(means, ["sft"])))
-    return curves_svg(panels, "validation accuracy against the learning rate of stage 3",
+        for (arm, lam, lr), v in sorted(means.items(), key=lambda item: item[0][1] or 0):
+            if arm == "sft-steps":
+                curves.setdefault(arm, (COLOURS[arm], {}))[1][lr] = v
+            if arm == "joint":
+                colour = SHADES.get(lam, COLOURS["joint"])
+                curves.setdefault(f"joint, λ {lam:g}", (colour, {}))[1][lr] = v
+        return curves
+
+    return curves_svg(panels_of(rows, curves_of, ["sft"]),
+                      "validation accuracy against the learning rate of stage 3",
                       "peak learning rate of stage 3", round_rates, logarithmic=True)
 
 
 def lambda_svg(rows):
     """Accuracy against lambda, each arm at its best rate there; plain SFT as a level."""
-    panels = []
-    for task in sorted({r["task"] for r in rows}):               # code before math
-        means = means_of(rows, task)
+    def curves_of(means):
         curves = {}
         for arm in ("joint", "wmss-mask", "temperature", "permuted", "frozen", "wmss-both"):
             lams = sorted({lam for a, lam, _ in means if a == arm and lam is not None})
-            points = {lam: best_at(means, arm, lam) for lam in lams}
-            if points:
-                dash = DASHES[len(curves) % len(DASHES)]
-                curves[arm] = (COLOURS[arm], dash, points)
-        if curves:
-            seeds = len({r["seed"] for r in rows if r["task"] == task})
-            title = f"{task}, {seeds} seeds: validation accuracy, %"
-            panels.append((title, curves, levels_of(means, ["sft", "sft-steps"])))
-    return curves_svg(panels, "validation accuracy against lambda", "lambda (1 = plain SFT)", list)
+            if lams:
+                curves[arm] = (COLOURS[arm], {lam: best_at(means, arm, lam) for lam in lams})
+        return curves
+
+    return curves_svg(panels_of(rows, curves_of, ["sft", "sft-steps"]),
+                      "validation accuracy against lambda", "lambda (1 = plain SFT)", list)
 
 
 def forest_svg(groups):

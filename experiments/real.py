@@ -108,7 +108,7 @@ def do(job):
         Quiet(m1, **flags, stages="sft").train()
         return dict(total=time.time() - started)
     code = job["task"] == "mbpp"
-    live, log, mass = os.path.join(m1, "sft.pt"), [], None
+    live, log = os.path.join(m1, "sft.pt"), []
     found = read_problems(job["task"], job["data"], job["quick"], job["reduced"])
     problems = found[job["split"]]
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +118,7 @@ def do(job):
         path = dict(weak=job["base"], sft=live).get(job["arm"])
         if path is None:
             try:
-                path, log, mass = sweep.run_stage3(run, os.path.join(m1, "gaps.pt"))
+                path, log = sweep.run_stage3(run, os.path.join(m1, "gaps.pt"))
             except ValueError as e:
                 return sweep.failed(problems, e) | dict(total=time.time() - started)
         model, meta = load_checkpoint(path, run.ranks.device, run.tokenizer)
@@ -135,7 +135,7 @@ def do(job):
             by_name.setdefault(r["family"], []).append(r)
         rows = [r for name, part in by_name.items() for r in eval_math.judge(part, name)]
     row = sweep.row_of(rows, cost) | dict(total=time.time() - started)
-    return row | dict(log=log, mass=mass) if job["split"] == "test" else row
+    return row | dict(log=log) if job["split"] == "test" else row
 
 
 def parse(argv):

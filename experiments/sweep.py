@@ -18,7 +18,6 @@ a cell is train_wmss.py's own stages under its own flags, in this process.
 import dataclasses
 import functools
 import json
-import math
 import multiprocessing
 import os
 import platform
@@ -238,16 +237,16 @@ def train_cell(job, run_folder):
     flags = {**sft, **stage3, **how, **lr, "lam": lam, "sft": live, "stages": "entropy,wmss"}
     run = Quiet(run_folder, **flags)
     kept = os.path.join(m1, f"gaps-{run.cfg.weights}-{os.path.basename(weak)}")
-    path, log, mass = run_stage3(run, kept)
+    path, log = run_stage3(run, kept)
     model, meta = load_checkpoint(path)
     fused = None
     if os.path.exists(run.folder.path("weak.pt")):
         fused = dict(weak=load(run.folder.path("weak.pt")), lam=run.cfg.lam)
-    return model.eval(), {}, dict(meta["spent"], fused=fused, mass=mass), log
+    return model.eval(), {}, dict(meta["spent"], fused=fused), log
 
 
 def run_stage3(run, kept):
-    """Stages 2 and 3 of a run -> (path of the arm's checkpoint, its log, mass_of()).
+    """Stages 2 and 3 of a run -> (path of the arm's checkpoint, its log).
 
     kept: where the gaps lie that all cells of an M1 share.
     """
@@ -259,19 +258,7 @@ def run_stage3(run, kept):
         shutil.copy(run.folder.path("gaps.pt"), beside)
         os.replace(beside, kept)
     log = [{k: v for k, v in r.items() if k != "arm"} for r in run.folder.read_log() if "loss" in r]
-    return run.folder.path(f"{run.cfg.arm[0]}.pt"), log, mass_of(run)
-
-
-def mass_of(run):
-    """{family: (share of the sampling weights, share of the data)} if the arm draws by them."""
-    if train_wmss.arm_of(run.cfg, run.cfg.arm[0]).gap not in ("sample", "both"):
-        return None
-    weights = torch.load(run.folder.path("gaps.pt"), weights_only=True)["weights"].tolist()
-    mass = {}
-    for sample, w in zip(run.samples, weights, strict=True):
-        weight, share = mass.get(sample.family, (0.0, 0.0))
-        mass[sample.family] = weight + w, share + 1 / len(run.samples)
-    return mass
+    return run.folder.path(f"{run.cfg.arm[0]}.pt"), log
 
 
 def row_of(rows, cost):
@@ -370,8 +357,6 @@ def do_cell(job):
     result = row_of(rows, cost) | dict(log=log)
     if split == "test":
         result |= closer_look(job, model, how, problems, rows, enc)
-        if cost.get("mass"):
-            result["mass"] = cost["mass"]
         if cost.get("fused"):
             result["fused"] = eval_math.summary(answer(**cost["fused"]))["accuracy"]
     return result
@@ -392,13 +377,10 @@ def do(job):
 
 def rounded(x):
     """Floats to six digits, all the way down; what is not finite becomes None."""
-    if isinstance(x, dict):
-        return {k: rounded(v) for k, v in x.items()}
-    if isinstance(x, list | tuple):
-        return [rounded(v) for v in x]
-    if isinstance(x, float):
-        return float(f"{x:.6g}") if math.isfinite(x) else None
-    return x
+    def to_six(digits):
+        return float(f"{float(digits):.6g}")
+
+    return json.loads(json.dumps(x), parse_float=to_six, parse_constant=dict().get)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -65,24 +65,6 @@ def test_growth_is_measured_for_each_dimension(capsys, monkeypatch):
                                                          ["tokens", "64", "512"]]
 
 
-def test_a_profile_tells_what_the_time_goes_into():
-    """Bug: an operator that falls into no group or two, so that the shares are not those of the
-    whole."""
-    found, total = bench.shares_of(
-        lambda: torch.softmax(torch.ones(300, 300) @ torch.ones(300, 300), -1)
-    )
-    assert (
-        set(found) == {*bench.GROUPS, "other"}
-        and sum(found.values()) == pytest.approx(1)
-        and total > 0
-    )
-    assert (
-        found["matrix products"] > 0
-        and found["softmax, loss"] > 0
-        and found["attention"] == found["optimizer"] == 0
-    )
-
-
 def test_sides_that_compute_different_things_are_no_benchmark():
     """Bug: a fast side that leaves work away."""
     bench.same("losses", [1.0, 2.0], [1.0, 2.0 + 1e-9], 1e-6)
