@@ -85,7 +85,7 @@ QWEN = dict(vocab_size=151936, dim=1024, n_layers=28, n_heads=16, n_kv_heads=8, 
             ffn_dim=3072, rope_theta=1e6, qk_norm=True, max_seq_len=1024)
 # ranks, --parallel, arm, passes of a step: whose peaks are measured beside the formulas' on a CPU
 PLANNED = [(1, "ddp", "joint", 2), (2, "fsdp", "joint", 2), (2, "fsdp", "sft-steps", 1),
-           (2, "ddp", "joint", 2), (2, "fsdp", "frozen", 2), (1, "ddp", "sft-steps", 1)]
+           (2, "ddp", "joint", 2)]
 # dense bf16 FLOP/s of the data sheets, which MFU is a share of
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
