@@ -348,7 +348,7 @@ def test_crash_in_the_entropy_stage_or_while_scoring_loses_nothing(run, trained,
     """Bug: a half-written gaps.pt taken for a whole one; checkpoints saved only after the
     scores."""
     with monkeypatch.context() as m:
-        m.setattr(train_wmss, "gap_table", crash)
+        m.setattr("plumbing.run.gap_table", crash)
         with pytest.raises(Crash):
             run("--name", "a", *BASELINES)
     with monkeypatch.context() as m:
