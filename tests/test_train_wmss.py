@@ -678,9 +678,9 @@ def fork(tmp_path_factory, trained):
     insert(copy / "entropy.py", HARDEST + HARDER_HALF, before="\n# a formula of your own")
     # the project's own rule makes room for the new one of its name
     source = (copy / "entropy.py").read_text()
-    old = "def gap_mask(ent_weak: torch.Tensor"
+    old = "def gap_mask(ent_weak: Tensor"
     assert source.count(old) == 1
-    source = source.replace(old, "def paper_mask(ent_weak: torch.Tensor")
+    source = source.replace(old, "def paper_mask(ent_weak: Tensor")
     source = source.replace("WEIGHTS = {", 'WEIGHTS = {"hardest": weights_hardest, ')
     (copy / "entropy.py").write_text(source)
     flags = [*TINY, "--name", "f", *from_m1(trained, "entropy,wmss,score"), "--my-temp", "2.5",
