@@ -239,7 +239,7 @@ def test_presets_of_real_models_have_the_papers_settings():
     for name in NAMES:
         cfg = read("--preset", name)
         assert (cfg.lam, cfg.gap, cfg.weights, cfg.weak) == (0.5, "sample", "code", "joint")
-        if name != "smoke":
+        if cfg.base:
             rates = (cfg.wmss_lr, cfg.joint_lr, cfg.mask_lr, cfg.sft_steps_lr, cfg.sft_flops_lr)
             assert rates == 5 * (1e-5,)
     paper = read("--preset", "qwen3-4b-am")
