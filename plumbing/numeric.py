@@ -329,11 +329,15 @@ class Calculator:
             size = abs(getattr(decimal, "numerator", 0))
         if places < 10 ** 3 or 10 ** 18 % places or size < 10 ** 11:
             return False
+        shorter = places_of(x)
+        is_decimal = shorter > 10 ** 11 and 10 ** 18 % shorter == 0
         try:
             x, decimal = (arithmetic(FEW).inexact(self.value(v, {}, FEW, 0)) for v in (x, decimal))
         except Undecided:
             return False
         gap = abs(decimal - x)
+        if is_decimal:                                  # two printed numbers: one rounds the other
+            return 2 * gap * shorter < 1
         return 2 * gap * places < 1 or gap <= abs(x) / 2 ** 51
 
     def agree(self, a, b, values, number, many, confirm, is_complex):
