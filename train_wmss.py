@@ -346,8 +346,8 @@ def stage_arm(run: Run, name: str, t: int = 1):
         return
     weak = None
     if arm.weak:
-        weak, strong, meta = load_pair(folder.weak(t), folder.checkpoint(t), run.tokenizer,
-                                       run.ranks.home)
+        path = folder.checkpoint(t) if arm.weak == "itself" else folder.weak(t)
+        weak, strong, meta = load_pair(path, folder.checkpoint(t), run.tokenizer, run.ranks.home)
     else:
         strong, meta = load_checkpoint(folder.checkpoint(t), run.ranks.home, run.tokenizer)
     length = dict(epochs=cfg.wmss_epochs) if name == "wmss" else dict(steps=steps_of(run, name))

@@ -16,6 +16,7 @@ import torch
 import torch.nn as nn
 
 from plumbing.loss import linear_cross_entropy
+from plumbing.neighbours import Averaged, Confidence, Dft, Distilled, Focal, Gce
 from plumbing.shard import full
 
 # -------------------------------------------------------------------------------------------------
@@ -25,8 +26,8 @@ from plumbing.shard import full
 class Arm(NamedTuple):
     """What stage 3 does with M1.
 
-    weak: "joint" (the weak model is trained too), "frozen", "" (there is none), or None: as the
-        flag --weak says.
+    weak: "joint" (the weak model is trained too), "frozen", "itself" (M1, frozen: a teacher), ""
+        (there is none), or None: as the flag --weak says.
     gap: what the entropy gaps are used for: "none", "sample" (resampling), "token" (a mask on the
         mixing), "both", or None: as the flag --gap says.
     lr: the field of Config that holds its peak learning rate.
@@ -109,6 +110,13 @@ ARMS = {
     "temperature": Arm(control=Temperature),        # what mixing does without a weak model
     "smoothing": Arm(control=Smoothing),
     "weights-only": Arm(gap="sample"),              # resampling alone
+    # neighbours, see plumbing/neighbours.py: is it the weak model, or any softening?
+    "dft": Arm(control=Dft),
+    "focal": Arm(control=Focal),
+    "gce": Arm(control=Gce),
+    "confidence": Arm(control=Confidence),
+    "distilled": Arm("itself", control=Distilled),
+    "averaged": Arm(control=Averaged),
 }
 FORMER_NAMES = {"sft": "sft-steps", "d0": "temperature", "label-smoothing": "smoothing"}
 ROWS = ("base", "sft", *ARMS, "weak", "fused")      # of the table of scores; sft is M1

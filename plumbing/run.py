@@ -367,6 +367,8 @@ class Progress:
         self.arm, self.opt, self.batches, self.snapshots = arm, opt, batches, snapshots
         self.strong, self.weak, self.mixed_loss = mixed_loss.strong, mixed_loss.weak, mixed_loss
         self.control = mixed_loss.control
+        if hasattr(self.control, "attach"):
+            self.control.attach(opt, len(batches))
         self.params = opt.param_groups[0]["params"]
         self.lr = opt.param_groups[0]["lr"]                 # the peak; the loop sets that of a step
         self.watch = Watch(mixed_loss, self.cfg.lam, gap_rule)

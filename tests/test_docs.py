@@ -340,9 +340,9 @@ def test_forks_run(name, forked):
     config = json.loads((out / name / "config.json").read_text())
     if name == "flag":
         assert config["my_temp"] == 0.7
-    if name == "focal":
+    if name == "poly":
         rows = json.loads((out / name / "scores.json").read_text())["rows"]
-        assert "focal" in [row["model"] for row in rows]
+        assert "poly" in [row["model"] for row in rows]
     if name == "double":
         rows = json.loads((out / name / "scores.json").read_text())["rows"]
         assert list(rows[0]["families"]) == ["double"]

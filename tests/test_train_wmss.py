@@ -623,8 +623,8 @@ def test_the_weak_model_may_have_another_size(run, trained, weak_is):
     assert [r["completion"] for r in answers(out, "fused")] == [enc.decode(t) for t in fused]
 
 
-FOCAL = '''
-class Focal:
+TEMPERED = '''
+class Tempered:
     """Tokens that the model is sure of count less."""
 
     def __init__(self, cfg):
@@ -672,8 +672,8 @@ def fork(tmp_path_factory, trained):
             shutil.copy(os.path.join(ROOT, name), copy)
     shutil.copytree(os.path.join(ROOT, "plumbing"), copy / "plumbing")
     insert(copy / "train_wmss.py", "    my_temp: float = 1.0\n", before="    seed: int = ")
-    insert(copy / "plumbing" / "controls.py", FOCAL, before="\nARMS = {")
-    insert(copy / "plumbing" / "controls.py", '    "focal": Arm(control=Focal),\n',
+    insert(copy / "plumbing" / "controls.py", TEMPERED, before="\nARMS = {")
+    insert(copy / "plumbing" / "controls.py", '    "tempered": Arm(control=Tempered),\n',
            after="\nARMS = {\n")
     insert(copy / "entropy.py", HARDEST + HARDER_HALF, before="\n# a formula of your own")
     # the project's own rule makes room for the new one of its name
@@ -684,8 +684,8 @@ def fork(tmp_path_factory, trained):
     source = source.replace("WEIGHTS = {", 'WEIGHTS = {"hardest": weights_hardest, ')
     (copy / "entropy.py").write_text(source)
     flags = [*TINY, "--name", "f", *from_m1(trained, "entropy,wmss,score"), "--my-temp", "2.5",
-             "--weights", "hardest", "--arm", "wmss", "wmss-mask", "joint", "focal", "temperature",
-             "--lam", "0.4", "--tau", "0"]
+             "--weights", "hardest", "--arm", "wmss", "wmss-mask", "joint", "tempered",
+             "temperature", "--lam", "0.4", "--tau", "0"]
     code = (f"import sys; sys.path.insert(0, {str(copy)!r}); import train_wmss; "
             f"train_wmss.main({flags}); print([m for m in {HEAVY} if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True)
@@ -706,9 +706,9 @@ def test_a_field_of_ones_own_is_a_flag(fork):
 
 def test_an_own_arm_is_a_function_and_a_line(fork):
     """Bug: an arm that the table, the flags or the loop have to be told of."""
-    assert "focal" in [r["model"] for r in scores(fork)] and (fork / "focal.pt").exists()
+    assert "tempered" in [r["model"] for r in scores(fork)] and (fork / "tempered.pt").exists()
     # 1 / 2.5 is the 0.4 of the temperature: the own loss was the one that was trained on
-    assert trace(fork, "focal") == pytest.approx(trace(fork, "temperature"), rel=1e-5)
+    assert trace(fork, "tempered") == pytest.approx(trace(fork, "temperature"), rel=1e-5)
 
 
 def test_an_own_weight_formula_is_a_function_and_a_name(fork):
