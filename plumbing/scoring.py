@@ -81,7 +81,7 @@ def sampling_flags(cli, task):
     add("--max-new-tokens", type=int, help=f"default 64 for {task}, else 512, or the protocol's")
     add("--batch", type=int, help=f"prompts decoded together, default 700 for {task}, else 32")
     add("--seed", type=int, default=0, help="of the samples")
-    add("--device", default="cpu", help="of the model: cpu, cuda, mps")
+    add("--device", default="auto", help="cuda, mps or cpu; auto: the first that is there")
     add("--out", help="folder for NAME.jsonl (rows) and NAME.json (settings, scores); default: "
         "beside a .pt file, without .pt; out/NAME for a folder")
 
@@ -93,11 +93,11 @@ def wrong_flags(a):
     if min(counts) < 1:
         wrong.append("--n, --limit, --batch and --max-new-tokens: expected 1 or more")
     try:
-        import torch
-        torch.empty(0, device=a.device)
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        reason = str(e).splitlines()[0]
-        wrong.append(f"--device {a.device}: expected one that this machine has ({reason})")
+        from plumbing.devices import pick  # imports torch, which --compare does not need
+
+        a.device = str(pick(a.device))
+    except ValueError as e:
+        wrong.append(str(e))
     if any(not 1 <= k <= a.n for k in a.k):
         wrong.append(f"--k: expected 1 <= k <= n, found k {a.k} with n {a.n}; raise --n")
     if (a.n > 1 and a.temperature == 0) or not 0 <= a.temperature < math.inf:

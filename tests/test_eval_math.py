@@ -335,7 +335,7 @@ def test_scores_of_other_settings_are_not_overwritten(tmp_path, fake, capsys):
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--device", "foo"], "--device foo: expected one that this machine has"),
+        (["--device", "foo"], "--device foo: expected auto, or one that this machine has"),
         (["--data", "gsm8k=a", "gsm8k=b"], "--data: expected each set once, found gsm8k, gsm8k"),
     ],
 )
