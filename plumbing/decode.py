@@ -18,7 +18,7 @@ from plumbing.loss import tiles
 
 @torch.inference_mode()
 def generate(model, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=0, weak=None,
-             lam=1.0):
+             lam=1.0, ends=None):
     """Continue each prompt -> one list of new tokens per prompt.
 
     prompts: token lists of any lengths >= 1.
@@ -29,6 +29,7 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=
     weak, lam: decode from lam * z_model + (1 - lam) * z_weak. 0 < lam < 1 is WMSS's fused model
         (paper v2, eq. 5); lam = 1 + mu is contrastive decoding, z + mu (z - z_weak). The weak model
         may have another shape, but needs the same vocabulary.
+    ends: None, or a function of a row's new tokens so far: where it is true, the row ends.
     Raises ValueError on arguments that do not fit each other or the models.
     """
     if not prompts:
@@ -62,6 +63,8 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=
             done[row] = done[row] or tok in stop
             if not done[row]:
                 out[row].append(tok)
+                done[row] = ends is not None and ends(out[row])
+            if not done[row]:
                 alive.append(i)
         if t == max_new_tokens - 1 or not alive:
             break
