@@ -13,7 +13,6 @@ Shapes: N samples, M loss tokens of all samples together, C width, V vocabulary.
 Entropies are in nats.
 """
 
-import argparse
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -24,8 +23,9 @@ from torch import Tensor
 from data import Sample, micro_batches
 from model import GPT, load_checkpoint, read_config
 from plumbing.bar import bar
-from plumbing.checks import check_gaps, read_gaps
+from plumbing.checks import check_gaps, entropy_flags, read_gaps, settings_of
 from plumbing.cli import program
+from plumbing.devices import pick
 from plumbing.files import write_atomically, write_text
 from plumbing.loss import chunk_of, tiles
 from plumbing.report import gap_table, show_samples, token_page
@@ -266,46 +266,15 @@ def load_pair(weak_path: str, live_path: str, tokenizer: str, device: str = "cpu
     return weak, *load_checkpoint(live_path, device, tokenizer)
 
 
-# of a live model that train_wmss.py did not write
-OTHER_DATA = dict(tau=0.01, h=0.05, alpha=0.1, beta=0.8, gamma=0.1, weights="code", lam=0.5,
-                  prompt_column="", completion_column="", max_len=1024, long="truncate")
-
-
 @program("entropy")
 def main(argv: list[str] | None = None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False)
-    parser.add_argument("--weak", required=True, help="checkpoint of the weak snapshot")
-    parser.add_argument("--live", required=True,
-                        help="checkpoint of the live model; its settings name the data")
-    parser.add_argument("--data", nargs="+", metavar="SPEC",
-                        help="text to read instead: files, folders, names on the hub")
-    parser.add_argument("--tau", type=float, help="gap threshold, nats (default: the live run's)")
-    parser.add_argument("--h", type=float, help="weak entropy above which an unchanged token is "
-                        "hard, nats (default: the live run's)")
-    parser.add_argument("--weights", choices=WEIGHTS,
-                        help="formula of the weights (default: the live run's)")
-    parser.add_argument("--show", type=int, default=0, metavar="N",
-                        help="print the N heaviest samples, coloured by gap code")
-    parser.add_argument("--report", default="", metavar="PAGE",
-                        help="write them as a page of HTML, with what both models expected")
-    args = parser.parse_args(argv)
-    if args.show < 0:
-        parser.error(f"--show: expected a number of samples, found {args.show}")
-    enc = tokenizer_of(read_config(args.live)[1])
-    weak, live, meta = load_pair(args.weak, args.live, fingerprint(enc))
-    cfg = meta.get("config", {})
-    if args.data:
-        cfg = {**OTHER_DATA, **cfg, "task": "text", "data": args.data}
-    if "tau" not in cfg:
-        raise ValueError(f"{args.live} says nothing of its training data; expected a checkpoint "
-                         "that train_wmss.py wrote, or --data")
+    args = entropy_flags(__doc__, WEIGHTS, argv)
+    device, (_, meta) = pick(args.device), read_config(args.live)
+    enc, cfg = tokenizer_of(meta), settings_of(args, meta)
+    weak, live, _ = load_pair(args.weak, args.live, fingerprint(enc), device)
     samples = training_set(cfg, enc)
-    gaps = find_gaps(weak, live, samples, alpha=cfg["alpha"], beta=cfg["beta"], gamma=cfg["gamma"],
-                     tau=cfg["tau"] if args.tau is None else args.tau,
-                     h=cfg["h"] if args.h is None else args.h,
-                     kind=args.weights or cfg["weights"],
+    gaps = find_gaps(weak, live, samples, tau=cfg["tau"], h=cfg["h"], alpha=cfg["alpha"],
+                     beta=cfg["beta"], gamma=cfg["gamma"], kind=cfg["weights"],
                      tokens_per_batch=cfg.get("tokens_per_batch", 0))
     print(gap_table(gaps, samples))
     if args.show:

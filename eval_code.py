@@ -176,8 +176,8 @@ def command_line(argv: list[str] | None) -> argparse.Namespace:
                         "program (3), or twice what the problem's own solution takes if more")
     sampling_flags(parser, "toy-code")
     args = parser.parse_args(argv)
-    if not args.allow_code_execution:
-        score([])                                      # refuses, before any costly work
+    # refuses, before any costly work, what it will not or cannot do
+    score([], allow_code_execution=args.allow_code_execution)
     is_model = not args.checkpoint.endswith(SAMPLES)
     wrong = wrong_flags(args) if is_model else []
     if not is_model and args.limit is not None and args.limit < 1:

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from plumbing import checkpoints, decode
+from plumbing.devices import has_varlen
 
 
 @dataclass
@@ -104,7 +105,7 @@ class Rows:
     def __init__(self, shapes: list[tuple[int, int]], device: torch.device):
         self.shapes = shapes
         self.starts = None
-        if device.type == "cuda" and len(shapes) > 1:
+        if len(shapes) > 1 and has_varlen(device):
             lengths = [T for B, T in shapes for _ in range(B)]
             starts = torch.tensor([0] + lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32)
             self.starts = starts.pin_memory().to(device, non_blocking=True)
@@ -113,7 +114,8 @@ class Rows:
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal attention within each row; q (P, H, D), k and v (P, K, D) -> (P, H, D)."""
         gqa = q.size(1) != k.size(1)
-        if self.starts is not None and q.dtype in (torch.bfloat16, torch.float16):
+        half, D = q.dtype in (torch.bfloat16, torch.float16), q.size(-1)
+        if self.starts is not None and half and D % 8 == 0 and D <= 256:
             # FlashAttention over all rows in one launch: short rows cost launches, not FLOPs
             from torch.nn.attention.varlen import varlen_attn
             return varlen_attn(q, k, v, self.starts, self.starts, self.longest, self.longest,
@@ -257,9 +259,9 @@ class GPT(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         for draw in torch.rand(max_new_tokens, dtype=torch.float64, generator=generator).tolist():
             x = torch.tensor([tokens], device=self.cos.device)                    # (1, T)
-            z = self.logits(x)[0, -1].float()                                     # (V,)
-            if weak is not None:
-                z = lam * z + (1 - lam) * weak.logits(x)[0, -1].float()           # paper v2, eq. 5
+            z = self.logits(x)[0, -1].float().cpu()                               # (V,)
+            if weak is not None:                                                  # paper v2, eq. 5
+                z = lam * z + (1 - lam) * weak.logits(x)[0, -1].float().cpu()
             token = int(z.argmax())
             if temperature > 0:       # the first id whose cumulative probability exceeds the draw
                 cdf = torch.softmax(z.double() / temperature, -1).cumsum(-1)

@@ -1,5 +1,6 @@
 """What can be refused is refused here, before the run's folder is touched and any costly work."""
 
+import argparse
 import os
 import re
 
@@ -7,6 +8,7 @@ import torch
 
 from model import GPTConfig, read_config
 from plumbing.cli import flag_of
+from plumbing.confine import UNABLE
 from plumbing.tasks import task_of, tokenizer_of
 
 STAGES = ("base", "sft", "entropy", "wmss", "score")
@@ -57,6 +59,7 @@ def check_flags(cfg, given):
     check(not runs_code or "score" not in stages or cfg.allow_code_execution,
           "scoring runs programs that a model wrote (confined, see eval_code.py); pass "
           "--allow-code-execution if that is what you want, or leave the stage score out")
+    check(not runs_code or "score" not in stages or not UNABLE, UNABLE)
     for name in ("base", "sft", "weak_snapshot"):
         path = getattr(cfg, name)
         on_the_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not path.endswith(".pt")
@@ -173,3 +176,44 @@ def check_gaps(path, gaps, samples, expected):
     if not whole or counts != list(want.values()) or made_for != expected:
         raise ValueError(f"{path} was made for other samples or models (weak, live, tokenizer: "
                          f"{', '.join(made_for)}; expected {', '.join(expected)}); {AGAIN}")
+
+
+# of a live model that train_wmss.py did not write
+OTHER_DATA = dict(tau=0.01, h=0.05, alpha=0.1, beta=0.8, gamma=0.1, weights="code", lam=0.5,
+                  prompt_column="", completion_column="", max_len=1024, long="truncate")
+
+
+def entropy_flags(description, weights, argv=None):
+    """The command line of entropy.py, checked; weights: the formulas that there are."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--weak", required=True, help="checkpoint of the weak snapshot")
+    add("--live", required=True, help="checkpoint of the live model; its settings name the data")
+    add("--data", nargs="+", metavar="SPEC",
+        help="text to read instead: files, folders, names on the hub")
+    add("--tau", type=float, help="gap threshold, nats (default: the live run's)")
+    add("--h", type=float, help="weak entropy above which an unchanged token is hard, nats "
+        "(default: the live run's)")
+    add("--weights", choices=weights, help="formula of the weights (default: the live run's)")
+    add("--device", default="auto", help="cuda, mps, cpu; auto: the first that is there")
+    add("--show", type=int, default=0, metavar="N",
+        help="print the N heaviest samples, coloured by gap code")
+    add("--report", default="", metavar="PAGE",
+        help="write them as a page of HTML, with what both models expected")
+    args = parser.parse_args(argv)
+    if args.show < 0:
+        parser.error(f"--show: expected a number of samples, found {args.show}")
+    return args
+
+
+def settings_of(args, meta):
+    """What entropy.py measures: the settings of the live model's run, or those of the flags."""
+    cfg = meta.get("config", {})
+    if args.data:
+        cfg = {**OTHER_DATA, **cfg, "task": "text", "data": args.data}
+    if "tau" not in cfg:
+        raise ValueError(f"{args.live} says nothing of its training data; expected a checkpoint "
+                         "that train_wmss.py wrote, or --data")
+    flags = {name: getattr(args, name) for name in ("tau", "h", "weights")}
+    return {**cfg, **{name: value for name, value in flags.items() if value is not None}}

@@ -3,16 +3,25 @@
 
 import ctypes
 import os
-import resource
 import struct
 import sys
+
+try:
+    import resource
+except ImportError:             # Windows
+    resource = None
 
 MB = 1 << 20
 # Limits of one program; the limit of processor time follows from its timeout.
 LIMITS = {"AS": 512 * MB, "FSIZE": 8 * MB, "NOFILE": 64, "CORE": 0}
 STEPS = ("session", *(f"rlimit_{name.lower()}" for name in (*LIMITS, "CPU")), "no_new_privs",
          "landlock", "capabilities", "seccomp")
-LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC = None if sys.platform == "win32" else ctypes.CDLL(None, use_errno=True)
+# why no program can be run on this system, or ""
+UNABLE = ""
+if resource is None or not hasattr(os, "fork"):
+    UNABLE = ("programs that a model wrote run confined, which takes fork() and limits that this "
+              f"system ({sys.platform}) lacks; score them on Linux, or on Windows inside WSL2")
 
 # System calls refused with EPERM, x86_64 | aarch64. The rest is harmless within the other limits,
 # or newer than 449, the last number that was reviewed, and answered ENOSYS, on which libc falls

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from plumbing.devices import exact
 from plumbing.loss import tiles
 
 
@@ -49,7 +50,7 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=
     for bucket in buckets(order, lens):
         rows = [torch.tensor(prompts[i]) for i in bucket]
         x.append(pad_sequence(rows, batch_first=True).to(device))             # (B_i, T_i)
-    draws = torch.stack([_uniform(max_new_tokens, seeds[i]) for i in order]).to(device)
+    draws = torch.stack([_uniform(max_new_tokens, seeds[i]) for i in order]).to(exact(device))
     pos = torch.tensor(sorted(lens), device=device) - 1                       # (B,) newest token's
     decoder = Decoder(models, lam, len(prompts), max(lens) + max_new_tokens)
     z = decoder.prefill(x, pos)
@@ -72,7 +73,7 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=
             # finished rows leave the batch; not one by one, as each time copies the cache
             order = [order[i] for i in alive]
             keep = torch.tensor(alive, device=device)
-            pos, token, draws = pos[keep], token[keep], draws[keep]
+            pos, token, draws = pos[keep], token[keep], draws[alive]
             decoder.keep(keep)
         pos = pos + 1
         z = decoder.step(token, pos, lens[order[-1]] + t + 1)                 # the last is longest
@@ -117,10 +118,11 @@ def _uniform(n, seed):
 def sample(z, temperature, draws):
     """Tokens (B,) of logits z (B, V): the first whose cumulative probability exceeds draws (B,).
 
-    In float64, since a sum of 151,936 probabilities in fp32 would be off by more than many of them.
+    In float64, since a sum of 151,936 probabilities in fp32 would be off by more than many of them,
+    and where draws are: a Mac's GPU has no float64.
     """
-    cdf = torch.softmax(z.double() / temperature, -1).cumsum(-1)
-    return (cdf <= draws[:, None] * cdf[:, -1:]).sum(-1)
+    cdf = torch.softmax(z.to(draws.device).double() / temperature, -1).cumsum(-1)
+    return (cdf <= draws[:, None] * cdf[:, -1:]).sum(-1).to(z.device)
 
 
 class Decoder:

@@ -10,7 +10,6 @@ them and read or set public attributes, and the answer is computed here.
 import builtins
 import functools
 import os
-import resource
 import sys
 
 from plumbing.candidate import by_place, take_job
@@ -394,6 +393,7 @@ def referee(outbox, inbox, done, stdout):
     """
     job = take_job()
     if sys.platform == "linux":                 # elsewhere the kernel refuses or ignores it
+        import resource
         memory = MAX_MEMORY * (10 if job["modules"] else 1)
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     judge = Referee(outbox, inbox)

@@ -13,7 +13,6 @@ costs: what only the caller needs is imported where it is used.
 
 import functools
 import os
-import resource
 import select
 import signal
 import stat
@@ -23,7 +22,7 @@ import time
 from collections import namedtuple
 
 from plumbing.candidate import candidate
-from plumbing.confine import LIBC, LIMITS, STEPS, libc
+from plumbing.confine import LIBC, LIMITS, STEPS, UNABLE, libc, resource
 from plumbing.referee import referee
 from plumbing.values import MB, read, receive, send
 
@@ -201,6 +200,8 @@ class Runner:
 
     def __init__(self, boot=BOOT):
         import tempfile
+        if UNABLE:
+            raise ValueError(UNABLE)
         self.boot, self.process = boot, None
         self.folder = tempfile.mkdtemp(prefix="eval_code-")
 
