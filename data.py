@@ -16,11 +16,13 @@ import math
 import random
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
+from plumbing.batches import Batches
 from plumbing.cli import program
 from plumbing.tokenizer import Tokenizer
 
@@ -281,7 +283,7 @@ def epoch_order(n: int, seed: int, epoch: int, weights: torch.Tensor | None = No
 
 def schedule(n: int, batch_size: int, seed: int, first_epoch: int = 0, epochs: float | None = None,
              steps: int | None = None, weights: torch.Tensor | None = None,
-             dedup: bool = False) -> list[torch.Tensor]:
+             dedup: bool = False) -> Sequence[torch.Tensor]:
     """The batches of a run: for each optimizer step a tensor of batch_size indices.
 
     Give `steps`, or `epochs` for as many steps as these need (0.5: half an epoch). Epochs form one
@@ -289,16 +291,13 @@ def schedule(n: int, batch_size: int, seed: int, first_epoch: int = 0, epochs: f
     """
     if n == 0:
         raise ValueError("data: the data set is empty; expected at least one sample")
-    stream = torch.empty(0, dtype=torch.long)
-    epoch = 0
-    while steps is None or len(stream) < steps * batch_size:
-        order = epoch_order(n, seed, first_epoch + epoch, weights, dedup)
-        stream = torch.cat([stream, order])
-        epoch += 1
-        if steps is None and epoch >= epochs:
-            beyond = round(len(order) * (epoch - epochs))       # only a part of the last epoch
-            steps = max(1, math.ceil((len(stream) - beyond) / batch_size))
-    return [stream[i * batch_size:(i + 1) * batch_size] for i in range(steps)]
+    order = partial(epoch_order, n, seed, weights=weights, dedup=dedup)
+    if steps is None:
+        sizes = [len(order(first_epoch + e)) for e in range(max(1, math.ceil(epochs)))]
+        beyond = round(sizes[-1] * (len(sizes) - epochs))       # only a part of the last epoch
+        steps = max(1, math.ceil((sum(sizes) - beyond) / batch_size))
+    batches = Batches(order, first_epoch, batch_size, steps)
+    return list(batches) if steps <= 100_000 else batches       # what is long is made as needed
 
 
 def micro_batches(samples: list[Sample], micro_batch: int, rank: int = 0, world: int = 1,

@@ -142,6 +142,29 @@ def test_schedule_sees_every_sample_once_an_epoch_in_batches_of_one_size():
     assert len(schedule(50, 8, 0, epochs=0.5)) == 4 and len(schedule(3, 8, 0, epochs=1)) == 1
 
 
+def test_a_schedule_of_a_million_million_steps_begins_at_once():
+    """Bug: all batches made before the first step; another order, or a lost remainder, where they
+    are made one by one; an earlier step that is read from the middle of the stream."""
+    long, short = schedule(50, 8, 0, steps=10**12), schedule(50, 8, 0, steps=60)
+    assert len(long) == 10**12
+    for step in (0, 1, 1, 30, 59, 7):
+        assert torch.equal(long[step], short[step]), step
+    first = [batch for _, batch in zip(range(60), long, strict=False)]
+    assert torch.equal(torch.cat(first), torch.cat(short))
+    with pytest.raises(IndexError):
+        long[10**12]
+    few = schedule(3, 8, 0, steps=10**9)            # an epoch is smaller than a batch
+    assert torch.equal(torch.cat([few[0], few[1]]), torch.cat(schedule(3, 8, 0, steps=2)))
+
+
+def test_half_an_epoch_of_distinct_draws_is_half_of_those_of_that_epoch():
+    """Bug: the share of the last epoch taken from the size of the data set."""
+    w = torch.ones(50, dtype=torch.float64)
+    sizes = [len(epoch_order(50, 0, e, w, dedup=True)) for e in (2, 3)]
+    batches = schedule(50, 1, 0, 2, epochs=1.5, weights=w, dedup=True)
+    assert len(batches) == sum(sizes) - round(sizes[1] / 2)
+
+
 def test_resampling_draws_by_weight_and_dedup_drops_the_copies():
     """Bug: weights ignored, drawing without replacement, dedup that sorts away the order."""
     w = torch.zeros(1000, dtype=torch.float64)
