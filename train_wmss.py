@@ -26,7 +26,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import json
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal
@@ -59,7 +59,8 @@ class Config:
     preset: str = arg("", "a file of flags: smoke, mistakes, smollm2-gsm8k, qwen3-0.6b-gsm8k, "
                       "qwen3-4b-am or your own; flags of the command line go first")
     stages: str = arg(",".join(STAGES), "the stages to run, in this order")
-    resume: bool = arg(False, "go on with an interrupted out/NAME, or add stages to it")
+    resume: Literal["", "yes", "auto"] = arg("", "go on with an interrupted out/NAME, or add "
+                                             "stages to it; auto: start it if need be", bare="yes")
     overwrite: bool = arg(False, "delete an existing out/NAME first")
     seed: int = arg(0, "of initialisation, data and order", low=0, high=2**31 - 1)
     threads: int = arg(0, "CPU threads of each process; 0: cores / processes", low=0)
@@ -128,6 +129,7 @@ class Config:
 
     snapshots: int = arg(2, "SFT snapshots, for --weak-snapshot", low=0, group="output")
     save_every: int = arg(200, "steps between saves of the state that --resume goes on from", low=1)
+    save_minutes: float = arg(10.0, "and minutes, whichever comes first", above=0)
     log_every: int = arg(50, "most steps between log lines", low=1)
     score_n: int = arg(2100, "problems to score", low=1)
     score_split: Literal["test", "val"] = arg("test", "built-in tasks: choose on val")
@@ -182,7 +184,7 @@ def lr_at(step: int, steps: int, peak: float, warmup: float) -> float:
     return peak * min((step + 1) / rise, (steps - step) / max(1, steps - rise))
 
 
-def train(run: Run, arm: str, strong: GPT, samples: list[Sample], batches: list[Tensor],
+def train(run: Run, arm: str, strong: GPT, samples: list[Sample], batches: Sequence[Tensor],
           lr: float, weak: GPT | None = None, joint: bool = True, gaps: Gaps | None = None,
           control: Callable | None = None, snapshots: Collection[int] = ()) -> dict:
     """Train strong (and weak) in place -> the final state: a checkpoint without its model.
@@ -243,6 +245,7 @@ def finish(run: Run, name: str, model: GPT, state: dict):
     if run.ranks.rank == 0 and os.path.exists(interim):
         os.remove(interim)
     report(run)
+    run.stop.allow()                    # a signal that came meanwhile ends the program here
 
 
 def report(run: Run):
@@ -407,7 +410,8 @@ def stage_score(run: Run):
             answers += ranks.gather(judge(completed))
         cost = {} if name in ("weak", "fused") else meta.get("spent") or meta
         rows.append(dict(model=name, **eval_math.summary(answers), flops=cost.get("flops"),
-                         seconds=cost.get("seconds"), checkpoint=path, split=split))
+                         seconds=cost.get("seconds"), checkpoint=path,
+                         digest=folder.digest(path), split=split))
         if ranks.rank == 0:
             eval_math.write_rows(folder.path("answers", f"{name}.jsonl"), answers)
     table = score_table(rows)
@@ -452,11 +456,13 @@ def main(argv: list[str] | None = None):
         check_inputs(run, needs_gaps(cfg), sets_to_score)
         run.folder.open(run.digest)
 
-    ranks.first(start)
-    if ranks.rank > 0:
-        run.read_data()             # after rank 0, which leaves tokenised text in the cache
-    run.folder.header(ranks, run.compiles, run.data_report)
-    run_stages(run)
+    with run.stop:
+        ranks.first(start)
+        run.folder.check_shared(ranks)
+        if ranks.rank > 0:
+            run.read_data()             # after rank 0, which leaves tokenised text in the cache
+        run.folder.header(ranks, run.compiles, run.data_report)
+        run_stages(run)
     ranks.close()
 
 

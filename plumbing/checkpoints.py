@@ -5,6 +5,8 @@ checked without reading a weight is checked first. The model's class (GPT, with 
 an argument: model.py imports this file, not the other way round.
 """
 
+import hashlib
+import math
 import os
 from dataclasses import asdict, fields
 
@@ -134,7 +136,13 @@ class Checkpoint:
         """
         if device == "meta":
             return self.model
-        weights = {name: w.to(device=device, dtype=dtype) for name, w in self.stored.items()}
+        weights = {}
+        for name, stored in self.stored.items():
+            w = weights[name] = stored.to(device=device, dtype=dtype)
+            if not all(map(math.isfinite, w.aminmax())):
+                raise ValueError(f"checkpoint: {self.path}: {name} holds NaN or infinity, so its "
+                                 "training has diverged; use another, or delete it and train it "
+                                 "again with a lower learning rate")
         tied = self.model.cfg.tie_embeddings
         if tied:
             embed = weights["embed_tokens.weight"]
@@ -171,4 +179,17 @@ def open_pt(path):
     except Exception as e:      # cut short, another program's, text: seven kinds of error
         raise ValueError(f"it is not a whole {FORMAT} file written by train_wmss.py "
                          f"({type(e).__name__}); pass one of the .pt files in an out/<name>/ "
-                         "folder") from None
+                         "folder; if it is one of them, delete it, and --resume makes its stage "
+                         "again") from None
+
+
+def digest_of(path):
+    """Sixteen hex digits that name what a checkpoint's files hold: a .pt, a folder, a hub name."""
+    path, names = hf.local(path), [""]
+    if os.path.isdir(path):
+        names = sorted(n for n in os.listdir(path) if n.endswith((".json", ".safetensors")))
+    whole = hashlib.sha256()
+    for name in names:
+        with open(os.path.join(path, name) if name else path, "rb") as f:
+            whole.update(hashlib.file_digest(f, "sha256").digest())
+    return whole.hexdigest()[:16]

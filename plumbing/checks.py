@@ -32,6 +32,9 @@ def check_flags(cfg, given):
           f"--name: expected letters, digits, '.', '_' and '-', found {cfg.name!r}")
     check(not (cfg.resume and cfg.overwrite),
           "--overwrite deletes what --resume would go on with; pass one of the two, not both")
+    check(cfg.threads <= 16 * os.cpu_count(),
+          f"--threads: expected at most {16 * os.cpu_count()}, 16 for each core of this machine, "
+          f"found {cfg.threads}")
     check(cfg.dim % (2 * cfg.n_heads) == 0,
           f"--dim: expected an even multiple of --n-heads {cfg.n_heads}, found {cfg.dim}")
     check(cfg.alpha + cfg.beta + cfg.gamma > 0,
@@ -87,8 +90,9 @@ def check_inputs(run, needs_gaps, sets_to_score):
         if model_cfg.vocab_size != vocabulary[1]:
             raise ValueError(f"{vocabulary[0]} and {path} have vocabularies of {vocabulary[1]:,} "
                              f"and {model_cfg.vocab_size:,} logits; mixing needs one and the same")
-    if cfg.resume and not os.path.isdir(folder.out):
-        raise ValueError(f"nothing to resume in {folder.out}; leave --resume away")
+    if cfg.resume and cfg.resume != "auto" and not os.path.isdir(folder.out):
+        raise ValueError(f"nothing to resume in {folder.out}; leave --resume away, or pass "
+                         "--resume auto")
 
     def kept(path):
         return not cfg.overwrite and os.path.exists(path)

@@ -20,13 +20,16 @@ from typing import Literal, get_args, get_origin, get_type_hints
 PRESETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "presets")
 
 
-def arg(default, help="", *, low=None, high=None, above=None, choices=None, group=None):
+def arg(default, help="", *, low=None, high=None, above=None, choices=None, group=None,
+        bare=None):
     """A dataclass field that carries what its flag needs.
 
     help: one line for -h. low, high: smallest and largest value; above: it must be larger.
     choices: the words that are allowed. group: the heading in -h from this field on.
+    bare: the value of the flag alone, with no word behind it.
     """
-    about = dict(help=help, low=low, high=high, above=above, choices=choices, group=group)
+    about = dict(help=help, low=low, high=high, above=above, choices=choices, group=group,
+                 bare=bare)
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=about)
     return dataclasses.field(default=default, metadata=about)
@@ -82,6 +85,8 @@ class Flag:
         """The words behind the flag -> its value; ValueError, in plain words, if they have none."""
         if self.is_list and words:
             return [self.read_one(word) for word in words]
+        if not words and self.about.get("bare"):
+            return self.about["bare"]
         if len(words) != 1:
             wanted = "one or more values" if self.is_list else "one value"
             raise ValueError(f"{self.name}: expected {wanted}, found {' '.join(words) or 'none'}")

@@ -90,6 +90,10 @@ def gap_table(gaps, samples):
     for family, n, _, mass, weak, live, codes in family_rows(gaps, samples):
         shares = " ".join(f"{share:13.1%}" for share in codes)
         lines.append(f"{family:15s} {n:9,d} {mass:7.1%} {weak:8.4f} {live:8.4f} {shares}")
+    if torch.equal(gaps.ent_weak, gaps.ent_live):
+        lines.append("both models have the same entropies everywhere, as one model has with itself")
+    if not gaps.codes.any():
+        lines.append("no token is in the gap mask: it mixes nothing; lower --tau and --h")
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import platform
-import shutil
+import re
 import sys
 import time
 from contextlib import nullcontext
@@ -17,9 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data import digest
 from model import load_checkpoint, read_config, save_checkpoint
+from plumbing import owner, stop
 from plumbing.chat import with_template
+from plumbing.checkpoints import digest_of
 from plumbing.cli import flag_of, preset_notes
-from plumbing.controls import Watch
+from plumbing.controls import ARMS, Watch
 from plumbing.files import commit, write_text
 from plumbing.report import gap_table
 from plumbing.shard import cut, even_out, fill, full, local, shard, weights_of, whole
@@ -28,8 +30,9 @@ from plumbing.tokenizer import fingerprint
 
 # may differ when a run is resumed: they change no weight, or only what is added to the run
 FREE_ON_RESUME = {"stages", "arm", "resume", "overwrite", "threads", "save_every", "log_every",
-                  "preset", "score_n", "score_split", "system", "eval_batch", "max_new_tokens",
-                  "allow_code_execution", "parallel"}
+                  "save_minutes", "preset", "score_n", "score_split", "system", "eval_batch",
+                  "max_new_tokens", "allow_code_execution", "parallel"}
+SHARED_SECONDS = 60     # how long another node may take to see what rank 0 has written
 
 
 class Ranks:
@@ -196,6 +199,8 @@ class Folder:
     def read_log(self):
         """The records of log.jsonl; a line that a crash left half-written is none."""
         records = []
+        if not os.path.exists(self.path("log.jsonl")):      # a kill came before it
+            return records
         with open(self.path("log.jsonl")) as f:
             for line in f:
                 try:
@@ -217,34 +222,90 @@ class Folder:
 
     def open(self, data):
         """Make the folder, or check that it may be gone on with; data: digest of the samples."""
-        cfg, saved = self.cfg, self.path("config.json")
-        if os.path.exists(self.out) and os.listdir(self.out):
-            if cfg.overwrite:
-                if not os.path.isfile(saved):
-                    raise ValueError(f"{self.out} has no config.json, so it is not a run of ours; "
-                                     "not deleted, choose another --name")
-                shutil.rmtree(self.out)
-            elif not cfg.resume:
-                raise ValueError(f"{self.out} exists; --resume goes on with it, --overwrite "
-                                 "deletes it, --name chooses another")
-            else:
-                self._check_same_run(saved, data)
-        if cfg.resume:
+        cfg, without_lock = self.cfg, owner.lock(self.out)
+        if without_lock:
+            self.say(without_lock)
+        begun = owner.has_begun(self.out)
+        if begun and not owner.is_run(self.out):
+            raise ValueError(f"{self.out} has no config.json of this program, so it is not a run "
+                             "of ours; not touched, choose another --name or delete it yourself")
+        if begun and cfg.overwrite:
+            owner.remove(self.out)
+        elif begun and not cfg.resume:
+            raise ValueError(f"{self.out} exists; --resume goes on with it, --overwrite "
+                             "deletes it, --name chooses another")
+        config = {**asdict(cfg), "digest": data}
+        if begun and cfg.resume:
+            config = self._check_same_run(data)
+            self._drop_scores()
             self.keep_log(lambda record: True)
-        else:
-            write_text(saved, json.dumps({**asdict(cfg), "digest": data}, indent=1))
-            write_text(self.path("log.jsonl"), "")
+        write_text(self.path("config.json"), json.dumps(config, indent=1))
+        owner.sweep_up(self.out)
 
-    def _check_same_run(self, saved, data):
+    def check_shared(self, ranks):
+        """ValueError unless all ranks see in the folder what rank 0 has just written there."""
+        path = self.path(f"seen.tmp{os.getpid()}")          # one that a kill leaves is swept up
+        wanted = [path, str(time.time())]
+        if ranks.world == 1:
+            return
+        if self.rank == 0:
+            write_text(path, wanted[1])
+        dist.broadcast_object_list(wanted)
+        patience = time.time() + SHARED_SECONDS
+        while not self._holds(*wanted) and time.time() < patience:
+            time.sleep(0.1)
+        blind = ranks.gather([None if self._holds(*wanted) else f"{self.rank} ({platform.node()})"])
+        blind = [rank for rank in blind if rank]
+
+        def refuse():
+            os.remove(path)
+            if blind:
+                raise ValueError(f"rank {', '.join(blind)} does not see {os.path.abspath(self.out)}"
+                                 " of rank 0; start all nodes in a folder that they share")
+
+        ranks.first(refuse)
+
+    def _holds(self, path, text):
         try:
-            with open(saved) as f:
-                old = json.load(f)
-        except (OSError, ValueError):
-            raise ValueError(f"cannot read {saved}, so there is nothing to resume; "
-                             "use --overwrite") from None
+            with open(path) as f:
+                return f.read() == text
+        except OSError:
+            return False
+
+    def _drop_scores(self):
+        """A table describes the checkpoints beside it: it goes if one of them has gone."""
+        try:
+            with open(self.path("scores.json")) as f:
+                scored = [row["checkpoint"] for row in json.load(f)["rows"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        own = [self.path(os.path.basename(path)) for path in scored
+               if os.path.basename(os.path.dirname(path)) == self.cfg.name]
+        if not all(map(os.path.exists, own)):
+            self.say("scores.json and report.html were of checkpoints that are gone: removed")
+            for name in ("scores.json", "report.html"):
+                if os.path.exists(self.path(name)):
+                    os.remove(self.path(name))
+
+    def digest(self, path):
+        return digest_of(path) if self.rank == 0 else ""
+
+    def _has_files(self, rate):
+        """Whether an arm that has this learning rate has left a checkpoint or an interim state."""
+        arms = [arm for arm in ("base", "sft", *ARMS) if rate_of(arm) == rate]
+        own = re.compile(rf"(resume-)?({'|'.join(arms)})(-round\d+)?\.pt")
+        return not arms or any(map(own.fullmatch, os.listdir(self.out)))
+
+    def _check_same_run(self, data):
+        """-> the settings of the run in this folder, which are this run's."""
+        with open(self.path("config.json")) as f:
+            old = json.load(f)
         different = []
         for name, value in asdict(self.cfg).items():
             if name in old and old[name] != value and name not in FREE_ON_RESUME:
+                if name.endswith("_lr") and not self._has_files(name):
+                    old[name] = value                       # after it has diverged, say
+                    continue
                 different.append(f"{flag_of(name)} {old[name]} -> {value}")
         if different:
             raise ValueError(f"{self.out} was started with other values ({', '.join(different)}); "
@@ -252,6 +313,7 @@ class Folder:
         if old.get("digest", data) != data:                 # flags name files, not what is in them
             raise ValueError(f"{self.out} was started on other samples than --data (or this code) "
                              "now gives; bring the old ones back or choose another --name")
+        return old
 
     def header(self, ranks, compile, data_report):
         """Say and log what runs on what."""
@@ -276,6 +338,8 @@ class Folder:
             self.say(f"  preset {self.cfg.preset}: {preset_notes(self.cfg.preset)}")
         for line in data_report:
             self.say(line)
+        if self.cfg.lam == 0 and "wmss" in self.cfg.stages:
+            self.say("--lam 0: mixed logits are the weak model's alone, so M1 stays as it is")
 
 
 def sample_flops(model_config, samples):
@@ -297,11 +361,18 @@ def step_flops(samples, strong, weak=None, joint=True):
     return cost
 
 
+def rate_of(arm):
+    """The field of Config with the learning rate of an arm, of the base or of SFT."""
+    name = arm.split("-round")[0]
+    return ARMS[name].lr if name in ARMS else f"{name}_lr"
+
+
 class Run:
     """What the stages share: the settings, the processes, the folder, the data set D."""
 
     def __init__(self, cfg, ranks, folder):
         self.cfg, self.ranks, self.folder = cfg, ranks, folder
+        self.stop = stop.Stop(ranks)
         self.compiles = {True: "on", False: "off", None: "auto"}[cfg.compile]
 
     def read_data(self):
@@ -344,7 +415,7 @@ class Run:
 
     def report_draw(self, name, arm, batches):
         """Say and log what an arm of stage 3 will be trained on."""
-        drawn = torch.cat(batches)
+        drawn = torch.cat(list(batches))
         tokens = sum(int(self.samples[i].loss[1:].sum()) for i in drawn.tolist())
         unique, n = len(drawn.unique()), len(self.samples)
         loss = "plain cross-entropy"
@@ -377,14 +448,25 @@ class Progress:
         # a short stage shows its curve too
         self.log_every = max(1, min(self.cfg.log_every, len(batches) // 8))
         self.tokens, self.seconds, self.found = 0, 0.0, {}
-        self.first = 0
+        self.first, self.flops = 0, 0.0
+
+    def _check_disk(self):
+        """Room for the model, its snapshots, and an interim state while it replaces another."""
+        sizes = [sum(w.numel() * w.element_size() for w in weights) for weights in (
+            self.strong.parameters(), self.weak.parameters() if self.weak else (), self.params)]
+        interim = sizes[0] + sizes[1] + 2 * sizes[2]
+        needed = (1 + len(self.snapshots)) * sizes[0] + sizes[1] + 2 * interim
+        said = owner.check_disk(self.folder.out, self.arm, needed)
+        if needed > 1e9:
+            self.folder.say(said)
 
     def take_up(self):
         """Load resume-ARM.pt into models and optimizer if there is one -> the first step to do."""
+        self.ranks.first(self._check_disk)
         path, meta = self.folder.path(f"resume-{self.arm}.pt"), {}
         if self.cfg.resume and os.path.exists(path):
             saved, meta = load_checkpoint(path, self.ranks.home, self.run.tokenizer)
-            needed = {"arm", "step", "optimizer", "weak", "seconds", "rng"}
+            needed = {"arm", "step", "flops", "optimizer", "weak", "seconds", "rng"}
             if not needed <= meta.keys() or not isinstance(meta["optimizer"], list):
                 raise ValueError(f"{path} is no interim state of a run of this version; "
                                  "delete it, and its stage starts again")
@@ -400,15 +482,16 @@ class Progress:
                 if state is not None:       # a file is read into the CPU's memory
                     self.opt.state[p] = {key: cut(t, p) for key, t in state.items()}
             torch.set_rng_state(meta["rng"])
-            self.seconds = meta["seconds"]
+            self.seconds, self.flops = meta["seconds"], meta["flops"]
             self.folder.say(f"{self.arm}: resumed after step {step}")
         self.run.compile(self.mixed_loss)
         self.first = step
-        self.started = self.mark = time.time()
+        self.started = self.mark = self.saved = time.time()
         return step
 
     def begin(self, step, micros, n_tokens):
         """Before the first micro-batch of a step."""
+        self.run.stop.waits = True
         if self.ranks.sharded:
             even_out(micros, self.ranks)
         if hasattr(self.control, "begin"):
@@ -430,19 +513,26 @@ class Progress:
     def end(self, step, total, gnorm, rows):
         """After the update: the log line, the check that nothing has diverged, the saves."""
         self.tokens += sum(len(s.tokens) - 1 for s in rows)
-        done = step + 1
-        saves = done in self.snapshots or done % self.cfg.save_every == 0 or self.is_last(step)
+        self.flops += float(self.cost[self.batches[step]].sum())
+        done, late = step + 1, time.time() - self.saved > 60 * self.cfg.save_minutes
+        signal, due = self.run.stop.agree(late and self.ranks.rank == 0)
+        due = (due or signal or done % self.cfg.save_every == 0) and not self.is_last(step)
+        saves = done in self.snapshots or due or self.is_last(step)
         sound = not saves or self.ranks.agree(all(local(p).isfinite().all() for p in self.params))
         if self.logs or not sound:
             self._report(done, total, full(gnorm), sound)
         if done in self.snapshots:
             name = os.path.join("snapshots", f"{self.arm}-{done:06d}.pt")
             self.folder.save(name, self.strong, **self.state(done))
-        if done % self.cfg.save_every == 0 and not self.is_last(step):
+        if due:
             weak = None if self.weak is None else weights_of(self.weak)
             optimizer = [whole(self.opt.state.get(p)) for p in self.params]
             self.folder.save(f"resume-{self.arm}.pt", self.strong,
                              **self.state(done, optimizer=optimizer, weak=weak))
+            self.saved = time.time()
+        if due and signal:
+            self.run.stop.leave_together(signal, f"{self.arm} is saved after step {done} of "
+                                                 f"{len(self.batches)}")
 
     def _report(self, done, total, gnorm, sound):
         steps, now = len(self.batches), time.time()
@@ -452,9 +542,12 @@ class Progress:
         lr = self.opt.param_groups[0]["lr"]
         self.mark, self.tokens = now, 0
         if not (sound and math.isfinite(loss) and math.isfinite(gnorm)):
+            interim = self.folder.path(f"resume-{self.arm}.pt")
+            way = f"delete {interim} and " if os.path.exists(interim) else ""
+            again = stop.command(flag_of(rate_of(self.arm)), f"{self.lr / 3:.1g}")
             raise ValueError(f"{self.arm} has diverged at step {done} (loss {loss:g}, gradient "
-                             f"norm {gnorm:g}): it has no checkpoint; start it again with a lower "
-                             f"learning rate than {self.lr:g}")
+                             f"norm {gnorm:g}): it has no checkpoint; {way}start it again with a "
+                             f"lower learning rate than {self.lr:g}: {again}")
         self.folder.say(f"{self.arm:9s} step {done:4d}/{steps} | loss {loss:.4f} | lr {lr:.1e} | "
                         f"gnorm {gnorm:.2f} | tok/s {speed:,.0f} | eta {eta // 60}:{eta % 60:02d}")
         self.folder.log(arm=self.arm, step=done, loss=loss, lr=lr, gnorm=float(gnorm),
@@ -462,8 +555,7 @@ class Progress:
 
     def state(self, step, **more):
         """What a checkpoint holds beside the model, after so many steps."""
-        flops = float(sum(self.cost[b].sum() for b in self.batches[:step]))
-        return dict(arm=self.arm, step=step, cursor=step * self.cfg.batch_size, flops=flops,
+        return dict(arm=self.arm, step=step, cursor=step * self.cfg.batch_size, flops=self.flops,
                     seconds=self.seconds + time.time() - self.started, rng=torch.get_rng_state(),
                     config=asdict(self.cfg), commit=self.folder.commit,
                     tokenizer=self.run.tokenizer, tokenizer_files=self.run.enc.files, **more)

@@ -1,0 +1,85 @@
+"""Signals: the step that is being done is finished and saved, and the next command is said."""
+
+import os
+import shlex
+import signal
+import sys
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")
+           if hasattr(signal, name)]
+
+
+def command(*more):
+    """The command that goes on with this run, with more flags behind."""
+    words, keeps = [], True
+    for word in sys.argv[1:]:
+        if word.startswith("--"):
+            keeps = word.split("=")[0] not in ("--resume", "--overwrite")
+        if keeps:
+            words.append(word)
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    start = ["python"] if ranks == "1" else ["torchrun", "--nproc_per_node", ranks]
+    return shlex.join([*start, sys.argv[0], *words, "--resume", *more])
+
+
+class Stop:
+    """Inside `with`, SIGTERM, SIGINT and SIGHUP end the program with 128 + their number.
+
+    They do so at once, except in training (`waits`): there after the step, when its state is saved.
+    """
+
+    def __init__(self, ranks):
+        self.ranks, self.number, self.waits, self.former = ranks, 0, False, {}
+        if ranks.world > 1:     # on the CPU: a GPU need not be waited for
+            self.group = dist.new_group(backend="gloo", timeout=timedelta(hours=2))
+
+    def __enter__(self):
+        for number in SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:      # as nohup and & have it
+                self.former[number] = signal.signal(number, self._note)
+
+    def __exit__(self, *error):
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        if self.number and self.ranks.world == 1:               # the second time: at once
+            self.waits = False
+        self.number = number
+        if not self.waits:
+            self.leave("stopped; finished stages are kept")
+
+    def agree(self, due):
+        """-> (number of a signal that a rank has got or 0, due on a rank): on all ranks alike."""
+        if self.ranks.world == 1:
+            return self.number, due
+        both = torch.tensor([self.number, due])
+        dist.all_reduce(both, dist.ReduceOp.MAX, group=self.group)
+        number, due = both.tolist()             # one that comes just now is agreed on next time
+        return number, bool(due)
+
+    def leave_together(self, number, what):
+        """All ranks end, once rank 0 has saved."""
+        self.number = number
+        if self.ranks.world > 1:
+            dist.barrier(group=self.group)
+        self.leave(what)
+
+    def leave(self, what):
+        if self.ranks.rank == 0:
+            name = signal.Signals(self.number).name
+            # print would fail inside another print that the signal has interrupted
+            os.write(2, f"train_wmss: {name}: {what}; go on with: {command()}\n".encode())
+        if self.ranks.world > 1:
+            os._exit(128 + self.number)                         # as Ranks.close() does
+        raise SystemExit(128 + self.number)
+
+    def allow(self):
+        """Training is over and saved: from here on a signal need not wait."""
+        self.waits = False
+        if self.number:
+            self.leave("stopped; finished stages are kept")
