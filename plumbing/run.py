@@ -13,6 +13,7 @@ from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from data import digest
@@ -59,7 +60,13 @@ class Ranks:
         if cuda:
             torch.cuda.set_device(self.device)      # fp32 stays fp32: TF32 could move an entropy
         if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo")
+            store, rank, world = next(rendezvous("env://"))
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                # addresses of dead ranks lie in torchrun's own store after --max-restarts
+                attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+                store = dist.PrefixStore(f"attempt {attempt}", store)
+            dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank,
+                                    world_size=world)
         self.bf16 = cfg.dtype == "bf16" or (cfg.dtype == "auto" and cuda)
         self.device_name = f"CPU, {torch.get_num_threads()} threads"
         if cuda:

@@ -1,0 +1,162 @@
+"""plumbing/stop.py: a signal, or a rank that is killed, loses no step that was saved."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from runs import TINY, records, refuse, same, weights
+
+import train_wmss
+from plumbing import stop
+from plumbing.run import Ranks
+from train_wmss import Config
+
+ONE = [sys.executable]
+TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+BASE = ["--stages", "base", "--base-steps", "400"]
+# a program that is train_wmss.py and does something to itself before a step
+AT_STEP = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+import train_wmss
+real = train_wmss.lr_at
+def lr_at(step, *args):
+    if step == {step} and not os.path.exists("done") and os.environ.get("RANK", "0") == {rank!r}:
+        open("done", "w").close()
+        {action}
+    return real(step, *args)
+train_wmss.lr_at = lr_at
+train_wmss.main()
+"""
+
+
+def program(folder, action, step=5, rank="0"):
+    path = folder / "wmss.py"
+    path.write_text(AT_STEP.format(root=ROOT, action=action, step=step, rank=rank))
+    return str(path)
+
+
+def start(folder, *command):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250, env=env)
+
+
+@pytest.mark.parametrize("name", ("SIGTERM", "SIGINT", "SIGHUP"))
+def test_a_signal_finishes_the_step_saves_and_names_the_command(run, trained, monkeypatch, capfd,
+                                                                name):
+    """Bug: Ctrl-C or a job's time limit that loses a whole stage; an exit code that a scheduler
+    takes for success; a command that does not go on."""
+    number, real = getattr(signal, name), train_wmss.lr_at
+    monkeypatch.setattr(sys, "argv", ["train_wmss.py", *TINY, "--name", "a", "--overwrite",
+                                      "--stages", "base,sft"])
+
+    def lr_at(step, *args):
+        if step == 1:
+            os.kill(os.getpid(), number)
+        return real(step, *args)
+
+    former = signal.getsignal(number)
+    with monkeypatch.context() as m:
+        m.setattr(train_wmss, "lr_at", lr_at)
+        with pytest.raises(SystemExit) as e:
+            train_wmss.main()
+    assert e.value.code == 128 + number and signal.getsignal(number) == former
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert f"{name}: base is saved after step 2 of 4; go on with: python train_wmss.py" in said
+    words = said.split("train_wmss.py ")[1].split()
+    assert words == [*TINY, "--name", "a", "--stages", "base,sft", "--resume"]
+    train_wmss.main(words)
+    assert same("out/a/base.pt", trained / "base.pt") and same("out/a/sft.pt", trained / "sft.pt")
+
+
+def test_outside_of_training_a_signal_ends_at_once(run, monkeypatch, capfd):
+    """Bug: Ctrl-C that waits for the end of scoring; one in the last step that is forgotten."""
+    real = train_wmss.find_gaps
+    monkeypatch.setattr(train_wmss, "find_gaps",
+                        lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM) or real(*a, **k))
+    with pytest.raises(SystemExit) as e:
+        run("--name", "a", "--stages", "base,sft,entropy")
+    assert e.value.code == 143 and "finished stages are kept" in capfd.readouterr().err
+    assert sorted(os.listdir("out/a")) == ["base.pt", "config.json", "log.jsonl", "sft.pt",
+                                           "snapshots"]
+    rate = train_wmss.lr_at
+    monkeypatch.setattr(train_wmss, "lr_at", lambda step, *a: (
+        step == 3 and os.kill(os.getpid(), signal.SIGTERM), rate(step, *a))[1])
+    with pytest.raises(SystemExit) as e:
+        run("--name", "b", "--stages", "base,sft")
+    assert e.value.code == 143
+    assert sorted(os.listdir("out/b")) == ["base.pt", "config.json", "log.jsonl"]
+
+
+def test_two_ranks_stop_at_the_same_step_and_a_killed_rank_restarts_them(tmp_path):
+    """Bug: a rank that saves while the other waits in the exchange of gradients; restarts that are
+    refused because the folder is there; steps lost or done twice."""
+    flags = [*TINY, "--name", "a", *BASE, "--base-steps", "12", "--save-every", "2"]
+    whole = start(tmp_path, *TWO, program(tmp_path, "pass"), *flags, "--name", "whole")
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    os.remove(tmp_path / "done")
+    path = program(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)", rank="1")
+    done = start(tmp_path, *TWO, "--max-restarts", "2", path, *flags, "--resume", "auto")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "base: resumed after step 4" in done.stdout
+    assert same(tmp_path / "out/a/base.pt", tmp_path / "out/whole/base.pt")
+    os.remove(tmp_path / "done")
+    path = program(tmp_path, "os.kill(os.getpid(), signal.SIGTERM)", rank="1")
+    done = start(tmp_path, *TWO, path, *flags, "--name", "b")
+    assert done.returncode != 0 and "exitcode  : 143" in done.stderr
+    assert "SIGTERM: base is saved after step 6 of 12; go on with: torchrun --nproc_per_node 2" \
+        in done.stderr
+    done = start(tmp_path, *TWO, path, *flags, "--name", "b", "--resume")
+    assert "base: resumed after step 6" in done.stdout
+    assert same(tmp_path / "out/b/base.pt", tmp_path / "out/whole/base.pt")
+
+
+def test_what_nohup_ignores_stays_ignored():
+    """Bug: a run under nohup that ends with its terminal."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop.Stop(Ranks(Config(threads=1))):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_the_state_is_saved_by_time_as_well(run, monkeypatch):
+    """Bug: --save-every 200 on a stage of 117 steps of a minute each: nothing to go on from."""
+    saved, real, now = [], torch.save, [0.0]
+    monkeypatch.setattr(torch, "save", lambda content, f: (
+        saved.append((content["arm"], content["step"])), real(content, f)))
+    monkeypatch.setattr(time, "time", lambda: now.__setitem__(0, now[0] + 7) or now[0])
+    run("--name", "a", "--stages", "base", "--base-steps", "6", "--save-minutes", "0.6")
+    assert 1 < len(saved) < 6 and saved[-1] == ("base", 6) and saved[0][1] < 6
+    assert [r["step"] for r in records(run.__self__ if False else __import__("pathlib").Path(
+        "out/a")) if r.get("arm") == "base"] == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_diverged_is_started_again_with_the_command_that_is_named(run, monkeypatch):
+    """Bug: "start it again with a lower rate", which --resume refuses and --overwrite pays for
+    with all that went before."""
+    flags = [*TINY, "--name", "a", "--stages", "base,sft", "--sft-epochs", "4"]
+    bad = ["--sft-lr", "1e30"]
+    monkeypatch.setattr(sys, "argv", ["train_wmss.py", *flags, *bad])
+    for save_every in ("1000", "1"):
+        said = refuse(*flags, *bad, "--save-every", save_every, "--resume", "auto")
+        assert "sft has diverged" in said and "--sft-lr 3e+29" in said
+        interim = re.search("delete (out/a/resume-sft.pt) and start it again", said)
+        if interim:
+            assert "--sft-lr 1e+30 -> 0.001" in refuse(*flags, "--resume", "--sft-lr", "1e-3")
+            os.remove(interim[1])
+        words = said.split("train_wmss.py ")[1].split()
+        assert words[-3:] == ["--resume", "--sft-lr", "3e+29"]
+        before = weights("out/a/base.pt")
+    train_wmss.main([*words[:-1], "1e-3"])
+    assert all(w.isfinite().all() for w in weights("out/a/sft.pt").values())
+    assert all(torch.equal(before[k], w) for k, w in weights("out/a/base.pt").items())
+    assert "--sft-lr 0.001 -> 0.1" in refuse(*flags, "--resume", "--sft-lr", "0.1")
