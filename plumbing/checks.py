@@ -9,6 +9,7 @@ import torch
 from model import GPTConfig, read_config
 from plumbing.cli import flag_of
 from plumbing.confine import UNABLE
+from plumbing.report import CODES
 from plumbing.tasks import task_of, tokenizer_of
 
 STAGES = ("base", "sft", "entropy", "wmss", "score")
@@ -180,6 +181,15 @@ def check_gaps(path, gaps, samples, expected):
     if not whole or counts != list(want.values()) or made_for != expected:
         raise ValueError(f"{path} was made for other samples or models (weak, live, tokenizer: "
                          f"{', '.join(made_for)}; expected {', '.join(expected)}); {AGAIN}")
+    wrong = []
+    for name in ("ent_weak", "ent_live", "mean_weak", "mean_live", "weights"):
+        values = getattr(gaps, name)
+        if not (values.isfinite() & (values > -1e-3)).all():       # entropies are rounded
+            wrong.append(f"{name} has NaN, infinity or values below 0")
+    if gaps.codes.dtype != torch.uint8 or (gaps.codes >= len(CODES)).any():
+        wrong.append(f"codes are not uint8 below {len(CODES)}")
+    if wrong:
+        raise ValueError(f"{path}: {', '.join(wrong)}; {AGAIN}")
 
 
 # of a live model that train_wmss.py did not write

@@ -66,7 +66,9 @@ class Flag:
         self.is_switch = hint in (bool, bool | None)
         one = get_args(hint)[0] if self.is_list else hint
         self.kind = next((kind for kind in (int, float) if one in (kind, kind | None)), str)
-        self.choices = get_args(hint) if get_origin(hint) is Literal else self.about.get("choices")
+        self.choices = self.about.get("choices")
+        if get_origin(hint) is Literal:
+            self.choices = tuple(filter(None, get_args(hint)))
 
     def fits(self, value):
         """-> (does the number lie within the limits, what they are in words)"""

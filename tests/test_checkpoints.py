@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from conftest import ROOT
+from runs import TINY, refuse
 from safetensors.torch import save_file
 from tiny_models import folder, tiny
 
@@ -184,3 +185,24 @@ def test_a_tokenizer_with_more_ids_than_the_model_embeds_is_refused(tmp_path, mo
             ValueError, match="^checkpoint: .*: tokenizer.json has 97 ids, the model embeds 96; "
         ):
             load(tmp_path)
+
+
+def test_a_checkpoint_of_nan_is_refused_by_name_wherever_it_is_read(run, trained, tmp_path):
+    """Bug: a diverged model scored with exit 0, or called one whose config ties the head."""
+    out = run("--name", "a", "--stages", "base,sft")
+    saved = torch.load(out / "sft.pt", weights_only=True)
+    saved["model"]["embed_tokens.weight"][0, 0] = float("nan")
+    torch.save(saved, out / "sft.pt")
+    again = (*TINY, "--name", "a", "--resume", "--arm", "sft-steps", "--stages")
+    for stages in ("score", "entropy", "wmss"):
+        said = refuse(*again, stages, "--gap", "sample")
+        if stages != "wmss":            # which asks for gaps.pt first
+            assert "sft.pt: embed_tokens.weight holds NaN or infinity" in said
+    with pytest.raises(ValueError, match="embed_tokens.weight holds NaN.*has diverged"):
+        load_checkpoint(out / "sft.pt")
+    (out / "sft.pt").write_bytes((trained / "sft.pt").read_bytes()[:9000])
+    said = refuse(*again, "entropy")
+    assert "if it is one of them, delete it, and --resume makes its stage again" in said
+    os.remove(out / "sft.pt")
+    run("--name", "a", "--resume", "--stages", "sft", "--arm", "sft-steps")
+    assert (out / "sft.pt").exists()

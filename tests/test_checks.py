@@ -36,6 +36,8 @@ def wrong(*flags):
     (("--name", "a/b"), "--name: expected letters"),
     (("--name", ".."), "--name: expected letters"),
     (("--resume", "--overwrite"), "pass one of the two, not both"),
+    (("--threads", "10000"), "--threads: expected at most"),
+    (("--resume", "maybe"), "--resume: expected one of yes, auto, found 'maybe'"),
     (("--dim", "30"), "--dim: expected an even multiple of --n-heads 4, found 30"),
     (("--n-heads", "0"), "--n-heads: expected a number of at least 1, found 0"),
     (("--alpha", "0", "--beta", "0", "--gamma", "0"), "--alpha, --beta and --gamma are all 0"),
@@ -169,6 +171,13 @@ def test_gaps_of_another_data_set_are_refused(run, trained):
         foreign = run("--name", "b", *from_m1(trained, "entropy"), "--overwrite", *other)
         (out / "gaps.pt").write_bytes((foreign / "gaps.pt").read_bytes())
         assert "was made for other samples or models" in refuse(*again)
+    for name, value in (("ent_live", float("nan")), ("weights", -1.0), ("codes", 7)):
+        gaps = gaps_of(trained)
+        gaps |= dict(weak=str(trained / "base.pt"), live=str(trained / "sft.pt"))
+        gaps[name][0] = value
+        torch.save(gaps, out / "gaps.pt")
+        words = "codes are not uint8 below 4" if name == "codes" else f"{name} has NaN, infinity"
+        assert words in refuse(*again) and "rerun the stage `entropy`" in refuse(*again)
     (out / "gaps.pt").write_bytes(b"half")
     assert "not a gaps file" in refuse(*again)
 

@@ -430,3 +430,16 @@ def test_pages_of_unfinished_runs_draw_themselves(trained, browser, run, tmp_pat
         told, console = browser(page)
         assert not console and not any(each["bad"] or each["out"] for each in told)
         assert all(each["svgs"] for each in told)
+
+
+def test_what_leaves_nothing_to_mix_or_prefer_is_said_once(run, trained, capsys):
+    """Bug: weak and live that are one model, a mask without a token, --lam 0: no sign of it but a
+    table of scores that are all the same."""
+    same_model = ("--base", str(trained / "sft.pt"), "--sft", str(trained / "sft.pt"))
+    run("--name", "a", *same_model, "--stages", "entropy", "--h", "100")
+    said = capsys.readouterr().out
+    assert said.count("both models have the same entropies everywhere") == 1
+    assert said.count("no token is in the gap mask: it mixes nothing") == 1
+    run("--name", "b", *same_model, "--stages", "wmss", "--lam", "0", "--gap", "none",
+        "--arm", "wmss", "joint")
+    assert capsys.readouterr().out.count("--lam 0: mixed logits are the weak model's alone") == 1
