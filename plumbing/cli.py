@@ -87,8 +87,12 @@ class Flag:
         """The words behind the flag -> its value; ValueError, in plain words, if they have none."""
         if self.is_list and words:
             return [self.read_one(word) for word in words]
-        if not words and self.about.get("bare"):
-            return self.about["bare"]
+        if self.about.get("bare"):
+            if not words:
+                return self.about["bare"]
+            if words[0] not in self.choices:
+                raise ValueError(f"{words[0]!r} stands alone; behind {self.name} stands one of "
+                                 f"{', '.join(self.choices)}, or nothing")
         if len(words) != 1:
             wanted = "one or more values" if self.is_list else "one value"
             raise ValueError(f"{self.name}: expected {wanted}, found {' '.join(words) or 'none'}")

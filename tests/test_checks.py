@@ -37,7 +37,7 @@ def wrong(*flags):
     (("--name", ".."), "--name: expected letters"),
     (("--resume", "--overwrite"), "pass one of the two, not both"),
     (("--threads", "10000"), "--threads: expected at most"),
-    (("--resume", "maybe"), "--resume: expected one of yes, auto, found 'maybe'"),
+    (("--resume", "maybe"), "'maybe' stands alone; behind --resume stands one of yes, auto"),
     (("--dim", "30"), "--dim: expected an even multiple of --n-heads 4, found 30"),
     (("--n-heads", "0"), "--n-heads: expected a number of at least 1, found 0"),
     (("--alpha", "0", "--beta", "0", "--gamma", "0"), "--alpha, --beta and --gamma are all 0"),
