@@ -456,7 +456,7 @@ def main(argv: list[str] | None = None):
         check_inputs(run, needs_gaps(cfg), sets_to_score)
         run.folder.open(run.digest)
 
-    with run.stop:
+    with run:                       # the lock on the folder, and the signals
         ranks.first(start)
         run.folder.check_shared(ranks)
         if ranks.rank > 0:

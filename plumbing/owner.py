@@ -10,7 +10,7 @@ _locks = {}         # path -> open file; the kernel takes a lock back when its p
 
 
 def lock(out):
-    """Hold the folder `out` until this process ends -> "", or why there is no lock here.
+    """Hold the folder `out` until unlock() or death -> "", or why there is no lock here.
 
     ValueError if another process holds it. The lock is on a file beside the folder, since
     --overwrite moves the folder away, and POSIX's (lockf): NFS knows it, and processes that this
@@ -39,6 +39,14 @@ def lock(out):
     file.flush()
     _locks[path] = file
     return ""
+
+
+def unlock(out):
+    """Give the folder back, before this process ends."""
+    parent, name = os.path.split(os.path.abspath(out))
+    file = _locks.pop(os.path.join(os.path.realpath(parent), f".{name}.lock"), None)
+    if file is not None:
+        file.close()
 
 
 def has_begun(out):

@@ -382,6 +382,13 @@ class Run:
         self.stop = stop.Stop(ranks)
         self.compiles = {True: "on", False: "off", None: "auto"}[cfg.compile]
 
+    def __enter__(self):
+        self.stop.listen()
+
+    def __exit__(self, *error):
+        self.stop.restore()
+        owner.unlock(self.folder.out)
+
     def read_data(self):
         """The tokenizer (that of the base) and the samples of D."""
         cfg, self.data_report = self.cfg, []

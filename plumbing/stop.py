@@ -27,7 +27,7 @@ def command(*more):
 
 
 class Stop:
-    """Inside `with`, SIGTERM, SIGINT and SIGHUP end the program with 128 + their number.
+    """From listen() on, SIGTERM, SIGINT and SIGHUP end the program with 128 + their number.
 
     They do so at once, except in training (`waits`): there after the step, when its state is saved.
     """
@@ -37,12 +37,12 @@ class Stop:
         if ranks.world > 1:     # on the CPU: a GPU need not be waited for
             self.group = dist.new_group(backend="gloo", timeout=timedelta(hours=2))
 
-    def __enter__(self):
+    def listen(self):
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:      # as nohup and & have it
                 self.former[number] = signal.signal(number, self._note)
 
-    def __exit__(self, *error):
+    def restore(self):
         for number, handler in self.former.items():
             signal.signal(number, handler)
 

@@ -46,9 +46,13 @@ def test_two_runs_at_once_on_one_folder_are_refused(run, holder, tmp_path):
     holder.wait()
     out = run("--name", "a", "--stages", "base")
     before = files_of(out)
+    owner.lock(str(out))
     code = HOLD.format(root=ROOT, out=str(out))
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, input="")
     assert f"in use by process {os.getpid()} on" in other.stderr and files_of(out) == before
+    owner.unlock(str(out))
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, input="")
+    assert other.returncode == 0, "a run that has ended in this process still holds its folder"
 
 
 def test_a_system_without_locks_says_so(tmp_path, monkeypatch):
@@ -117,7 +121,7 @@ def test_a_kill_inside_overwrite_leaves_the_old_run_or_none(run, tmp_path, monke
             run(*flags, "--overwrite")
     assert not out.exists() or (out / "base.pt").read_bytes() == old
     run(*flags, "--overwrite")
-    assert sorted(os.listdir(out)) == ["base.pt", "config.json", "log.jsonl"]
+    assert sorted(os.listdir(out)) == ["base.pt", "config.json", "log.jsonl", "report.html"]
     assert sorted(os.listdir(tmp_path / "out")) == [".a.lock", "a"]
 
 
@@ -131,8 +135,8 @@ def test_what_dead_runs_left_is_removed_and_what_lives_is_not(run):
         (out / name).write_text("x")
     run("--name", "a", "--stages", "base", "--resume")
     left = sorted(os.path.relpath(path, out) for path in files_of(out))
-    assert left == ["base.pt", "config.json", "log.jsonl",
-                    f"model.safetensors.tmp{os.getppid()}", "notes.tmpl", "resume-sft.md"]
+    assert left == ["base.pt", "config.json", "log.jsonl", f"model.safetensors.tmp{os.getppid()}",
+                    "notes.tmpl", "report.html", "resume-sft.md"]
 
 
 def test_resume_auto_starts_what_is_not_there_and_goes_on_with_what_is(run, trained):
@@ -156,11 +160,13 @@ def test_a_table_describes_the_checkpoints_beside_it(run):
     for row in scores(out):
         assert row["digest"] == digest_of(out / f"{row['model']}.pt") and len(row["digest"]) == 16
     run(*flags, "--resume", "--stages", "base")
-    assert (out / "scores.json").exists()
+    scored = (out / "report.html").read_text()
+    assert (out / "scores.json").exists() and "sft-steps" in scored
     os.remove(out / "sft-steps.pt")
     run(*flags, "--resume", "--stages", "base,sft,entropy,wmss")
     assert (out / "sft-steps.pt").exists()
-    assert not (out / "scores.json").exists() and not (out / "report.html").exists()
+    assert not (out / "scores.json").exists()
+    assert '"less"' in scored and '"less"' not in (out / "report.html").read_text()
 
 
 def test_the_digest_of_a_folder_is_that_of_its_weights_and_settings(hf_folder, tmp_path):

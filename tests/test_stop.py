@@ -82,15 +82,15 @@ def test_outside_of_training_a_signal_ends_at_once(run, monkeypatch, capfd):
     with pytest.raises(SystemExit) as e:
         run("--name", "a", "--stages", "base,sft,entropy")
     assert e.value.code == 143 and "finished stages are kept" in capfd.readouterr().err
-    assert sorted(os.listdir("out/a")) == ["base.pt", "config.json", "log.jsonl", "sft.pt",
-                                           "snapshots"]
+    assert sorted(os.listdir("out/a")) == ["base.pt", "config.json", "log.jsonl", "report.html",
+                                           "sft.pt", "snapshots"]
     rate = train_wmss.lr_at
     monkeypatch.setattr(train_wmss, "lr_at", lambda step, *a: (
         step == 3 and os.kill(os.getpid(), signal.SIGTERM), rate(step, *a))[1])
     with pytest.raises(SystemExit) as e:
         run("--name", "b", "--stages", "base,sft")
     assert e.value.code == 143
-    assert sorted(os.listdir("out/b")) == ["base.pt", "config.json", "log.jsonl"]
+    assert sorted(os.listdir("out/b")) == ["base.pt", "config.json", "log.jsonl", "report.html"]
 
 
 def test_two_ranks_stop_at_the_same_step_and_a_killed_rank_restarts_them(run, tmp_path):
@@ -120,8 +120,10 @@ def test_what_nohup_ignores_stays_ignored():
     """Bug: a run under nohup that ends with its terminal."""
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stop.Stop(Ranks(Config(threads=1))):
-            os.kill(os.getpid(), signal.SIGHUP)
+        stops = stop.Stop(Ranks(Config(threads=1)))
+        stops.listen()
+        os.kill(os.getpid(), signal.SIGHUP)
+        stops.restore()
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, former)
