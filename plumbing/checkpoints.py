@@ -139,7 +139,7 @@ class Checkpoint:
         weights = {}
         for name, stored in self.stored.items():
             w = weights[name] = stored.to(device=device, dtype=dtype)
-            if not all(map(math.isfinite, w.aminmax())):
+            if not is_finite(w):
                 raise ValueError(f"checkpoint: {self.path}: {name} holds NaN or infinity, so its "
                                  "training has diverged; use another, or delete it and train it "
                                  "again with a lower learning rate")
@@ -154,6 +154,10 @@ class Checkpoint:
         if tied:                                           # assign made two parameters of it
             self.model.lm_head.weight = self.model.embed_tokens.weight
         return self.model.to(device)                       # the RoPE tables
+
+
+def is_finite(tensor):
+    return all(map(math.isfinite, tensor.aminmax()))
 
 
 class _NoInit(torch.overrides.TorchFunctionMode):

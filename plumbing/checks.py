@@ -1,12 +1,14 @@
 """What can be refused is refused here, before the run's folder is touched and any costly work."""
 
 import argparse
+import math
 import os
 import re
 
 import torch
 
 from model import GPTConfig, read_config
+from plumbing.checkpoints import is_finite
 from plumbing.cli import flag_of
 from plumbing.confine import UNABLE
 from plumbing.report import CODES
@@ -153,6 +155,34 @@ def _check_room(run, sets, room):
         raise ValueError(f"--max-new-tokens: expected at most {room - longest}, found "
                          f"{run.cfg.max_new_tokens}; prompts have up to {longest} tokens, the "
                          f"models {room}")
+
+
+def check_interim(path, meta, params, weak, steps):
+    """ValueError unless this metadata of a resume-ARM.pt is what Progress.end() writes.
+
+    params: what the optimizer trains; weak: the weak model, or None; steps: of the whole stage.
+    """
+    pairs = []                                  # (a tensor of the file, what it is for)
+    try:
+        fine = type(meta["step"]) is int and 0 < meta["step"] < steps
+        fine = fine and math.isfinite(meta["seconds"]) and math.isfinite(meta["flops"])
+        fine = fine and meta["rng"].shape == torch.get_rng_state().shape
+        for p, state in zip(params, meta["optimizer"], strict=True):
+            if state is not None:
+                fine = fine and state.keys() == {"step", "exp_avg", "exp_avg_sq"}
+                fine = fine and state["step"].dim() == 0
+                pairs += [(state["exp_avg"], p), (state["exp_avg_sq"], p)]
+        for name, p in weak.named_parameters() if weak is not None else ():
+            pairs.append((meta["weak"][name], p))
+        fine = fine and all(tensor.shape == p.shape for tensor, p in pairs)
+    except (TypeError, AttributeError, KeyError, ValueError):
+        fine = False
+    if not fine:
+        raise ValueError(f"{path} is no interim state of a run of this version; delete it, and its "
+                         "stage starts again")
+    if not all(is_finite(tensor) for tensor, _ in pairs):
+        raise ValueError(f"{path}: the optimizer's state or the weak model holds NaN or infinity; "
+                         "delete it, and its stage starts again")
 
 
 AGAIN = "delete it and rerun the stage `entropy`"

@@ -12,9 +12,11 @@ import argparse
 import dataclasses
 import difflib
 import functools
+import json
 import math
 import os
 import shlex
+import time
 from typing import Literal, get_args, get_origin, get_type_hints
 
 PRESETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "presets")
@@ -217,11 +219,21 @@ def preset_notes(preset):
     return " ".join(line.strip("# ") for line in preset_lines(preset) if line.startswith("#"))
 
 
+def tell_torchrun(message):
+    """Leave a sentence where torchrun looks for a rank's error: it shows it last, below its own."""
+    path, now = os.environ.get("TORCHELASTIC_ERROR_FILE"), str(int(time.time()))
+    if path:
+        more = {"py_callstack": message, "timestamp": now}
+        with open(path, "w") as f:
+            json.dump({"message": {"message": message, "extraInfo": more}}, f)
+
+
 def program(name):
     """Decorator of a main(): a ValueError or OSError inside ends the program with one sentence.
 
     The sentence is "name: what was expected, what was found, the way out". With WMSS_TRACEBACK=1 in
-    the environment the error is shown as Python shows it, with the lines that led to it.
+    the environment the error is shown as Python shows it, with the lines that led to it. What all
+    ranks refuse, rank 0 alone says: the others wait until torchrun ends them.
     """
     def decorate(main):
         @functools.wraps(main)
@@ -234,6 +246,9 @@ def program(name):
                 message = str(e)
                 if not message.startswith(name):
                     message = f"{name}: {message}"
+                if os.environ.get("RANK", "0") != "0":
+                    time.sleep(5)
+                tell_torchrun(message)
                 raise SystemExit(message) from None
         return guarded
     return decorate

@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from model import load_checkpoint, read_config, save_checkpoint
 from plumbing import owner, stop
 from plumbing.chat import with_template
 from plumbing.checkpoints import digest_of
+from plumbing.checks import check_interim
 from plumbing.cli import flag_of, preset_notes
 from plumbing.controls import ARMS, Watch
 from plumbing.files import commit, write_text
@@ -66,7 +68,7 @@ class Ranks:
                 attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
                 store = dist.PrefixStore(f"attempt {attempt}", store)
             dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank,
-                                    world_size=world)
+                                    world_size=world, timeout=stop.PATIENCE)
         self.bf16 = cfg.dtype == "bf16" or (cfg.dtype == "auto" and cuda)
         self.device_name = f"CPU, {torch.get_num_threads()} threads"
         if cuda:
@@ -102,7 +104,7 @@ class Ranks:
         return bool(ok)
 
     def first(self, act):
-        """Call act() on rank 0 only; what it refuses ends all ranks, and rank 0 alone says why."""
+        """Call act() on rank 0 only; what it refuses ends all ranks."""
         message = [None]
         if self.rank == 0:
             try:
@@ -114,8 +116,6 @@ class Ranks:
         if self.world > 1:
             dist.broadcast_object_list(message)
         if message[0]:
-            if self.rank > 0:
-                sys.exit(1)
             raise ValueError(message[0])
 
     def sum(self, tensor):
@@ -297,11 +297,12 @@ class Folder:
     def digest(self, path):
         return digest_of(path) if self.rank == 0 else ""
 
-    def _has_files(self, rate):
+    def has_files(self, rate, besides=""):
         """Whether an arm that has this learning rate has left a checkpoint or an interim state."""
         arms = [arm for arm in ("base", "sft", *ARMS) if rate_of(arm) == rate]
         own = re.compile(rf"(resume-)?({'|'.join(arms)})(-round\d+)?\.pt")
-        return not arms or any(map(own.fullmatch, os.listdir(self.out)))
+        left = set(os.listdir(self.out)) - {os.path.basename(besides)}
+        return not arms or any(map(own.fullmatch, left))
 
     def _check_same_run(self, data):
         """-> the settings of the run in this folder, which are this run's."""
@@ -310,7 +311,7 @@ class Folder:
         different = []
         for name, value in asdict(self.cfg).items():
             if name in old and old[name] != value and name not in FREE_ON_RESUME:
-                if name.endswith("_lr") and not self._has_files(name):
+                if name.endswith("_lr") and not self.has_files(name):
                     old[name] = value                       # after it has diverged, say
                     continue
                 different.append(f"{flag_of(name)} {old[name]} -> {value}")
@@ -480,10 +481,8 @@ class Progress:
         path, meta = self.folder.path(f"resume-{self.arm}.pt"), {}
         if self.cfg.resume and os.path.exists(path):
             saved, meta = load_checkpoint(path, self.ranks.home, self.run.tokenizer)
-            needed = {"arm", "step", "flops", "optimizer", "weak", "seconds", "rng"}
-            if not needed <= meta.keys() or not isinstance(meta["optimizer"], list):
-                raise ValueError(f"{path} is no interim state of a run of this version; "
-                                 "delete it, and its stage starts again")
+            self.ranks.first(partial(check_interim, path, meta, self.params, self.weak,
+                                     len(self.batches)))
         step = meta["step"] if meta.get("arm") == self.arm else 0
         # the log may have records of steps that will be done again
         self.folder.keep_log(lambda record: record.get("arm") != self.arm
@@ -556,16 +555,25 @@ class Progress:
         lr = self.opt.param_groups[0]["lr"]
         self.mark, self.tokens = now, 0
         if not (sound and math.isfinite(loss) and math.isfinite(gnorm)):
-            interim = self.folder.path(f"resume-{self.arm}.pt")
-            way = f"delete {interim} and " if os.path.exists(interim) else ""
-            again = stop.command(flag_of(rate_of(self.arm)), f"{self.lr / 3:.1g}")
             raise ValueError(f"{self.arm} has diverged at step {done} (loss {loss:g}, gradient "
-                             f"norm {gnorm:g}): it has no checkpoint; {way}start it again with a "
-                             f"lower learning rate than {self.lr:g}: {again}")
+                             f"norm {gnorm:g}): it has no checkpoint; start it again with a lower "
+                             f"learning rate than {self.lr:g}: {self._again()}")
         self.folder.say(f"{self.arm:9s} step {done:4d}/{steps} | loss {loss:.4f} | lr {lr:.1e} | "
                         f"gnorm {gnorm:.2f} | tok/s {speed:,.0f} | eta {eta // 60}:{eta % 60:02d}")
         self.folder.log(arm=self.arm, step=done, loss=loss, lr=lr, gnorm=float(gnorm),
                         loss_tokens=self.n_tokens, tok_s=round(speed), **self.found)
+
+    def _again(self):
+        """The command that trains this arm again, with a third of its rate."""
+        folder, arm, rate = self.folder, self.arm.split("-round")[0], rate_of(self.arm)
+        lower = [flag_of(rate), f"{self.lr / 3:.1g}"]
+        interim = folder.path(f"resume-{self.arm}.pt")
+        if folder.has_files(rate, besides=interim):         # others have been trained with it
+            return stop.command("--name", f"{self.cfg.name}-{arm}", "--arm", arm,
+                                "--stages", "entropy,wmss", "--base", folder.checkpoint(0),
+                                "--sft", folder.checkpoint(1), *lower)
+        again = stop.command("--resume", *lower)
+        return f"rm {interim} && {again}" if os.path.exists(interim) else again
 
     def state(self, step, **more):
         """What a checkpoint holds beside the model, after so many steps."""

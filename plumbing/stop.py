@@ -9,12 +9,17 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from plumbing.cli import tell_torchrun
+
+# How long ranks wait for each other: rank 0 may tokenise, or write 100 GB, for hours. A rank that
+# dies is noticed at once all the same, by torchrun.
+PATIENCE = timedelta(hours=6)
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")
            if hasattr(signal, name)]
 
 
 def command(*more):
-    """The command that goes on with this run, with more flags behind."""
+    """The command of this run, with other flags behind, as "--resume"."""
     words, keeps = [], True
     for word in sys.argv[1:]:
         if word.startswith("--"):
@@ -23,7 +28,7 @@ def command(*more):
             words.append(word)
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
     start = ["python"] if ranks == "1" else ["torchrun", "--nproc_per_node", ranks]
-    return shlex.join([*start, sys.argv[0], *words, "--resume", *more])
+    return shlex.join([*start, sys.argv[0], *words, *more])
 
 
 class Stop:
@@ -35,7 +40,7 @@ class Stop:
     def __init__(self, ranks):
         self.ranks, self.number, self.waits, self.former = ranks, 0, False, {}
         if ranks.world > 1:     # on the CPU: a GPU need not be waited for
-            self.group = dist.new_group(backend="gloo", timeout=timedelta(hours=2))
+            self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
     def listen(self):
         for number in SIGNALS:
@@ -72,8 +77,10 @@ class Stop:
     def leave(self, what):
         if self.ranks.rank == 0:
             name = signal.Signals(self.number).name
+            message = f"train_wmss: {name}: {what}; go on with: {command('--resume')}"
+            tell_torchrun(message)
             # print would fail inside another print that the signal has interrupted
-            os.write(2, f"train_wmss: {name}: {what}; go on with: {command()}\n".encode())
+            os.write(2, message.encode() + b"\n")
         if self.ranks.world > 1:
             os._exit(128 + self.number)                         # as Ranks.close() does
         raise SystemExit(128 + self.number)
