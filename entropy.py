@@ -271,8 +271,9 @@ def main(argv: list[str] | None = None):
     args = entropy_flags(__doc__, WEIGHTS, argv)
     device, (_, meta) = pick(args.device), read_config(args.live)
     enc, cfg = tokenizer_of(meta), settings_of(args, meta)
+    check_pair(args.weak, args.live, fingerprint(enc))
+    samples = training_set(cfg, enc)                # before the weights: it may refuse a row
     weak, live, _ = load_pair(args.weak, args.live, fingerprint(enc), device)
-    samples = training_set(cfg, enc)
     gaps = find_gaps(weak, live, samples, tau=cfg["tau"], h=cfg["h"], alpha=cfg["alpha"],
                      beta=cfg["beta"], gamma=cfg["gamma"], kind=cfg["weights"],
                      tokens_per_batch=cfg.get("tokens_per_batch", 0))

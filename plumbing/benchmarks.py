@@ -9,6 +9,7 @@ from collections import namedtuple
 
 from plumbing import extract
 from plumbing.files import read_rows
+from plumbing.hf import why
 
 # One problem. Those of eval_code have code, test and entry_point too; data.Problem, of the built-in
 # tasks, has all of these fields.
@@ -72,9 +73,8 @@ def hub_rows(path: str, config: str | None, split: str) -> list[tuple]:
     try:
         rows = list(load_dataset(path, config, split=split))
     except Exception as e:     # no network, no such set: each has an error class of its own
-        what = f"{type(e).__name__}: {str(e).strip()[:200]}"
-        raise ValueError(f"{path}: the hub did not give it ({what}); check the network, or name a "
-                         "local file as NAME=PATH") from None
+        raise ValueError(f"{path}: the hub did not give it: {why(e)}; or name a local file as "
+                         "NAME=PATH") from None
     return [(f"{path} {split}:{i}", row) for i, row in enumerate(rows, 1)]
 
 

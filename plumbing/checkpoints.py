@@ -121,12 +121,14 @@ class Checkpoint:
         self.meta["tokenizer"] = found
         if expected not in (None, found):
             toy = tokenizer.fingerprint(tokenizer.toy_encoding())
-            words = {None: "None (no tokenizer.json lies there)",
-                     toy: f"{toy} (the one of the built-in toy tasks)"}
-            found, expected = (words.get(mark, mark) for mark in (found, expected))
-            raise ValueError(f"trained with tokenizer {found}, this run uses {expected}; token ids "
-                             "would mean other text, so use the data and code that it was trained "
-                             "with")
+            here = {toy: "this is a checkpoint of the built-in toy tasks",
+                    None: "no tokenizer.json lies there, so its tokens are not known"}
+            there = {toy: "the tokens of the built-in toy tasks are used here",
+                     None: "the other model has no tokenizer"}
+            one = here.get(found, f"it has the tokenizer {found}")
+            other = there.get(expected, f"another tokenizer is used here ({expected})")
+            raise ValueError(f"{one}; {other}. Their token ids mean other texts: pass models of "
+                             "one family, and the data that they were made for")
 
     def read(self, dtype, device):
         """The model with its weights, read one by one, so that at most one is held twice.
@@ -172,6 +174,21 @@ class _NoInit(torch.overrides.TorchFunctionMode):
         return f(*args, **(kwargs or {}))
 
 
+def _kind_of(path, error):
+    """What is there instead of a checkpoint, in a few words."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    with open(path, "rb") as f:
+        start = f.read(64).lstrip()
+    if not start:
+        return "the file is empty"
+    if start[:1] in (b"{", b"["):
+        return "it holds JSON"
+    if start[:2] == b"PK":
+        return "it is another file of PyTorch's, or one that was cut short"
+    return "it is of another kind"
+
+
 def open_pt(path):
     """A .pt of ours -> (fields of GPTConfig, {parameter: tensor}, meta)."""
     try:
@@ -182,7 +199,7 @@ def open_pt(path):
         return meta.pop("model_config"), meta.pop("model"), meta
     except Exception as e:      # cut short, another program's, text: seven kinds of error
         raise ValueError(f"it is not a whole {FORMAT} file written by train_wmss.py "
-                         f"({type(e).__name__}); pass one of the .pt files in an out/<name>/ "
+                         f"({_kind_of(path, e)}); pass one of the .pt files in an out/<name>/ "
                          "folder; if it is one of them, delete it, and --resume makes its stage "
                          "again") from None
 

@@ -236,6 +236,8 @@ def entropy_flags(description, weights, argv=None):
     add("--live", required=True, help="checkpoint of the live model; its settings name the data")
     add("--data", nargs="+", metavar="SPEC",
         help="text to read instead: files, folders, names on the hub")
+    add("--prompt-column", help="of --data: name of the column of prompts, if it is another")
+    add("--completion-column", help="of --data: name of the column of completions")
     add("--tau", type=float, help="gap threshold, nats (default: the live run's)")
     add("--h", type=float, help="weak entropy above which an unchanged token is hard, nats "
         "(default: the live run's)")
@@ -259,5 +261,6 @@ def settings_of(args, meta):
     if "tau" not in cfg:
         raise ValueError(f"{args.live} says nothing of its training data; expected a checkpoint "
                          "that train_wmss.py wrote, or --data")
-    flags = {name: getattr(args, name) for name in ("tau", "h", "weights")}
+    names = ("tau", "h", "weights", "prompt_column", "completion_column")
+    flags = {name: getattr(args, name) for name in names}
     return {**cfg, **{name: value for name, value in flags.items() if value is not None}}

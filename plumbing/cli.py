@@ -19,6 +19,8 @@ import shlex
 import time
 from typing import Literal, get_args, get_origin, get_type_hints
 
+from plumbing.files import in_words
+
 PRESETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "presets")
 
 
@@ -243,7 +245,7 @@ def program(name):
             except (ValueError, OSError) as e:
                 if os.environ.get("WMSS_TRACEBACK"):
                     raise
-                message = str(e)
+                message = in_words(e)
                 if not message.startswith(name):
                     message = f"{name}: {message}"
                 if os.environ.get("RANK", "0") != "0":

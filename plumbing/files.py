@@ -6,6 +6,18 @@ import os
 import subprocess
 
 
+def in_words(error):
+    """What an error says; one of the system without its number, the file first.
+
+    >>> in_words(FileNotFoundError(2, "No such file or directory", "a.jsonl"))
+    'a.jsonl: No such file or directory'
+    """
+    if isinstance(error, OSError) and error.strerror:
+        where = error.filename2 or error.filename
+        return f"{where}: {error.strerror}" if where else error.strerror
+    return str(error)
+
+
 def write_atomically(path, write):
     """Call write(file) on a file beside `path`, fsync it, rename it: a crash leaves old or new."""
     path = os.fspath(path)
@@ -46,8 +58,8 @@ def read_rows(path):
         else:
             lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     except (OSError, ValueError) as e:
-        raise ValueError(f"{path}: expected a .jsonl or .jsonl.gz file or a JSON array, found {e}; "
-                         "check the path") from None
+        raise ValueError(f"{path}: expected a .jsonl or .jsonl.gz file or a JSON array, found "
+                         f"{getattr(e, 'strerror', None) or e}; check the path") from None
     for i, row in lines:
         try:
             row = json.loads(row) if isinstance(row, str) else row

@@ -100,8 +100,30 @@ def local(name):
     try:
         return snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja"])
     except Exception as e:      # no network, no such model, no permission: a dozen kinds of error
-        raise ValueError(f"checkpoint: there is no {name} here, and the hub did not give it "
-                         f"({type(e).__name__}); check the name and the network") from None
+        raise ValueError(f"checkpoint: there is no {name} here, and the hub did not give it: "
+                         f"{why(e)}") from None
+
+
+# a class of error of huggingface_hub, datasets or their network -> what it means, and the way out
+HUB_ERRORS = {
+    "GatedRepoError": "its owners want their terms accepted first; do so on its page, then log in "
+                      "with `hf auth login`",
+    "RepositoryNotFoundError": "it has none of that name, or a private one; check the name, or log "
+                               "in with `hf auth login`",
+    "DatasetNotFoundError": "it has no data set of that name, or a private one; check the name",
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, and there is no earlier download; unset it",
+    "LocalEntryNotFoundError": "no connection to it, and no earlier download; check the network, "
+                               "or download it where there is one and pass the folder",
+    "ConnectionError": "no connection to it; check the network, or download it where there is one "
+                       "and pass the file or folder"}
+
+
+def why(error):
+    """What an error of the hub means, in a sentence that says what to do."""
+    for kind in type(error).__mro__:
+        if kind.__name__ in HUB_ERRORS:
+            return HUB_ERRORS[kind.__name__]
+    return f"{str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
 
 
 def open_folder(path):
@@ -128,6 +150,12 @@ def open_folder(path):
 
 
 def _read_json(folder, name):
+    if name == "config.json" and not os.path.isfile(os.path.join(folder, name)):
+        ours = sorted(f for f in os.listdir(folder) if f.endswith(".pt"))
+        way = "pass the folder that holds config.json, the tokenizer and the weights"
+        if ours:
+            way = f"pass one of the checkpoints in it ({', '.join(ours[:5])})"
+        raise ValueError(f"the folder has no config.json, so it is no Hugging Face model; {way}")
     try:
         content = json.loads(Path(folder, name).read_text("utf-8"))
     except (OSError, ValueError) as e:

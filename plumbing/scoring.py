@@ -38,8 +38,9 @@ def load_model(path, device="cpu"):
     from plumbing.chat import with_template
     from plumbing.tasks import task_of, tokenizer_of
     from plumbing.tokenizer import fingerprint
+    meta = read_config(path)[1]
     try:
-        enc = with_template(tokenizer_of(read_config(path)[1]))
+        enc = with_template(tokenizer_of(meta))
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
     model, meta = load_checkpoint(path, device, fingerprint(enc))

@@ -26,6 +26,7 @@ from plumbing import chat, files, tokenizer
 from plumbing.chat import TEMPLATES, bos_token, compiled, pieces, template_source, with_template
 from plumbing.cli import program
 from plumbing.files import read_rows, write_atomically
+from plumbing.hf import why
 from plumbing.tokenizer import Tokenizer, fingerprint, load_tokenizer, toy_encoding
 
 # what rows call a role -> what templates call it
@@ -139,7 +140,7 @@ def _open(spec, path, config, split):
     saved = [os.path.join(path, f) for f in ("state.json", "dataset_dict.json")]
     if not os.path.exists(path):
         if path.endswith(SUFFIXES) or not re.fullmatch(r"\w[\w.-]*/[\w.-]+", path):
-            raise ValueError("not OWNER/NAME")
+            raise ValueError("it is no OWNER/NAME")
         import datasets
         table = datasets.load_dataset(path, config, split=split)
         return table._fingerprint, partial(_numbered, spec, table)
@@ -176,10 +177,9 @@ def _source(spec):
     try:
         return family, *_open(spec, path, config, split or "train")
     except Exception as e:              # of datasets and the hub: many classes
-        found = "" if os.path.exists(path) else "no such file or folder here, none from the hub: "
-        found += f"{type(e).__name__}: {e}".removeprefix("ValueError: ").strip()[:200]
-        raise ValueError(f"--data {spec}: {found}; check the path and the network, or pass a local "
-                         "file, FOLDER[@SPLIT], or OWNER/NAME[:CONFIG][@SPLIT]") from None
+        found = "" if os.path.exists(path) else "no such file or folder here, nor from the hub: "
+        raise ValueError(f"--data {spec}: {found}{why(e)}; pass a file, FOLDER[@SPLIT], or "
+                         "OWNER/NAME[:CONFIG][@SPLIT]") from None
 
 
 # --------------------------------------------------------------------------------------------------

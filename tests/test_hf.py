@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import folder, theirs, tiny
 
 from model import GPT, GPTConfig, load_checkpoint, read_config
+from plumbing import hf
 from plumbing.hf import Stored, config_from_hf, stored_tensors
 
 
@@ -256,7 +257,7 @@ REFUSED = {
         remove("model.safetensors"),
         "expected model.safetensors or model.safetensors.index.json, found neither",
     ),
-    "no config": (remove("config.json"), "config.json cannot be read"),
+    "no config": (remove("config.json"), "the folder has no config.json, so it is no Hugging Face"),
     "a broken config": (rewrite("config.json", '{"model_type": '), "config.json cannot be read"),
     "a config that is a list": (rewrite("config.json", "[]"), "config.json is no JSON object"),
 }
@@ -347,7 +348,7 @@ def test_a_name_on_the_hub_is_refused_in_one_sentence_where_there_is_no_hub(tmp_
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(
         ValueError,
-        match="no nobody/no-such-model here, and the hub did not give it .LocalEntryNotFoundError",
+        match="no nobody/no-such-model here, and the hub did not give it: no connection to it",
     ):
         GPT.from_pretrained("nobody/no-such-model")
     os.mkdir("out")
@@ -360,3 +361,33 @@ def test_a_name_on_the_hub_is_refused_in_one_sentence_where_there_is_no_hub(tmp_
         huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(tmp_path / "cached")
     )
     assert GPT.from_pretrained("somebody/a-model").cfg == tiny().cfg
+
+
+def test_what_the_hub_says_comes_in_words():
+    """Bug: "LocalEntryNotFoundError", which tells a newcomer nothing; an empty reason."""
+    import datasets
+    import huggingface_hub.errors as hub
+
+    errors = {
+        hub.LocalEntryNotFoundError: "no connection",
+        hub.OfflineModeIsEnabled: "HF_HUB_OFFLINE is set",
+        datasets.exceptions.DatasetNotFoundError: "no data set of that name",
+        ConnectionError: "no connection",
+    }
+    for kind, words in errors.items():
+        assert words in hf.why(kind("x")) and kind.__name__ not in hf.why(kind("x"))
+    gated = hub.GatedRepoError.__new__(hub.GatedRepoError)
+    assert "terms accepted" in hf.why(gated)
+    gone = hub.RepositoryNotFoundError.__new__(hub.RepositoryNotFoundError)
+    assert "none of that name" in hf.why(gone)
+    assert hf.why(RuntimeError("a\nb")) == "a" and hf.why(RuntimeError()) == "RuntimeError"
+
+
+def test_a_folder_of_a_run_names_the_checkpoints_in_it(tmp_path):
+    """Bug: out/toy, of which a newcomer is told that config.json cannot be read."""
+    run = tmp_path / "toy"
+    run.mkdir()
+    for name in ("sft.pt", "wmss.pt"):
+        (run / name).write_bytes(b"")
+    with pytest.raises(ValueError, match="pass one of the checkpoints in it .sft.pt, wmss.pt."):
+        read_config(run)
