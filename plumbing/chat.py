@@ -9,6 +9,7 @@ import json
 import os
 import re
 
+from plumbing.limits import harmless, time_limit
 from plumbing.tokenizer import Tokenizer, load_tokenizer, tokenizer_files
 
 # "plain" is how the scores ask a model whose tokenizer has no template. Its completions begin with
@@ -24,6 +25,9 @@ TEMPLATES = {
               "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
     "none": "BOS{% for m in messages %}{{ m.content }}"
             "{% if m.role == 'assistant' %}EOS{% endif %}{% endfor %}"}
+
+
+SECONDS = 10            # that a template may take
 
 
 def template_source(template: str, enc: Tokenizer) -> str:
@@ -76,8 +80,16 @@ def compiled(source: str):
     def to_json(x, **how):              # Jinja's own tojson would escape HTML
         return json.dumps(x, **{"ensure_ascii": False, **how})
 
-    env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
-                                        extensions=[Generation, jinja2.ext.loopcontrols])
+    class Environment(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(["*", "**"])
+
+        def call_binop(self, context, operator, left, right):
+            if not harmless(operator, left, right):
+                refuse(f"{operator} with a huge result")
+            return super().call_binop(context, operator, left, right)
+
+    env = Environment(trim_blocks=True, lstrip_blocks=True,
+                      extensions=[Generation, jinja2.ext.loopcontrols])
     env.filters["tojson"] = to_json
     env.globals["raise_exception"] = refuse
     env.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
@@ -99,9 +111,10 @@ def render(messages: list[dict], enc: Tokenizer, template: str = "auto",
     # parsing the configuration takes long, so only for templates that need it
     bos = bos_token(enc) if "bos_token" in source else ""
     try:
-        return compiled(source).render(
-            messages=messages, add_generation_prompt=add_generation_prompt, bos_token=bos,
-            eos_token=enc.decode([enc.end_id]), tools=None, documents=None)
+        with time_limit(SECONDS):
+            return compiled(source).render(
+                messages=messages, add_generation_prompt=add_generation_prompt, bos_token=bos,
+                eos_token=enc.decode([enc.end_id]), tools=None, documents=None)
     except Exception as e:              # a template is a program, its errors can be of any class
         raise ValueError(f"the chat template fails ({type(e).__name__}: {e}); mend the row or pass "
                          "another --template") from None

@@ -8,6 +8,7 @@ an argument: model.py imports this file, not the other way round.
 import hashlib
 import math
 import os
+import zipfile
 from dataclasses import asdict, fields
 
 import torch
@@ -16,6 +17,9 @@ from plumbing import hf, tokenizer
 from plumbing.files import write_atomically
 
 FORMAT = "wmss-checkpoint-1"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MOST = 1 << 24          # of anything that a config counts
+MOST_ANGLES = 1 << 27   # positions times head_dim: their tables are computed, in 2 GB at most
 
 
 def check_config(cfg):
@@ -23,11 +27,14 @@ def check_config(cfg):
     for f in fields(cfg):
         value = getattr(cfg, f.name)
         kind = (int, float) if f.type is float else f.type
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or (isinstance(value, bool) and f.type is not bool):
             raise ValueError(f"model: {f.name} should be a number of type {f.type}, "
-                             f"found {value!r}")
-        if f.type in (int, int | None) and value is not None and value < 1:
-            raise ValueError(f"model: {f.name} should be at least 1, found {value}")
+                             f"found {value!r:.60}")
+        if f.type in (int, int | None) and value is not None and not 1 <= value <= MOST:
+            raise ValueError(f"model: {f.name} should be at least 1 and at most {MOST:,}, found "
+                             f"{value!r:.60}")
+        if f.type is float and not 0 < value < math.inf:
+            raise ValueError(f"model: {f.name} should be a positive number, found {value!r:.60}")
     if cfg.head_dim is None and cfg.dim % cfg.n_heads:
         raise ValueError(f"model: dim {cfg.dim} is no multiple of n_heads {cfg.n_heads}; "
                          "set head_dim")
@@ -37,6 +44,9 @@ def check_config(cfg):
     head_dim = cfg.head_dim or cfg.dim // cfg.n_heads
     if head_dim % 2:
         raise ValueError(f"model: RoPE rotates pairs, so head_dim must be even, found {head_dim}")
+    if cfg.max_seq_len * head_dim > MOST_ANGLES:
+        raise ValueError(f"model: max_seq_len {cfg.max_seq_len:,} times head_dim {head_dim} should "
+                         f"be at most {MOST_ANGLES:,}")
     if cfg.rope_low >= cfg.rope_high:
         raise ValueError("model: expected rope_low < rope_high, "
                          f"found {cfg.rope_low} and {cfg.rope_high}")
@@ -87,8 +97,12 @@ class Checkpoint:
         open_it = hf.open_folder if os.path.isdir(self.path) else open_pt
         try:
             config, self.stored, self.meta = open_it(self.path)
+            config = GPT.config_class(**config)
+            if config.n_layers > len(self.stored):
+                raise ValueError(f"its config has {config.n_layers:,} layers, the file "
+                                 f"{len(self.stored):,} tensors")
             with torch.device("meta"), _NoInit():
-                self.model = GPT(GPT.config_class(**config))
+                self.model = GPT(config)
             self._check_shapes()
             if not weights_only:
                 self._check_tokenizer(expected)
@@ -192,16 +206,55 @@ def _kind_of(path, error):
 def open_pt(path):
     """A .pt of ours -> (fields of GPTConfig, {parameter: tensor}, meta)."""
     try:
+        _check_archive(path)
         meta = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if meta.pop("format") != FORMAT:
             raise ValueError
         meta.setdefault("tokenizer", None)
-        return meta.pop("model_config"), meta.pop("model"), meta
+        config, weights = meta.pop("model_config"), meta.pop("model")
+        _check_kinds(weights, meta)
+        return config, weights, meta
     except Exception as e:      # cut short, another program's, text: seven kinds of error
         raise ValueError(f"it is not a whole {FORMAT} file written by train_wmss.py "
                          f"({_kind_of(path, e)}); pass one of the .pt files in an out/<name>/ "
                          "folder; if it is one of them, delete it, and --resume makes its stage "
                          "again") from None
+
+
+def _check_archive(path):
+    """A .pt is a zip archive that packs nothing and holds each name once, or it is not ours."""
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+    packed = [part for part in parts if part.compress_type != zipfile.ZIP_STORED]
+    names = {part.filename for part in parts}
+    if packed or len(names) < len(parts) or sum(p.file_size for p in parts) > os.path.getsize(path):
+        raise ValueError
+
+
+# what else lies in a .pt, where it does
+KINDS = dict(tokenizer=(str, type(None)), tokenizer_files=dict, config=dict, spent=dict, arm=str,
+             step=int, flops=(int, float), seconds=(int, float))
+
+
+def _check_kinds(weights, meta):
+    """Plain tensors of numbers, each with memory of its own, and values of the kinds that we save.
+
+    One that shares memory would be trained twice; one that is expanded would be as large as it
+    says it is only once it is read.
+    """
+    for w in weights.values():
+        if not (type(w) in (torch.Tensor, torch.nn.Parameter) and w.dtype in DTYPES
+                and w.layout == torch.strided and w.device.type == "cpu" and w.is_contiguous()):
+            raise TypeError
+    spans = sorted((w.data_ptr(), w.data_ptr() + w.nbytes, name) for name, w in weights.items())
+    for (_, end, first), (begin, _, second) in zip(spans, spans[1:], strict=False):
+        if begin < end and {first, second} != {"embed_tokens.weight", "lm_head.weight"}:
+            raise ValueError
+    for name, kind in KINDS.items():
+        if name in meta and not isinstance(meta[name], kind):
+            raise TypeError
+    if not all(isinstance(text, str) for text in meta.get("tokenizer_files", {}).values()):
+        raise TypeError
 
 
 def digest_of(path):

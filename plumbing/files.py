@@ -4,6 +4,9 @@ import gzip
 import json
 import os
 import subprocess
+import zlib
+
+MOST = 1 << 28          # bytes of a JSON file: 25 times the largest tokenizer.json that is known
 
 
 def in_words(error):
@@ -44,25 +47,53 @@ def write_rows(path, rows):
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def read_text(path):
+    """The text of a file that another program has written; ValueError if it is too large."""
+    if os.path.getsize(path) > MOST:
+        raise ValueError(f"{os.path.basename(path)} has {os.path.getsize(path):,} bytes, expected "
+                         f"at most {MOST:,}")
+    with open(path, encoding="utf-8") as f:
+        return f.read()
+
+
+def parse_json(text):
+    """json.loads; ValueError, and no RecursionError, on what is nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+def _read_all(path):
+    """The text of a file, plain or .gz; one that a few bytes blow up to gigabytes is refused."""
+    if not path.endswith(".gz"):
+        with open(path, encoding="utf-8") as f:
+            return f.read()
+    most = 200 * os.path.getsize(path) + MOST           # text is packed 3 to 30 times smaller
+    with gzip.open(path, "rt", encoding="utf-8") as f:
+        text = f.read(most)
+        if f.read(1):
+            raise ValueError(f"more than {most:,} characters, packed 200 times smaller")
+    return text
+
+
 def read_rows(path):
     """Yield ("file:line", row) of a .jsonl or .jsonl.gz file, or of a JSON array.
 
     No row is skipped: ValueError, with file and line, on what is no JSON object.
     """
-    opener = gzip.open if path.endswith(".gz") else open
     try:
-        with opener(path, "rt", encoding="utf-8") as f:
-            text = f.read()
+        text = _read_all(path)
         if text.lstrip()[:1] == "[":
-            lines = list(enumerate(json.loads(text), 1))
+            lines = list(enumerate(parse_json(text), 1))
         else:
             lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, EOFError, zlib.error) as e:
         raise ValueError(f"{path}: expected a .jsonl or .jsonl.gz file or a JSON array, found "
                          f"{getattr(e, 'strerror', None) or e}; check the path") from None
     for i, row in lines:
         try:
-            row = json.loads(row) if isinstance(row, str) else row
+            row = parse_json(row) if isinstance(row, str) else row
         except ValueError:
             pass
         if not isinstance(row, dict):

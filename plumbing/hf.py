@@ -3,14 +3,13 @@
 Nothing here imports the model: configurations come and go as dictionaries of GPTConfig's fields.
 """
 
-import json
 import os
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from plumbing.files import parse_json, read_text
 from plumbing.tokenizer import TOKENIZER_FILES
 
 # field of GPTConfig -> key in config.json
@@ -145,7 +144,7 @@ def open_folder(path):
             if not ours.endswith("rotary_emb.inv_freq"):   # in old exports; we compute it ourselves
                 stored[ours] = tensor
     there = [name for name in TOKENIZER_FILES if os.path.isfile(os.path.join(path, name))]
-    files = {name: Path(path, name).read_text("utf-8") for name in there}
+    files = {name: read_text(os.path.join(path, name)) for name in there}
     return config, stored, dict(tokenizer_files=files, config={})
 
 
@@ -157,7 +156,7 @@ def _read_json(folder, name):
             way = f"pass one of the checkpoints in it ({', '.join(ours[:5])})"
         raise ValueError(f"the folder has no config.json, so it is no Hugging Face model; {way}")
     try:
-        content = json.loads(Path(folder, name).read_text("utf-8"))
+        content = parse_json(read_text(os.path.join(folder, name)))
     except (OSError, ValueError) as e:
         raise ValueError(f"{name} cannot be read ({e})") from None
     if not isinstance(content, dict):
@@ -173,6 +172,9 @@ def _weight_files(path):
         raise ValueError(f"expected {WEIGHTS} or {INDEX}, found neither; transformers' "
                          "save_pretrained writes one")
     names = sorted(set(_read_json(path, INDEX).get("weight_map").values()))
+    if any(os.path.basename(name) != name for name in names):
+        raise ValueError(f"{INDEX} names files outside of its folder ({', '.join(names):.60}); "
+                         "copy them here, and write their names alone")
     missing = [name for name in names if not os.path.isfile(os.path.join(path, name))]
     if missing:
         raise ValueError(f"{len(missing)} of {len(names)} shards are missing: "

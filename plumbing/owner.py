@@ -1,10 +1,11 @@
 """A run's folder belongs to one run at a time; what dead runs left in it is removed."""
 
-import json
 import os
 import re
 import shutil
 import socket
+
+from plumbing.files import parse_json, read_text
 
 _locks = {}         # path -> open file; the kernel takes a lock back when its process ends
 
@@ -58,9 +59,8 @@ def has_begun(out):
 def is_run(out):
     """Whether its config.json is one of this program, and not that of a Hugging Face folder."""
     try:
-        with open(os.path.join(out, "config.json")) as f:
-            config = json.load(f)
-    except (OSError, ValueError, RecursionError):
+        config = parse_json(read_text(os.path.join(out, "config.json")))
+    except (OSError, ValueError):
         return False
     mark = {"name", "stages", "seed", "lam"}
     return isinstance(config, dict) and mark <= config.keys() and "model_type" not in config

@@ -25,7 +25,7 @@ from plumbing.checkpoints import digest_of
 from plumbing.checks import check_interim
 from plumbing.cli import flag_of, preset_notes
 from plumbing.controls import ARMS, Watch
-from plumbing.files import commit, write_text
+from plumbing.files import commit, parse_json, read_text, write_text
 from plumbing.report import gap_table
 from plumbing.shard import cut, even_out, fill, full, local, shard, weights_of, whole
 from plumbing.tasks import tokenizer_of, training_set
@@ -208,12 +208,14 @@ class Folder:
         records = []
         if not os.path.exists(self.path("log.jsonl")):      # a kill came before it
             return records
-        with open(self.path("log.jsonl")) as f:
+        with open(self.path("log.jsonl"), errors="replace") as f:
             for line in f:
                 try:
-                    records.append(json.loads(line))
+                    record = parse_json(line)
                 except ValueError:
                     continue
+                if isinstance(record, dict) and isinstance(record.get("step", 0), int):
+                    records.append(record)
         return records
 
     def keep_log(self, wanted):
@@ -282,12 +284,11 @@ class Folder:
     def _drop_scores(self):
         """A table describes the checkpoints beside it: it goes if one of them has gone."""
         try:
-            with open(self.path("scores.json")) as f:
-                scored = [row["checkpoint"] for row in json.load(f)["rows"]]
+            rows = parse_json(read_text(self.path("scores.json")))["rows"]
+            own = [self.path(os.path.basename(row["checkpoint"])) for row in rows
+                   if os.path.basename(os.path.dirname(row["checkpoint"])) == self.cfg.name]
         except (OSError, ValueError, KeyError, TypeError):
             return
-        own = [self.path(os.path.basename(path)) for path in scored
-               if os.path.basename(os.path.dirname(path)) == self.cfg.name]
         if not all(map(os.path.exists, own)):
             self.say("scores.json and report.html were of checkpoints that are gone: removed")
             for name in ("scores.json", "report.html"):
@@ -306,15 +307,14 @@ class Folder:
 
     def _check_same_run(self, data):
         """-> the settings of the run in this folder, which are this run's."""
-        with open(self.path("config.json")) as f:
-            old = json.load(f)
+        old = parse_json(read_text(self.path("config.json")))
         different = []
         for name, value in asdict(self.cfg).items():
             if name in old and old[name] != value and name not in FREE_ON_RESUME:
                 if name.endswith("_lr") and not self.has_files(name):
                     old[name] = value                       # after it has diverged, say
                     continue
-                different.append(f"{flag_of(name)} {old[name]} -> {value}")
+                different.append(f"{flag_of(name)} {old[name]!s:.60} -> {value}")
         if different:
             raise ValueError(f"{self.out} was started with other values ({', '.join(different)}); "
                              "resume with the same ones or choose another --name")

@@ -37,6 +37,7 @@ LONG = ("drop", "truncate", "error")                            # what becomes o
 MESSAGES = ("messages", "conversations")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 CACHE = os.path.join("out", "cache")
+MOST_OF_A_ROW = 10_000_000      # characters; more would take minutes, to be dropped in the end
 CACHED_ROWS = 1000      # fewer rows than these are tokenised too fast for a cache to save time
 
 # --------------------------------------------------------------------------------------------------
@@ -299,6 +300,12 @@ def _tokenise(specs, sources, reader, max_len, long):
             tokens_before, samples_before, stream = len(tokens), len(lengths), rows()
             while chunk := list(itertools.islice(stream, 1000)):
                 n_rows += len(chunk)
+                huge = [where for where, row in chunk if len(str(row)) > MOST_OF_A_ROW]
+                if huge and (max_len is None or long != "drop"):
+                    raise ValueError(f"{huge[0]}: a row of more than {MOST_OF_A_ROW:,} characters; "
+                                     "shorten it, or pass --max-len and --long drop")
+                dropped += len(huge)
+                chunk = [(where, row) for where, row in chunk if where not in huge]
                 samples = [s for where, row in chunk for s in reader.read(where, row, name)]
                 # one call of the pool for each sample would take twice the time
                 blocks = [samples[i:i + 32] for i in range(0, len(samples), 32)]

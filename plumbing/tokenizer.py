@@ -16,7 +16,10 @@ from pathlib import Path
 import regex  # comes with tiktoken
 import tiktoken
 
+from plumbing.files import parse_json, read_text
+
 END = "<|end|>"         # of the built-in tasks' texts
+PATIENCE = 10           # seconds that an unknown split pattern may take, and for 10,000 letters one
 
 
 def _check(fine, otherwise):
@@ -48,6 +51,8 @@ class Tokenizer(tiktoken.Encoding):
         self.chat_template = chat_template
         self.nfc = nfc
         self.files = files or {}
+        # a pattern of another's choice can take hours on some text; that engine has no time limit
+        self._known = pat_str in SAFE
         self._lacking = bytes(b for b in range(256) if bytes([b]) not in mergeable_ranks)
 
     def __reduce__(self):
@@ -55,7 +60,9 @@ class Tokenizer(tiktoken.Encoding):
 
     def _plain(self, text):
         """Can tiktoken take the text as it is?"""
-        if len(text) >= self.LONG or (self.nfc and not unicodedata.is_normalized("NFC", text)):
+        if len(text) >= self.LONG or not self._known:
+            return False
+        if self.nfc and not unicodedata.is_normalized("NFC", text):
             return False
         raw = text.encode("utf-8", "replace")
         return len(raw) == len(raw.translate(None, self._lacking))
@@ -70,10 +77,14 @@ class Tokenizer(tiktoken.Encoding):
         # `tokenizers` splits the whole text first and drops bytes then. So the neighbours of a
         # dropped byte may merge inside of a piece, but not across pieces.
         ids = []
-        for match in regex.finditer(self._pat_str, text):
-            piece = match.group().encode().translate(None, self._lacking)
-            if piece:
-                ids += self._core_bpe.encode_single_piece(piece)
+        try:
+            for match in regex.finditer(self._pat_str, text, timeout=PATIENCE + len(text) / 10_000):
+                piece = match.group().encode().translate(None, self._lacking)
+                if piece:
+                    ids += self._core_bpe.encode_single_piece(piece)
+        except TimeoutError:
+            _check(False, f"the split pattern {self._pat_str!r:.200} takes too long on "
+                          f"{text!r:.60}; another pattern, or other text, is needed")
         return ids
 
     def encode(self, text, *, allowed_special=frozenset(), disallowed_special="all"):
@@ -113,7 +124,7 @@ def toy_encoding() -> Tokenizer:
     """
     alphabet = "\n" + "".join(map(chr, range(32, 127)))
     ranks = {c.encode(): i for i, c in enumerate(alphabet)}
-    return Tokenizer("wmss-toy", pat_str=r"[\s\S]", mergeable_ranks=ranks,
+    return Tokenizer("wmss-toy", pat_str=TOY, mergeable_ranks=ranks,
                      special_tokens={END: len(ranks)}, end=END)
 
 
@@ -154,6 +165,12 @@ O200K = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}
          + CONTRACTIONS + "?|"
          r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 PATTERNS = {"GPT2": GPT2, "QWEN2": QWEN2, "LLAMA3": LLAMA3, "O200K": O200K}
+TOY = r"[\s\S]"
+# GPT2's, where digits part the text before the rest is split, so that (?!\S) ends at them, too
+DIGITS = GPT2.replace(r"(?!\S)", r"(?![^\s\p{N}])")
+DIGIT_PATTERNS = {True: DIGITS.replace(r" ?\p{N}+", r"\p{N}"),
+                  False: DIGITS.replace(r" ?\p{N}+", r"\p{N}+")}
+SAFE = {TOY, *PATTERNS.values(), *DIGIT_PATTERNS.values()}      # quick on any text
 
 # What a pattern may be made of, so that Oniguruma and Rust's regex read it alike. Not among these
 # are ^ and $ (of a line to one, of the text to the other), \w \h \b, (?m), nested or subtracted
@@ -192,6 +209,15 @@ def load_tokenizer(source: str | Path | dict) -> Tokenizer:
     _check("tokenizer.json" in files, "no tokenizer.json in "
            f"{'the checkpoint' if isinstance(source, dict) else source}; transformers writes one: "
            "AutoTokenizer.from_pretrained(X).save_pretrained(X)")
+    try:
+        return _from_files(files)
+    except (TypeError, AttributeError, LookupError, OverflowError, TimeoutError,
+            regex.error) as e:
+        _check(False, f"a value of another kind than expected in {', '.join(files)} "
+                      f"({type(e).__name__}: {e!s:.200}); take them from the model's makers")
+
+
+def _from_files(files):
     spec, config = _json(files, "tokenizer.json"), _json(files, "tokenizer_config.json")
     model = spec.get("model") or {}
     for key, known in MODEL.items():
@@ -256,15 +282,15 @@ def _read_files(path):
     """name -> text of the tokenizer's files in a folder, or beside a tokenizer.json."""
     if path.suffix == ".json" and path.name != "tokenizer.json":
         # a file of another name: those beside it belong to another tokenizer
-        return {"tokenizer.json": path.read_text("utf-8")} if path.is_file() else {}
+        return {"tokenizer.json": read_text(path)} if path.is_file() else {}
     folder = path if path.is_dir() else path.parent
     found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    return {file.name: file.read_text("utf-8") for file in found}
+    return {file.name: read_text(file) for file in found}
 
 
 def _json(files, name):
     try:
-        content = json.loads(files.get(name, "{}"))
+        content = parse_json(files.get(name, "{}"))
     except ValueError as error:
         raise ValueError(f"tokenizer: {name} is not JSON ({error})") from None
     _check(isinstance(content, dict), f"{name} holds no JSON object")
@@ -313,15 +339,14 @@ def _pattern(steps):
     if as_gpt2 and kinds == "ByteLevel":
         return GPT2
     if as_gpt2 and kinds == "Digits + ByteLevel":
-        # digits part the text before the rest is split, so (?!\S) ends at them, too
-        digits = r"\p{N}" if first["individual_digits"] else r"\p{N}+"
-        return GPT2.replace(r" ?\p{N}+", digits).replace(r"(?!\S)", r"(?![^\s\p{N}])")
+        return DIGIT_PATTERNS[bool(first["individual_digits"])]
     how = first.get("behavior"), first.get("invert", False)
     _check(kinds == "Split + ByteLevel" and not as_gpt2 and "Regex" in first["pattern"]
            and how in (("Isolated", False), ("Removed", True)),
            f"pre-tokenizer {kinds} as it is set; it cannot be put into one split pattern")
     pattern = first["pattern"]["Regex"]
-    _check(_COMMON.fullmatch(pattern.replace(CONTRACTIONS, "x")) and not regex.match(pattern, ""),
+    common = _COMMON.fullmatch(pattern.replace(CONTRACTIONS, "x"), timeout=10)
+    _check(common and not regex.match(pattern, "", timeout=10),
            f"split pattern {pattern!r}, which `tokenizers` and tiktoken may read differently")
     # tiktoken drops what no match covers. "Isolated" makes it a piece of its own, so the pattern
     # needs a last resort. The known patterns cover everything.
