@@ -14,53 +14,40 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from figures import WIDTH, svg, text
-
 from entropy import find_gaps, load_pair
 from model import read_config
+from plumbing import draw
 from plumbing.cli import program
-from plumbing.colours import CODES as COLOURS
+from plumbing.draw import CODES, shape, text
 from plumbing.files import write_text
-from plumbing.report import CODES, tokens_with_codes
+from plumbing.report import tokens_with_codes
 from plumbing.tasks import tokenizer_of, training_set
 from plumbing.tokenizer import fingerprint
 
 MEANING = ("both are sure", "surer than the weak model was",
            "less sure than the weak model was", "neither of the two is sure")
-MARGIN, CELL, BARS = 12, 9.85, 36   # pixels; BARS: the tallest bar
-PER_LINE = int((WIDTH - 2 * MARGIN) / CELL)                 # tokens
-
-
-def mark(code, x, y, size=7):
-    """A shape around (x, y) for each code but settled: falling, rising, level."""
-    shapes = {1: [(-1, -1), (1, -1), (0, 1)], 2: [(-1, 1), (1, 1), (0, -1)],
-              3: [(-1, -1), (1, -1), (1, 1), (-1, 1)]}
-    if code not in shapes:
-        return ""
-    points = " ".join(f"{x + dx * size / 2:.1f},{y + dy * size / 2:.1f}" for dx, dy in shapes[code])
-    return f'<polygon points="{points}" fill="{COLOURS[code]}"/>'
+MARGIN, CELL, BARS = 12, 9.6, 36   # pixels; BARS: the tallest bar
+PER_LINE = int((draw.WIDTH - 2 * MARGIN) / CELL)                 # tokens
 
 
 def token(x, y, shown, code):
     """One token on the base line y, in a box of its colour where it is in a gap."""
-    box = ""
+    back = ""
     if code:
-        box = (f'<rect x="{x + .4:.1f}" y="{y - 14:.1f}" width="{CELL - .8:.1f}" height="18" '
-               f'rx="2" fill="{COLOURS[code]}" fill-opacity=".3"/>')
-    css = 'opacity=".6"' if code is None else ""
-    return (f'{box}<text x="{x + CELL / 2:.1f}" y="{y}" font-size="15" text-anchor="middle" '
-            f'font-family="monospace" {css}>{html.escape(shown)}</text>')
+        back = draw.box(x + .4, y - 14, CELL - .8, 18, CODES[code], ' rx="2" fill-opacity=".25"')
+    css = ' class="soft" style="fill:currentColor"' if code is None else ""
+    return (f'{back}<text x="{x + CELL / 2:.1f}" y="{y}" font-size="15" text-anchor="middle" '
+            f'font-family="monospace"{css}>{html.escape(shown)}</text>')
 
 
 def bars(x, y, weak, live, code, highest):
     """The two entropies of a token, standing on y."""
     out = []
-    for left, entropy, style in ((x + 1, weak, f'fill="none" stroke="{COLOURS[code]}"'),
-                                 (x + CELL / 2, live, f'fill="{COLOURS[code]}"')):
+    for left, entropy, css in ((x + 1, weak, ' fill-opacity="0" stroke="currentColor"'),
+                               (x + CELL / 2, live, "")):
         height = entropy / highest * BARS
         if height >= 0.5:
-            out.append(f'<rect x="{left:.1f}" y="{y - height:.1f}" width="{CELL / 2 - 1:.1f}" '
-                       f'height="{height:.1f}" {style}/>')
+            out.append(draw.box(left, y - height, CELL / 2 - 1, height, CODES[code], css))
     return "".join(out)
 
 
@@ -71,7 +58,7 @@ def picture(gaps, samples, enc, chosen):
     highest = float(max(gaps.ent_weak[here].max(), gaps.ent_live[here].max()))
     out, y = [], 18
     for i, parts in zip(chosen, shown, strict=True):
-        out.append(text(MARGIN, y, f"sample {samples[i].id}, family {samples[i].family}", 12))
+        out.append(text(MARGIN, y, f"sample {samples[i].id}, family {samples[i].family}"))
         for start in range(0, len(parts), PER_LINE):
             y += BARS + 26
             for place, (word, code, k) in enumerate(parts[start:start + PER_LINE]):
@@ -80,16 +67,17 @@ def picture(gaps, samples, enc, chosen):
                 if code is not None:
                     out.append(bars(x, y - 18, float(gaps.ent_weak[k]), float(gaps.ent_live[k]),
                                     code, highest))
-                    out.append(mark(code, x + CELL / 2, y + 12))
+                    out.append(shape(code, [(x + CELL / 2, y + 12)]) if code else "")
         y += 38
     for code in (1, 2, 3, 0):
-        out.append(mark(code, MARGIN + 5, y - 4, 9))
-        out.append(text(MARGIN + 18, y, f"{CODES[code]}: {MEANING[code]}", 12))
+        out.append(shape(code, [(MARGIN + 5, y - 4)]) if code else "")
+        out.append(text(MARGIN + 18, y, f"{CODES[code]}: {MEANING[code]}"))
         y += 18
-    out.append(text(MARGIN + 18, y, "pale: the prompt, which carries no loss", 12))
-    out.append(text(MARGIN, y + 24, "bars: entropy of the weak model (outline) and of the", 12))
-    out.append(text(MARGIN, y + 40, f"live one (filled); the tallest is {highest:.2f} nats", 12))
-    return svg(y + 52, out, "solutions of the built-in task, each token coloured by entropy gap")
+    out.append(text(MARGIN + 18, y, "paler: the question, which is not trained on"))
+    out.append(text(MARGIN, y + 24, "bars: entropy of the weak model (outline) and of"))
+    out.append(text(MARGIN, y + 40, f"the live one (filled); the tallest is {highest:.2f} nats"))
+    title = "solutions of the built-in task, each token coloured by entropy gap"
+    return draw.stacked([(y + 52, out, title)], title)
 
 
 @program("picture")

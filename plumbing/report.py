@@ -1,8 +1,8 @@
 """What a run shows: tables for the terminal, samples coloured by gap code, and report.html, one
 page that needs no network.
 
-The page's words, styles and drawing stand in report.html beside this file, which is given the
-numbers as JSON. `gaps` is an entropy.Gaps throughout.
+The page's words and styles stand in report.html beside this file, a Jinja template; pictures.py
+draws its charts. `gaps` is an entropy.Gaps throughout.
 """
 
 import json
@@ -14,13 +14,13 @@ from collections import Counter
 import torch
 
 from model import load_checkpoint, read_config
-from plumbing import colours
+from plumbing import colours, pictures
 from plumbing.controls import ARMS, ROWS, arm_of
+from plumbing.draw import CODES
 from plumbing.files import read_rows, write_text
+from plumbing.pictures import REFERENCES
 
-CODES = ("settled", "consolidating", "regressing", "hard")
 TERMINAL_COLOURS = ("\x1b[90m", "\x1b[32m", "\x1b[31m", "\x1b[33m")     # grey, green, red, yellow
-REFERENCES = ("sft-steps", "sft-flops")
 MOST_TOKENS = 3000      # of the token view, to keep page and time small
 MOST_TEXT = 500_000     # characters of the answers to browse
 
@@ -286,42 +286,66 @@ def problems_to_browse(answers):
 # the page
 
 
-def story_of(log):
-    """{arm: {name of a number: [its values]}} of the log, at most 200 of each."""
-    story = {}
-    for r in log:
-        for name, value in r.items() if "arm" in r else ():
-            if name != "arm":
-                story.setdefault(r["arm"], {}).setdefault(name, []).append(value)
-    for numbers in story.values():
-        for name, values in numbers.items():
-            every = math.ceil(len(values) / 200)
-            # from the end: the last one says how many steps there were
-            numbers[name] = values[::-1][::every][::-1]
-    return story
+def visible(text):
+    """The text as HTML in which one sees spaces, tabs and line breaks."""
+    from markupsafe import Markup, escape  # of jinja2, which comes with torch
+    shown = str(escape(text)).replace("\n", "<s>⏎</s>\n").replace("\t", "<s>⇥</s>")
+    return Markup(shown.replace(" ", "<s>·</s>"))
 
 
-def page_of(gaps, samples, view, **data):
-    """report.html with these numbers; gaps None: before they are measured."""
+def verdict(mark):
+    """A difference and half its interval in words."""
+    mean, half = mark
+    if abs(mean) <= half:
+        return "cannot be told from"
+    return "better than" if mean > 0 else "worse than"
+
+
+def signed(mark):
+    """A difference and half its interval in points: +1.20 ± 0.80."""
+    mean, half = mark
+    return f"{mean:+.2f} ± {half:.2f}".replace("-", "−")
+
+
+def few(v):
+    """A number with three digits that say something; a dash for None."""
+    if v is None:
+        return "–"
+    return f"{v:.0f}" if v >= 100 else f"{v:.3g}"
+
+
+def page_of(gaps=None, samples=(), view=None, **data):
+    """The text of report.html; gaps None: before they are measured."""
+    from jinja2 import Environment, FileSystemLoader
+    data = dict(story={}, scores=[], browse=[], head=None, models=None, pictures={}) | data
     if gaps is not None:
-        moved = gaps.ent_live - gaps.ent_weak
-        reach = max(2 * gaps.settings["tau"], 1e-6, moved.abs().max().item())
-        clouds = []
-        for code in range(4):
-            here = (gaps.codes == code).nonzero()[:, 0]
-            here = here[::max(1, len(here) // 400)]             # some of many, evenly
-            both = torch.stack([gaps.ent_weak[here], gaps.ent_live[here]], 1)
-            clouds.append(both.tolist())
-        data.update(samples=view, gaps=dict(
-            gaps.settings, weak=gaps.weak, live=gaps.live, n=len(samples), tokens=len(gaps.codes),
-            by_code=code_rows(gaps), by_family=family_rows(gaps, samples)[:30], reach=reach,
-            counts=torch.histc(moved, 41, -reach, reach).tolist(), clouds=clouds))
-    data.update(codes=CODES, colours=colours.ARMS, code_colours=colours.CODES)
-    with open(os.path.join(os.path.dirname(__file__), "report.html"), encoding="utf-8") as f:
-        template = f.read()
+        by_family = family_rows(gaps, samples)[:30]
+        data["pictures"]["gaps"] = pictures.of_gaps(gaps, by_family)
+        names = {side: os.path.basename(getattr(gaps, side)).removesuffix(".pt")
+                 for side in ("weak", "live")}
+        data["gaps"] = dict(names, tokens=len(gaps.codes), by_code=code_rows(gaps))
+    env = Environment(loader=FileSystemLoader(os.path.dirname(__file__)), autoescape=True)
+    env.filters |= dict(visible=visible, verdict=verdict, signed=signed)
     # "<" would let a text end the element of the page that it stands in
-    text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    return template.replace("/*DATA*/", text)
+    tokens = json.dumps([s["tokens"] for s in view or []], ensure_ascii=False)
+    return env.get_template("report.html").render(
+        data, samples=view, codes=CODES, colours=colours.css(), example=example_of(view or []),
+        tokens=tokens.replace("<", "\\u003c"))
+
+
+def example_of(view):
+    """The token to whose loss mixing adds most, among those that the live model is surer of."""
+    found, most = None, 0.0
+    for s in view:
+        for k, token in enumerate(s["tokens"]):
+            if len(token) > 4 and token[1] == 1 and token[4][1] / max(token[4][2], 1e-9) > most:
+                most = token[4][1] / max(token[4][2], 1e-9)
+                before = "".join(t[0] for t in s["tokens"][max(0, k - 40):k])
+                losses = [f"{-math.log(max(p, 1e-9)):.2f}" for p in token[4][1:]]
+                found = dict(before=before, text=token[0], losses=losses,
+                             entropies=[f"{v:.2f}" for v in token[2:4]],
+                             percent=[f"{100 * p:.0f}" for p in token[4]])
+    return found
 
 
 def token_page(gaps, samples, enc, weak, live, lam):
@@ -345,16 +369,60 @@ def write_report(run, load_gaps, wilson):
         meta = read_config(path)[1]
         cost = {} if name in ("weak", "fused") else meta.get("spent") or meta
         spent[name] = dict(flops=cost.get("flops"), seconds=cost.get("seconds"))
-    story = story_of(log)
     # arms that read the same batches as sft-steps can be compared with it step by step
-    for arm in story:
+    for arm in {r["arm"] for r in log if "arm" in r}:
         name = arm.partition("-round")[0]
         if name in ARMS and arm_of(cfg, name).gap not in ("sample", "both"):
             same.append(arm)
-    view = None if gaps is None else kept_view(run, gaps)
-    page = page_of(gaps, run.samples, view, title=f"WMSS: {cfg.name}", lam=cfg.lam, story=story,
-                   same=same, models=spent, head=heads[-1], **scores_of(folder, wilson))
+    training = pictures.Training(pictures.story_of(log), sorted(same), cfg.lam)
+    data = scores_of(folder, wilson)
+    rows, drawn = data.get("scores"), training.pictures()
+    drawn["validation"] = pictures.validation(training.story)
+    if rows:
+        drawn |= pictures.of_scores(rows)
+    judged = [r for r in rows or [] if r["model"] in ("joint", "wmss", "wmss-mask") and r["less"]]
+    page = page_of(
+        gaps, run.samples, None if gaps is None else kept_view(run, gaps), pictures=drawn,
+        title=f"WMSS: {cfg.name}", lam=cfg.lam, head=heads[-1], story=training.story,
+        mixing=training.mixing, mixing_says=training.in_words(), judged=judged,
+        card=card_of(heads[-1], spent), models=table_of(spent, rows), **data)
     write_text(folder.path("report.html"), page)
+
+
+def card_of(head, spent):
+    """(name, value) pairs of the page's head."""
+    cfg = head["config"]
+    ranks = f" × {head['ranks']}" if head["ranks"] > 1 else ""
+    seconds, flops = (sum(m[key] or 0 for m in spent.values()) for key in ("seconds", "flops"))
+    return [("task", cfg["task"]),
+            ("model", cfg["base"] or f"{cfg['n_layers']} layers, width {cfg['dim']}"),
+            ("λ", cfg["lam"]), ("seed", cfg["seed"]), ("rounds", cfg["rounds"]),
+            ("commit", head["commit"]), ("machine", f"{head['device']}{ranks}, {head['dtype']}"),
+            ("training time", f"{seconds:.0f} s"), ("computation", f"{few(flops / 1e12)} TFLOPs")]
+
+
+def table_of(spent, rows):
+    """(head, lines) of the table of models: what they are, cost, and their scores if there are."""
+    head = ["model", "TFLOPs", "s"]
+    families = list(rows[0]["families"]) if rows else []
+    if rows:
+        head += ["right, %", "95 % interval", *(f"less {ref}" for ref in REFERENCES), *families]
+    scores = {r["model"]: r for r in rows or []}
+    lines = []
+    for name, cost in spent.items():
+        flops = cost["flops"]
+        line = [name, few(flops and flops / 1e12), few(cost["seconds"])]
+        if rows and name not in scores:
+            line += ["–"] * (len(head) - 3)
+        elif rows:
+            r = scores[name]
+            line += [f"{100 * r['accuracy']:.2f}", f"{100 * r['low']:.1f} – {100 * r['high']:.1f}"]
+            for ref in REFERENCES:
+                less = None if name in ("base", ref) else r["less"].get(ref)
+                line.append(signed(less) if less else "–")
+            line += [f"{100 * r['families'][family]:.1f}" for family in families]
+        lines.append(line)
+    return head, lines
 
 
 def kept_view(run, gaps):

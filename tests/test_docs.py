@@ -21,7 +21,7 @@ from conftest import TINY
 
 import entropy
 from plumbing.cli import parse
-from plumbing.report import CODES
+from plumbing.draw import CODES
 from train_wmss import Config
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -23,10 +23,10 @@ from conftest import ROOT
 
 import eval_math
 from model import load_checkpoint
+from plumbing import draw
 
 sys.path.insert(0, os.path.join(ROOT, "experiments"))
 import analyse
-import figures
 import real
 import sweep
 
@@ -464,7 +464,7 @@ def test_wrong_flags_are_refused_before_work(capsys, flags, said):
 
 def test_worked_examples_are_true():
     """Bug: an example that nobody has run."""
-    for module, n in ((analyse, 8), (figures, 1)):
+    for module, n in ((analyse, 8), (draw, 2)):
         result = doctest.testmod(module)
         assert result.failed == 0 and result.attempted == n
 
