@@ -206,7 +206,7 @@ def _kind_of(path, error):
 def open_pt(path):
     """A .pt of ours -> (fields of GPTConfig, {parameter: tensor}, meta)."""
     try:
-        _check_archive(path)
+        check_archive(path)
         meta = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if meta.pop("format") != FORMAT:
             raise ValueError
@@ -221,7 +221,7 @@ def open_pt(path):
                          "again") from None
 
 
-def _check_archive(path):
+def check_archive(path):
     """A .pt is a zip archive that packs nothing and holds each name once, or it is not ours."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()

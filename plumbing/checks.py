@@ -8,7 +8,7 @@ import re
 import torch
 
 from model import GPTConfig, read_config
-from plumbing.checkpoints import is_finite
+from plumbing.checkpoints import check_archive, is_finite
 from plumbing.cli import flag_of
 from plumbing.confine import UNABLE
 from plumbing.report import CODES
@@ -185,13 +185,22 @@ def check_interim(path, meta, params, weak, steps):
                          "delete it, and its stage starts again")
 
 
+# values of tokens (M) and of samples (N) in a gaps file
+OF_GAPS = dict(ent_weak="M", ent_live="M", codes="M", mean_weak="N", mean_live="N", weights="N")
 AGAIN = "delete it and rerun the stage `entropy`"
 
 
 def read_gaps(path, cls):
     """The object of class entropy.Gaps in a file; ValueError if there is none in it."""
     try:
-        return cls(**torch.load(path, weights_only=True))
+        check_archive(path)
+        gaps = cls(**torch.load(path, weights_only=True))
+        flat = all(getattr(gaps, name).dim() == 1 for name in ("ids", "offsets", *OF_GAPS))
+        words = all(isinstance(word, str) for word in (gaps.weak, gaps.live, gaps.tokenizer))
+        numbers = [gaps.flops, gaps.seconds, *map(gaps.settings.get, ("tau", "h"), (0, 0))]
+        if not (flat and words and all(map(math.isfinite, numbers))):
+            raise TypeError
+        return gaps
     except FileNotFoundError:
         raise ValueError(f"expected {path}, found none; run the stage `entropy`") from None
     except Exception as e:
@@ -206,13 +215,13 @@ def check_gaps(path, gaps, samples, expected):
         raise ValueError(f"{len(samples):,} samples in the data but {len(gaps.ids):,} in {path} "
                          f"(first missing id {missing}); {AGAIN}")
     made_for = (gaps.weak, gaps.live, gaps.tokenizer)
-    whole = len(gaps.codes) == gaps.offsets[-1] and len(gaps.weights) == len(gaps.ids)
-    counts = gaps.offsets.diff().tolist()
+    counts, sizes = gaps.offsets.diff().tolist(), dict(N=len(want), M=sum(want.values()))
+    whole = all(len(getattr(gaps, name)) == sizes[of] for name, of in OF_GAPS.items())
     if not whole or counts != list(want.values()) or made_for != expected:
         raise ValueError(f"{path} was made for other samples or models (weak, live, tokenizer: "
                          f"{', '.join(made_for)}; expected {', '.join(expected)}); {AGAIN}")
     wrong = []
-    for name in ("ent_weak", "ent_live", "mean_weak", "mean_live", "weights"):
+    for name in OF_GAPS.keys() - {"codes"}:
         values = getattr(gaps, name)
         if not (values.isfinite() & (values > -1e-3)).all():       # entropies are rounded
             wrong.append(f"{name} has NaN, infinity or values below 0")

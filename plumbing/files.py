@@ -69,7 +69,7 @@ def _read_all(path):
     if not path.endswith(".gz"):
         with open(path, encoding="utf-8") as f:
             return f.read()
-    most = 200 * os.path.getsize(path) + MOST           # text is packed 3 to 30 times smaller
+    most = 200 * os.path.getsize(path) + (1 << 24)      # text is packed 3 to 30 times smaller
     with gzip.open(path, "rt", encoding="utf-8") as f:
         text = f.read(most)
         if f.read(1):

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import socket
+import time
 
 from plumbing.files import parse_json, read_text
 
@@ -80,16 +81,18 @@ def _moved(out):
     return os.path.join(parent, f".{name}.deleted")
 
 
-def sweep_up(out):
+def sweep_up(out, age=0):
     """Remove what a killed run has left: half-written files, interim states of finished arms, a
-    folder that was about to be deleted."""
+    folder that was about to be deleted. age: seconds that such a file must have lain there."""
     shutil.rmtree(_moved(out), ignore_errors=True)
     for folder, _, names in os.walk(out):
         for name in names:
             half = re.search(r"\.tmp(\d+)$", name)
             arm = re.fullmatch(r"resume-(.+\.pt)", name)
+            path = os.path.join(folder, name)
             if half and not _lives(int(half[1])) or arm and arm[1] in names:
-                os.remove(os.path.join(folder, name))
+                if time.time() - os.path.getmtime(path) >= age:
+                    os.remove(path)
 
 
 def _lives(pid):

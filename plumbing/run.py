@@ -29,6 +29,7 @@ from plumbing.files import commit, parse_json, read_text, write_text
 from plumbing.report import gap_table
 from plumbing.shard import cut, even_out, fill, full, local, shard, weights_of, whole
 from plumbing.tasks import tokenizer_of, training_set
+from plumbing.text import CACHE
 from plumbing.tokenizer import fingerprint
 
 # may differ when a run is resumed: they change no weight, or only what is added to the run
@@ -250,6 +251,7 @@ class Folder:
             self.keep_log(lambda record: True)
         write_text(self.path("config.json"), json.dumps(config, indent=1))
         owner.sweep_up(self.out)
+        owner.sweep_up(CACHE, age=86_400)       # which other runs write to, also on other nodes
 
     def check_shared(self, ranks):
         """ValueError unless all ranks see in the folder what rank 0 has just written there."""

@@ -178,6 +178,10 @@ def test_gaps_of_another_data_set_are_refused(run, trained):
         torch.save(gaps, out / "gaps.pt")
         words = "codes are not uint8 below 4" if name == "codes" else f"{name} has NaN, infinity"
         assert words in refuse(*again) and "rerun the stage `entropy`" in refuse(*again)
+    for name, value in (("codes", [0]), ("ids", None), ("weak", 3), ("flops", "many"),
+                        ("weights", torch.ones(3, 2)), ("settings", []), ("offsets", "words")):
+        torch.save({**gaps_of(trained), name: value}, out / "gaps.pt")
+        assert "not a gaps file" in refuse(*again), name
     (out / "gaps.pt").write_bytes(b"half")
     assert "not a gaps file" in refuse(*again)
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -133,7 +134,13 @@ def test_what_dead_runs_left_is_removed_and_what_lives_is_not(run):
     for name in ("base.pt.tmp999999999", "answers/sft.jsonl.tmp999999999", "resume-base.pt",
                  f"model.safetensors.tmp{os.getppid()}", "notes.tmpl", "resume-sft.md"):
         (out / name).write_text("x")
+    cache = out.parent / "cache"
+    cache.mkdir()
+    for name, old in (("x.pt.tmp999999999", 90_000), ("y.pt.tmp999999999", 0), ("z.pt", 90_000)):
+        (cache / name).write_text("x")
+        os.utime(cache / name, (time.time() - old,) * 2)
     run("--name", "a", "--stages", "base", "--resume")
+    assert sorted(os.listdir(cache)) == ["y.pt.tmp999999999", "z.pt"]
     left = sorted(os.path.relpath(path, out) for path in files_of(out))
     assert left == ["base.pt", "config.json", "log.jsonl", f"model.safetensors.tmp{os.getppid()}",
                     "notes.tmpl", "report.html", "resume-sft.md"]
