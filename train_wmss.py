@@ -65,6 +65,7 @@ class Config:
     seed: int = arg(0, "of initialisation, data and order", low=0, high=2**31 - 1)
     threads: int = arg(0, "CPU threads of each process; 0: cores / processes", low=0)
     dtype: Literal["auto", "fp32", "bf16"] = arg("auto", "auto: bf16 on a GPU, fp32 on a CPU")
+    device: str = arg("auto", "cuda, mps, cpu; auto: the first that is there")
     parallel: Literal["ddp", "fsdp"] = arg("ddp", "several GPUs: each holds all of the models, or "
                                            "(FSDP2) a shard of them")
     compile: bool | None = arg(None, "torch.compile in training (default: wide models on a GPU)")
@@ -131,6 +132,7 @@ class Config:
     save_every: int = arg(200, "steps between saves of the state that --resume goes on from", low=1)
     save_minutes: float = arg(10.0, "and minutes, whichever comes first", above=0)
     log_every: int = arg(50, "most steps between log lines", low=1)
+    log_to: str = arg("", "send each step's record there, too", choices=("tensorboard", "wandb"))
     score_n: int = arg(2100, "problems to score", low=1)
     score_split: Literal["test", "val"] = arg("test", "built-in tasks: choose on val")
     score_data: list[str] = arg([], "text: gsm8k, mbpp=FILE, ...: see --data of eval_*.py")

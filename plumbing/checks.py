@@ -11,6 +11,7 @@ from model import GPTConfig, read_config
 from plumbing.checkpoints import check_archive, is_finite
 from plumbing.cli import flag_of
 from plumbing.confine import UNABLE
+from plumbing.log_to import missing
 from plumbing.report import CODES
 from plumbing.tasks import task_of, tokenizer_of
 
@@ -56,6 +57,7 @@ def check_flags(cfg, given):
     check(cfg.score_data or cfg.task != "text" or "score" not in stages,
           "--score-data: say what to score on (gsm8k, svamp=FILE, mbpp, ...), or leave the stage "
           "score out with --stages base,sft,entropy,wmss")
+    check(not missing(cfg.log_to), missing(cfg.log_to))
     sets = [spec.partition("=")[0].replace("mbpp-test", "mbpp") for spec in cfg.score_data]
     check(len(sets) == len(set(sets)),
           "--score-data: expected each set once (mbpp-test is a part of mbpp), found "

@@ -25,7 +25,9 @@ from plumbing.checkpoints import digest_of
 from plumbing.checks import check_interim
 from plumbing.cli import flag_of, preset_notes
 from plumbing.controls import ARMS, Watch
-from plumbing.files import commit, parse_json, read_text, write_text
+from plumbing.devices import has_bf16, pick
+from plumbing.files import commit, in_words, parse_json, read_text, write_text
+from plumbing.log_to import SERVICES, numbers_of
 from plumbing.report import gap_table
 from plumbing.shard import cut, even_out, fill, full, local, shard, weights_of, whole
 from plumbing.tasks import tokenizer_of, training_set
@@ -35,7 +37,7 @@ from plumbing.tokenizer import fingerprint
 # may differ when a run is resumed: they change no weight, or only what is added to the run
 FREE_ON_RESUME = {"stages", "arm", "resume", "overwrite", "threads", "save_every", "log_every",
                   "save_minutes", "preset", "score_n", "score_split", "system", "eval_batch",
-                  "max_new_tokens", "allow_code_execution", "parallel"}
+                  "max_new_tokens", "allow_code_execution", "parallel", "device", "log_to"}
 SHARED_SECONDS = 60     # how long another node may take to see what rank 0 has written
 
 
@@ -43,7 +45,7 @@ class Ranks:
     """The processes of a run (torchrun starts them), and what this one computes on.
 
     rank: number of this process, world: how many there are; alone it is 0 of 1. device: its GPU,
-    or the CPU. autocast(): the context in which models compute, bf16 on a GPU unless told.
+    or the CPU. autocast(): the context in which models compute, bf16 where a GPU has it.
     sharded: each rank holds only its part of what is trained (plumbing/shard.py). home: where
     models that are to be trained are read to; of shards, rank 0 hands out what it has read.
     """
@@ -58,8 +60,13 @@ class Ranks:
             cores = len(os.sched_getaffinity(0))
         # torchrun sets OMP_NUM_THREADS=1, so the threads are counted here
         torch.set_num_threads(cfg.threads or max(1, cores // env("LOCAL_WORLD_SIZE", 1)))
-        cuda = torch.cuda.is_available()
-        self.device = torch.device(f"cuda:{local}" if cuda else "cpu")
+        name = cfg.device
+        if name in ("auto", "cuda") and torch.cuda.is_available():
+            name = f"cuda:{local}"                  # each rank has a GPU of its own
+        elif name == "auto" and self.world > 1:
+            name = "cpu"                            # a Mac has one GPU, and no way to share it
+        self.device = pick(name)
+        cuda = self.device.type == "cuda"
         if cuda:
             torch.cuda.set_device(self.device)      # fp32 stays fp32: TF32 could move an entropy
         if self.world > 1 and not dist.is_initialized():
@@ -70,10 +77,13 @@ class Ranks:
                 store = dist.PrefixStore(f"attempt {attempt}", store)
             dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank,
                                     world_size=world, timeout=stop.PATIENCE)
-        self.bf16 = cfg.dtype == "bf16" or (cfg.dtype == "auto" and cuda)
-        self.device_name = f"CPU, {torch.get_num_threads()} threads"
+        self.bf16 = cfg.dtype == "bf16" or (cfg.dtype == "auto" and has_bf16(self.device))
+        self.device_name = f"{self.device.type.upper()}, {torch.get_num_threads()} threads"
         if cuda:
             self.device_name = torch.cuda.get_device_name()
+            if self.bf16 and not has_bf16(self.device):
+                raise ValueError(f"--dtype bf16: {self.device_name} does not compute in bf16; "
+                                 "leave the flag away")
         self.dtype_name = "bf16" if self.bf16 else "fp32"
         self.sharded = cfg.parallel == "fsdp" and self.world > 1
         self.home = "meta" if self.sharded and self.rank > 0 else "cpu"
@@ -113,7 +123,7 @@ class Ranks:
             except (ValueError, OSError) as e:
                 if os.environ.get("WMSS_TRACEBACK"):
                     raise
-                message = [str(e)]
+                message = [in_words(e)]
         if self.world > 1:
             dist.broadcast_object_list(message)
         if message[0]:
@@ -156,6 +166,7 @@ class Folder:
         self.cfg, self.rank = cfg, rank
         self.out = path or os.path.join("out", cfg.name)
         self.commit = commit()
+        self.service = None                 # of --log-to
 
     def path(self, *names):
         return os.path.join(self.out, *names)
@@ -203,6 +214,13 @@ class Folder:
         if self.rank == 0:
             with open(self.path("log.jsonl"), "a") as f:
                 f.write(json.dumps(record) + "\n")
+            if self.cfg.log_to and "step" in record:
+                self.service = self.service or SERVICES[self.cfg.log_to](self.cfg, self.out)
+                self.service.send(record["arm"], record["step"], numbers_of(record))
+
+    def close(self):
+        if self.service:
+            self.service.close()
 
     def read_log(self):
         """The records of log.jsonl; a line that a crash left half-written is none."""
@@ -390,6 +408,7 @@ class Run:
 
     def __exit__(self, *error):
         self.stop.restore()
+        self.folder.close()
         owner.unlock(self.folder.out)
 
     def read_data(self):

@@ -11,7 +11,8 @@ from runs import TINY, from_m1
 from tiny_models import PROMPTS, tiny
 
 from model import Rows
-from plumbing import decode, devices
+from plumbing import decode, devices, run
+from train_wmss import Config
 
 # torch and the standard library come first: on Windows they have ways of their own. Then what Unix
 # alone has goes, and everything of ours is imported and used.
@@ -129,3 +130,39 @@ def test_draws_in_float64_stay_off_a_gpu_that_has_none(monkeypatch):
     assert model.generate(PROMPTS, 4, temperature=1.0, seed=2) == want
     doubles = [args for dtype, args in moved if dtype == torch.float64]
     assert doubles == [(torch.device("cpu", 0),)], "nothing in float64 goes to the model's device"
+
+
+def ranks_on(monkeypatch, device, cuda=False, **env):
+    """Ranks of a run on a machine that has this device."""
+    asked = []
+
+    def pick(name):
+        asked.append(name)
+        return torch.device(device)
+
+    monkeypatch.setattr(run, "pick", pick)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(run.dist, "is_initialized", lambda: True)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    return run.Ranks(Config(threads=1)), asked
+
+
+def test_a_run_takes_the_gpu_of_its_rank_and_bf16_where_the_card_has_it(monkeypatch):
+    """Bug: two ranks on one GPU; a T4 that trains in emulated bf16; a Mac's GPU not used."""
+    ranks, asked = ranks_on(monkeypatch, "mps")
+    assert asked == ["auto"] and ranks.device.type == "mps" and not ranks.bf16
+    with ranks.autocast():
+        assert not torch.is_autocast_enabled("mps")
+    gpu_of(monkeypatch, (7, 5))
+    ranks, asked = ranks_on(monkeypatch, "cuda:1", cuda=True, LOCAL_RANK="1", RANK="1",
+                            WORLD_SIZE="2")
+    assert asked == ["cuda:1"] and not ranks.bf16
+    with pytest.raises(ValueError, match="--dtype bf16: Tesla T4 does not compute in bf16"):
+        run.Ranks(Config(threads=1, dtype="bf16"))
+    gpu_of(monkeypatch, (8, 0))
+    assert run.Ranks(Config(threads=1)).bf16
+    ranks, asked = ranks_on(monkeypatch, "cpu", WORLD_SIZE="2")
+    assert asked == ["cpu"], "two processes cannot share a Mac's GPU"
