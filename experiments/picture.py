@@ -34,7 +34,7 @@ def token(x, y, shown, code):
     """One token on the base line y, in a box of its colour where it is in a gap."""
     back = ""
     if code:
-        back = draw.box(x + .4, y - 14, CELL - .8, 18, CODES[code], ' rx="2" fill-opacity=".25"')
+        back = draw.box(x + .4, y - 14, CELL - .8, 18, CODES[code], 'rx="2" fill-opacity=".25"')
     css = ' class="soft" style="fill:currentColor"' if code is None else ""
     return (f'{back}<text x="{x + CELL / 2:.1f}" y="{y}" font-size="15" text-anchor="middle" '
             f'font-family="monospace"{css}>{html.escape(shown)}</text>')
@@ -43,7 +43,7 @@ def token(x, y, shown, code):
 def bars(x, y, weak, live, code, highest):
     """The two entropies of a token, standing on y."""
     out = []
-    for left, entropy, css in ((x + 1, weak, ' fill-opacity="0" stroke="currentColor"'),
+    for left, entropy, css in ((x + 1, weak, 'fill-opacity="0" stroke="currentColor"'),
                                (x + CELL / 2, live, "")):
         height = entropy / highest * BARS
         if height >= 0.5:

@@ -6,7 +6,6 @@ All are WIDTH wide, so that they stand on a phone as they are. Colours are names
 
 import html
 import math
-from itertools import pairwise
 
 from plumbing import colours
 
@@ -34,32 +33,31 @@ def text(x, y, words, anchor="start", size=12):
             f'{html.escape(str(words))}</text>')
 
 
-def line(x1, y1, x2, y2, colour="grid", width=1.0, dash="", more=""):
-    dash = f' stroke-dasharray="{dash}"' if dash else ""
+def mark(tag, colour, more, words=""):
+    """A filled shape; words: what shows when the mouse rests on it."""
+    title = f"<title>{html.escape(words)}</title>" if words else ""
+    return f'<{tag} class="{colour}" fill="currentColor" {more}>{title}</{tag}>'
+
+
+def line(x1, y1, x2, y2, colour="grid", width=1.0, dash="none"):
     return (f'<line class="{colour}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
-            f'stroke="currentColor" stroke-width="{width}"{dash}{more}/>')
+            f'stroke="currentColor" stroke-width="{width}" stroke-dasharray="{dash or "none"}"/>')
 
 
 def box(x, y, width, height, colour, more="", words=""):
-    return (f'<rect class="{colour}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
-            f'height="{height:.1f}" fill="currentColor"{more}>{tip(words)}</rect>')
+    return mark("rect", colour, f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" '
+                f'height="{height:.1f}" {more}', words)
 
 
 def circle(x, y, colour, full, words=""):
-    fill = "currentColor" if full else "none"
-    return (f'<circle class="{colour}" cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{fill}" '
-            f'stroke="currentColor" stroke-width="1.5">{tip(words)}</circle>')
-
-
-def tip(words):
-    """What shows when the mouse rests on a mark."""
-    return f"<title>{html.escape(words)}</title>" if words else ""
+    return mark("circle", colour, f'cx="{x:.1f}" cy="{y:.1f}" r="3.5" stroke="currentColor" '
+                f'stroke-width="1.5" fill-opacity="{int(full)}"', words)
 
 
 def shape(code, places, more=""):
     """The mark of a gap code at these (x, y)."""
     where = "".join(f"M{x:.1f} {y:.1f}{SHAPES[code]}" for x, y in places)
-    return f'<path class="{CODES[code]}" d="{where}" fill="currentColor"{more}/>'
+    return mark("path", CODES[code], f'd="{where}" {more}')
 
 
 def ticks(low, high, log=False, n=5):
@@ -132,39 +130,34 @@ def curves(title, drawn, marks, name, low, high, log=False, x_log=False):
     entries = {}
     for words, (colour, dash, points) in drawn.items():
         where = " ".join(f"{x(a):.1f},{y(max(b, low) if log else b):.1f}" for a, b in points)
-        parts.append(f'<polyline class="{colour}" points="{where}" fill="none" stroke-width="2" '
-                     f'stroke="currentColor" stroke-dasharray="{dash or "none"}">'
-                     f'{tip(words)}</polyline>')
+        more = f'stroke="currentColor" stroke-width="2" stroke-dasharray="{dash or "none"}"'
+        parts.append(mark("polyline", colour, f'points="{where}" fill-opacity="0" {more}', words))
         entries[words] = line(0, 0, 25, 0, colour, 2.5, dash)
     height, signs = legend(entries, TALL + 72)
     return height, [*parts, "</svg>", *signs], title
 
 
 def areas(title, layers, xs, marks, name):
-    """layers: {words: (colour, values at xs)}, one upon the other, the first at the bottom."""
-    sums = [sum(values) for values in zip(*(v for _, v in layers.values()), strict=True)]
+    """layers: {name of a colour: values at xs}, one upon the other, the first at the bottom."""
     x = scale(min(xs), max(xs), LEFT, RIGHT)
-    parts, y = frame(title, 0, 1.05 * max(0.1, *sums), x, marks, name)
-    floor, entries = [0.0] * len(xs), {}
-    for words, (colour, values) in layers.items():
+    highest = 1.05 * max(0.1, *map(sum, zip(*layers.values(), strict=True)))
+    parts, y = frame(title, 0, highest, x, marks, name)
+    floor = [0.0] * len(xs)
+    for colour, values in layers.items():
         roof = [a + b for a, b in zip(floor, values, strict=True)]
-        edge = [*zip(xs, roof, strict=True), *reversed(list(zip(xs, floor, strict=True)))]
+        edge = [*zip(xs, roof, strict=True), *zip(xs[::-1], floor[::-1], strict=True)]
         where = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in edge)
-        parts.append(f'<polygon class="{colour}" points="{where}" fill="currentColor"/>')
-        parts += [line(x(a), y(b), x(c), y(d), "paper") for (a, b), (c, d)
-                  in pairwise(zip(xs, roof, strict=True))]
+        parts.append(mark("polygon", colour, f'points="{where}"', colour))
         floor = roof
-        entries[words] = box(2, -5, 22, 10, colour)
-    height, signs = legend(entries, TALL + 72)
+    height, signs = legend({colour: box(2, -5, 22, 10, colour) for colour in layers}, TALL + 72)
     return height, parts + signs, title
 
 
 def histogram(title, counts, reach, name, colour):
     """Counts of equal bins from -reach to reach, logarithmic heights; colour(from, to) of a bin."""
     x = scale(-reach, reach, LEFT, RIGHT)
-    marks = [(part * reach, plain(float(f"{part * reach:.2g}"))) for part in (-1, -.5, 0, .5, 1)]
-    high = 1.5 * max(2, *counts)
-    parts, y = frame(title, 0.5, high, x, marks, name, True)
+    marks = [(v, plain(float(f"{v:.2g}"))) for v in (-reach, -reach / 2, 0, reach / 2, reach)]
+    parts, y = frame(title, 0.5, 1.5 * max(2, *counts), x, marks, name, True)
     width = 2 * reach / len(counts)
     for i, count in enumerate(counts):
         start = -reach + i * width
@@ -183,9 +176,9 @@ def scatter(title, clouds, low, high, name):
     parts.append(line(LEFT, 30 + tall, RIGHT, 30, "soft", 1, "4 3"))
     for code in (0, 3, 2, 1):
         places = [(x(max(a, low)), y(max(b, low))) for a, b in clouds[code]]
-        parts.append(shape(code, places, ' fill-opacity=".6"'))
-    entries = {name: shape(code, [(15, 0)]) for code, name in enumerate(CODES)}
-    height, signs = legend(entries, tall + 72)
+        parts.append(shape(code, places, 'fill-opacity=".6"'))
+    signs = {name: shape(code, [(15, 0)]) for code, name in enumerate(CODES)}
+    height, signs = legend(signs, tall + 72)
     return height, parts + signs, title
 
 
@@ -210,7 +203,7 @@ def bars(title, rows, high):
     for y, (label, colour, value, ends, reference) in zip(ys, rows, strict=True):
         words = f"{label}: {value:.1f}" + (" [{:.1f}, {:.1f}]".format(*ends) if ends else "")
         parts.append(box(left, y - 7, x(value) - left, 14, colour,
-                         ' fill-opacity=".3" stroke="currentColor"', words))
+                         'fill-opacity=".3" stroke="currentColor"', words))
         if ends:
             parts.append(line(x(ends[0]), y, x(ends[1]), y, "ink", 1.5))
         if reference is not None:
@@ -220,19 +213,17 @@ def bars(title, rows, high):
     return bottom + 22, parts, title
 
 
-def forest(title, groups, references, claims=(), words="the paper's claim"):
+def forest(title, groups, references, claims=(), claim="the paper's claim"):
     """Differences with their intervals: marks filled for the first reference, hollow for the next.
 
     groups: {name: [(label, colour, {reference: (mean, half the interval)}), ...]}; claims: {name
     of a group: a value marked there by an upright line}.
     """
-    entries = {}
-    if len(references) > 1:
-        entries = {f"less {reference}": circle(15, 0, "ink", k == 0)
-                   for k, reference in enumerate(references)}
+    signs = {f"less {reference}": circle(15, 0, "ink", k == 0)
+             for k, reference in enumerate(references)}
     if claims:
-        entries[words] = line(15, -7, 15, 7, "link", 2)
-    top, parts = legend(entries, 22) if entries else (28, [])
+        signs[claim] = line(15, -7, 15, 7, "link", 2)
+    top, parts = legend(signs, 22)
     parts.append(text(WIDTH / 2, 18, title, "middle", 13))
     for name, rows in groups.items():
         if not rows:
@@ -251,24 +242,20 @@ def forest(title, groups, references, claims=(), words="the paper's claim"):
         for y, (label, colour, marks) in zip(ys, rows, strict=True):
             for reference, (mean, half) in marks.items():
                 k = references.index(reference)
-                at = y + (8 * k - 4 if len(references) > 1 else 0)
-                low, high = (mean + side * min(half, 100) for side in (-1, 1))
+                at = y + 8 * (k - (len(references) - 1) / 2)
+                low, high = mean - min(half, 100), mean + min(half, 100)
+                words = f"{label} less {reference}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]"
                 parts += [line(x(low), at, x(high), at, colour, 1.5),
-                          circle(x(mean), at, colour, k == 0, f"{label} less {reference}: "
-                                 f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")]
+                          circle(x(mean), at, colour, k == 0, words)]
         top = bottom + 26
     return top, parts, title
 
 
-def opening(height, title, more=""):
-    return (f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
-            f'aria-label="{html.escape(title)}"{more}>')
-
-
-def inline(chart):
+def inline(chart, more=""):
     """The chart as an element of a page that has the classes of colours.css()."""
     height, parts, title = chart
-    return f'{opening(height, title)}{"".join(parts)}</svg>'
+    return (f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
+            f'aria-label="{html.escape(title)}"{more}>{"".join(parts)}</svg>')
 
 
 def stacked(charts, title):
@@ -277,9 +264,9 @@ def stacked(charts, title):
     for height, own, _ in charts:
         parts.append(f'<g transform="translate(0 {top:.0f})">{"".join(own)}</g>')
         top += height + 10
-    body = "".join(parts)
-    used = [name for name in colours.TABLE if f'class="{name}"' in body]
+    used = [name for name in colours.TABLE if f'class="{name}"' in "".join(parts)]
     style = colours.css((*dict.fromkeys(("paper", "ink", *used)),))
+    parts.append(f"<style>{style}svg{{background:var(--paper);font-family:sans-serif}}"
+                 "text{fill:var(--ink)}</style>")
     more = f' xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{top:.0f}"'
-    return (f'{opening(top, title, more)}<style>{style}svg{{background:var(--paper);font-family:'
-            f'sans-serif}}text{{fill:var(--ink)}}</style>{body}</svg>\n')
+    return inline((top, parts, title), more) + "\n"

@@ -293,31 +293,17 @@ def visible(text):
     return Markup(shown.replace(" ", "<s>·</s>"))
 
 
-def verdict(mark):
-    """A difference and half its interval in words."""
-    mean, half = mark
-    if abs(mean) <= half:
-        return "cannot be told from"
-    return "better than" if mean > 0 else "worse than"
-
-
-def signed(mark):
-    """A difference and half its interval in points: +1.20 ± 0.80."""
-    mean, half = mark
-    return f"{mean:+.2f} ± {half:.2f}".replace("-", "−")
-
-
-def few(v):
+def few(v, unit=1):
     """A number with three digits that say something; a dash for None."""
     if v is None:
         return "–"
-    return f"{v:.0f}" if v >= 100 else f"{v:.3g}"
+    return f"{v * unit:.0f}" if v * unit >= 100 else f"{v * unit:.3g}"
 
 
 def page_of(gaps=None, samples=(), view=None, **data):
     """The text of report.html; gaps None: before they are measured."""
     from jinja2 import Environment, FileSystemLoader
-    data = dict(story={}, scores=[], browse=[], head=None, models=None, pictures={}) | data
+    data = {"pictures": {}} | data
     if gaps is not None:
         by_family = family_rows(gaps, samples)[:30]
         data["pictures"]["gaps"] = pictures.of_gaps(gaps, by_family)
@@ -325,7 +311,7 @@ def page_of(gaps=None, samples=(), view=None, **data):
                  for side in ("weak", "live")}
         data["gaps"] = dict(names, tokens=len(gaps.codes), by_code=code_rows(gaps))
     env = Environment(loader=FileSystemLoader(os.path.dirname(__file__)), autoescape=True)
-    env.filters |= dict(visible=visible, verdict=verdict, signed=signed)
+    env.filters |= dict(visible=visible, few=few)
     # "<" would let a text end the element of the page that it stands in
     tokens = json.dumps([s["tokens"] for s in view or []], ensure_ascii=False)
     return env.get_template("report.html").render(
@@ -376,53 +362,39 @@ def write_report(run, load_gaps, wilson):
             same.append(arm)
     training = pictures.Training(pictures.story_of(log), sorted(same), cfg.lam)
     data = scores_of(folder, wilson)
-    rows, drawn = data.get("scores"), training.pictures()
-    drawn["validation"] = pictures.validation(training.story)
+    rows, drawn = data.get("scores", []), training.pictures()
+    drawn["validation"] = pictures.by_step(training.story, "val_loss", "Held-out loss, nats")
     if rows:
         drawn |= pictures.of_scores(rows)
-    judged = [r for r in rows or [] if r["model"] in ("joint", "wmss", "wmss-mask") and r["less"]]
     page = page_of(
         gaps, run.samples, None if gaps is None else kept_view(run, gaps), pictures=drawn,
-        title=f"WMSS: {cfg.name}", lam=cfg.lam, head=heads[-1], story=training.story,
-        mixing=training.mixing, mixing_says=training.in_words(), judged=judged,
-        card=card_of(heads[-1], spent), models=table_of(spent, rows), **data)
+        title=f"WMSS: {cfg.name}", lam=cfg.lam, head=heads[-1], training=training, spent=spent,
+        models=table_of(spent, rows, training.story), **data)
     write_text(folder.path("report.html"), page)
 
 
-def card_of(head, spent):
-    """(name, value) pairs of the page's head."""
-    cfg = head["config"]
-    ranks = f" × {head['ranks']}" if head["ranks"] > 1 else ""
-    seconds, flops = (sum(m[key] or 0 for m in spent.values()) for key in ("seconds", "flops"))
-    return [("task", cfg["task"]),
-            ("model", cfg["base"] or f"{cfg['n_layers']} layers, width {cfg['dim']}"),
-            ("λ", cfg["lam"]), ("seed", cfg["seed"]), ("rounds", cfg["rounds"]),
-            ("commit", head["commit"]), ("machine", f"{head['device']}{ranks}, {head['dtype']}"),
-            ("training time", f"{seconds:.0f} s"), ("computation", f"{few(flops / 1e12)} TFLOPs")]
-
-
-def table_of(spent, rows):
-    """(head, lines) of the table of models: what they are, cost, and their scores if there are."""
-    head = ["model", "TFLOPs", "s"]
-    families = list(rows[0]["families"]) if rows else []
-    if rows:
-        head += ["right, %", "95 % interval", *(f"less {ref}" for ref in REFERENCES), *families]
-    scores = {r["model"]: r for r in rows or []}
-    lines = []
+def table_of(spent, rows, story):
+    """(head, lines) of the table of models: what they cost, and their scores if there are."""
+    lines, scores = [], {r["model"]: r for r in rows}
     for name, cost in spent.items():
-        flops = cost["flops"]
-        line = [name, few(flops and flops / 1e12), few(cost["seconds"])]
-        if rows and name not in scores:
-            line += ["–"] * (len(head) - 3)
-        elif rows:
-            r = scores[name]
-            line += [f"{100 * r['accuracy']:.2f}", f"{100 * r['low']:.1f} – {100 * r['high']:.1f}"]
-            for ref in REFERENCES:
-                less = None if name in ("base", ref) else r["less"].get(ref)
-                line.append(signed(less) if less else "–")
-            line += [f"{100 * r['families'][family]:.1f}" for family in families]
+        line = {"model": name, "TFLOPs": few(cost["flops"], 1e-12), "s": few(cost["seconds"])}
+        r = scores.get(name)
+        if r:
+            line["right, %"] = f"{100 * r['accuracy']:.2f}"
+            line["95 % interval"] = f"{100 * r['low']:.1f} – {100 * r['high']:.1f}"
+            for ref in REFERENCES if name != "base" else ():
+                if ref in r["less"] and ref != name:
+                    mean, half = r["less"][ref]
+                    line[f"less {ref}"] = f"{mean:+.2f} ± {half:.2f}".replace("-", "−")
+            line |= {family: f"{100 * share:.1f}" for family, share in r["families"].items()}
+        points = story.get(name, {}).get("val_loss")
+        if points:
+            step, least = min(points, key=lambda point: point[1])
+            line["held-out loss"] = f"{points[-1][1]:.4f}"
+            line["least, at step"] = f"{least:.4f}, {step}"
         lines.append(line)
-    return head, lines
+    head = list(dict.fromkeys(key for line in sorted(lines, key=len)[::-1] for key in line))
+    return head, [[line.get(key, "–") for key in head] for line in lines]
 
 
 def kept_view(run, gaps):

@@ -17,7 +17,7 @@ from entropy import Gaps, load_pair
 from plumbing import colours
 from plumbing.controls import ROWS
 from plumbing.draw import CODES
-from plumbing.pictures import Training, story_of, validation
+from plumbing.pictures import Training, by_step, story_of
 from plumbing.report import (
     TERMINAL_COLOURS,
     difference,
@@ -27,6 +27,7 @@ from plumbing.report import (
     problems_to_browse,
     score_table,
     show_samples,
+    table_of,
     token_view,
     tokens_with_codes,
     visible,
@@ -334,12 +335,13 @@ def test_losses_on_held_out_text_are_drawn_where_the_log_has_them():
     log += [dict(arm="joint", step=s, val_loss=0.5 - s / 100, loss=1.0) for s in (1, 2)]
     story = story_of(log)
     assert story["sft"]["val_loss"] == [(1, 2.0), (3, 2.0 / 3), (5, 0.4)]
-    picture = validation(story)
-    assert picture.says == "The least is 0.4000, sft at step 5." and len(picture.charts) == 2
-    assert validation(story_of(log[1:2])) is None
-    page = page_of(title="t", lam=0.5, story=story, pictures=dict(validation=picture),
-                   models=(["model", "TFLOPs"], []), head=None)
-    assert picture.says in page
+    picture = by_step(story, "val_loss", "Held-out loss")
+    assert picture.says == "First and last: sft 2.000 → 0.400, joint 0.490 → 0.480."
+    assert len(picture.charts) == 2 and not by_step(story_of(log[1:2]), "val_loss", "").charts
+    head, lines = table_of(dict(sft=dict(flops=None, seconds=1.0)), [], story)
+    assert dict(zip(head, lines[0], strict=True))["least, at step"] == "0.4000, 5"
+    page = page_of(title="t", lam=0.5, pictures=dict(validation=picture), models=(head, lines))
+    assert picture.says in page and "0.4000, 5" in page
 
 
 def test_there_is_a_page_after_every_stage(run):
