@@ -75,6 +75,8 @@ class Config:
         group="data: a built-in task, or text")
     data: list[str] = arg([], "text: .jsonl, .parquet, folders, hub NAME[:CONFIG][@SPLIT]")
     template: str = arg("auto", "chat format: auto, plain, chatml, none, or a Jinja file")
+    template_kwargs: str = arg("", "JSON of what else it reads, as {\"enable_thinking\": false}")
+    template_date: str = arg("", "the day that it writes (default: the first of the run, or M1's)")
     prompt_column: str = arg("", "text: name of the column of prompts, if it is another")
     completion_column: str = arg("", "text: name of the column of completions")
     max_len: int = arg(1024, "text: most tokens of a sample that the model reads", low=1)

@@ -135,10 +135,14 @@ def _check_checkpoint(run, name, path):
         raise ValueError(f"--max-len: expected at most {model_cfg.max_seq_len}, the positions of "
                          f"{path}, found {cfg.max_len}")
     if cfg.task == "text" and path != cfg.base and meta["config"]:
-        if tokenizer_of(meta).chat_template != run.enc.chat_template:
-            raise ValueError(f"{path} was trained in another chat format (--template "
-                             f"{meta['config']['template']}) than this run's (--template "
-                             f"{cfg.template}); pass the one that it was trained in")
+        enc, was = tokenizer_of(meta), meta["config"]
+        if (enc.chat_template != run.enc.chat_template
+                or enc.settings.get("kwargs") != run.enc.settings.get("kwargs")):
+            theirs, ours = [" ".join(["--template", flags["template"],
+                                      flags.get("template_kwargs", "")]).strip()
+                            for flags in (was, vars(cfg))]
+            raise ValueError(f"{path} was trained in another chat format ({theirs}) than this "
+                             f"run's ({ours}); pass the one that it was trained in")
     folder = os.path.realpath(run.folder.out) + os.sep
     if cfg.overwrite and os.path.realpath(path).startswith(folder):
         raise ValueError(f"--overwrite would delete {path}, which this run is to start from; "

@@ -65,16 +65,28 @@ def parse_json(text):
 
 
 def _read_all(path):
-    """The text of a file, plain or .gz; one that a few bytes blow up to gigabytes is refused."""
-    if not path.endswith(".gz"):
-        with open(path, encoding="utf-8") as f:
-            return f.read()
-    most = 200 * os.path.getsize(path) + (1 << 24)      # text is packed 3 to 30 times smaller
-    with gzip.open(path, "rt", encoding="utf-8") as f:
-        text = f.read(most)
-        if f.read(1):
-            raise ValueError(f"more than {most:,} characters, packed 200 times smaller")
-    return text
+    """The text of a file in UTF-8, with or without a byte-order mark, packed if it ends in .gz.
+
+    ValueError, with the line where it breaks, also if a few packed bytes blow up to gigabytes.
+    """
+    raw, line, opener = bytearray(), "", gzip.open if path.endswith(".gz") else open
+    try:
+        most = 200 * os.path.getsize(path) + MOST       # text is packed 3 to 30 times smaller
+        with opener(path, "rb") as f:
+            while part := f.read1(1 << 20):
+                raw += part
+                if len(raw) > most:
+                    raise OSError(f"more than {most:,} bytes, packed 200 times smaller")
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        line = e.object[:e.start].count(b"\n") + 1
+        found = f"byte 0x{e.object[e.start]:02x}; save it as UTF-8"
+    except (OSError, EOFError, zlib.error) as e:
+        found = f"{getattr(e, 'strerror', None) or e}; check the path"
+        if raw:
+            line, found = raw.count(b"\n") + 1, f"damage ({e}); copy it again"
+    raise ValueError(f"{path}{line and f':{line}'}: expected a .jsonl or .jsonl.gz file or a JSON "
+                     f"array in UTF-8, found {found}")
 
 
 def read_rows(path):
@@ -82,23 +94,23 @@ def read_rows(path):
 
     No row is skipped: ValueError, with file and line, on what is no JSON object.
     """
-    try:
-        text = _read_all(path)
-        if text.lstrip()[:1] == "[":
+    text = _read_all(path).replace("\r\n", "\n").replace("\r", "\n")
+    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if text.lstrip()[:1] == "[":
+        try:
             lines = list(enumerate(parse_json(text), 1))
-        else:
-            lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-    except (OSError, ValueError, EOFError, zlib.error) as e:
-        raise ValueError(f"{path}: expected a .jsonl or .jsonl.gz file or a JSON array, found "
-                         f"{getattr(e, 'strerror', None) or e}; check the path") from None
+        except ValueError as e:
+            raise ValueError(f"{path}: expected a JSON array, found {e}; mend it, or write one "
+                             "object a line") from None
     for i, row in lines:
+        wrong = ""
         try:
             row = parse_json(row) if isinstance(row, str) else row
-        except ValueError:
-            pass
+        except ValueError as e:
+            wrong = f" ({e})"
         if not isinstance(row, dict):
-            raise ValueError(f"{path}:{i}: expected one JSON object, found {str(row)[:60]!r}; "
-                             "mend or remove that line")
+            raise ValueError(f"{path}:{i}: expected one JSON object, found {str(row)[:60]!r}"
+                             f"{wrong}; mend or remove that line")
         yield f"{path}:{i}", row
 
 

@@ -1,6 +1,7 @@
 """What a run stands on: the processes that train together (Ranks), the folder that holds all its
 files (Folder), and what a stage prints, logs, saves and takes up again (Progress)."""
 
+import datetime
 import json
 import math
 import os
@@ -262,9 +263,11 @@ class Folder:
         elif begun and not cfg.resume:
             raise ValueError(f"{self.out} exists; --resume goes on with it, --overwrite "
                              "deletes it, --name chooses another")
-        config = {**asdict(cfg), "digest": data}
+        paths = {name: getattr(cfg, name) for name in ("base", "sft", "weak_snapshot")}
+        models = {name: self.digest(path) for name, path in paths.items() if path}
+        config = {**asdict(cfg), "digest": data, "models": models}
         if begun and cfg.resume:
-            config = self._check_same_run(data)
+            config = self._check_same_run(data, models)
             self._drop_scores()
             self.keep_log(lambda record: True)
         write_text(self.path("config.json"), json.dumps(config, indent=1))
@@ -325,7 +328,16 @@ class Folder:
         left = set(os.listdir(self.out)) - {os.path.basename(besides)}
         return not arms or any(map(own.fullmatch, left))
 
-    def _check_same_run(self, data):
+    def recorded(self, key):
+        """What config.json says, if the run is gone on with or rank 0 has just begun it; or ""."""
+        if self.cfg.overwrite and self.rank == 0:
+            return ""
+        try:
+            return parse_json(read_text(self.path("config.json"))).get(key, "")
+        except (OSError, ValueError, AttributeError):
+            return ""
+
+    def _check_same_run(self, data, models):
         """-> the settings of the run in this folder, which are this run's."""
         old = parse_json(read_text(self.path("config.json")))
         different = []
@@ -341,6 +353,11 @@ class Folder:
         if old.get("digest", data) != data:                 # flags name files, not what is in them
             raise ValueError(f"{self.out} was started on other samples than --data (or this code) "
                              "now gives; bring the old ones back or choose another --name")
+        for name, mark in models.items():
+            if old.setdefault("models", {}).setdefault(name, mark) != mark:
+                raise ValueError(f"{flag_of(name)} {getattr(self.cfg, name)} is another model than "
+                                 f"when {self.out} was started; bring the old one back or choose "
+                                 "another --name")
         return old
 
     def header(self, ranks, compile, data_report):
@@ -416,10 +433,24 @@ class Run:
         cfg, self.data_report = self.cfg, []
         self.enc = tokenizer_of({})
         if cfg.task == "text":
-            self.enc = with_template(tokenizer_of(read_config(cfg.base)[1]), cfg.template)
+            self._choose_template()
         self.tokenizer = fingerprint(self.enc)
         self.samples = training_set(asdict(cfg), self.enc, self.data_report.append)
         self.digest = digest(self.samples)
+
+    def _choose_template(self):
+        """The chat format; what no flag says of it is as in this run's past, in M1, in the base."""
+        cfg = self.cfg
+        enc, given = tokenizer_of(read_config(cfg.base)[1]), {}
+        if cfg.sft:
+            given = tokenizer_of(read_config(cfg.sft)[1]).settings
+        given = enc.settings | given
+        if given.get("kwargs") and not cfg.template_kwargs:
+            cfg.template_kwargs = json.dumps(given["kwargs"])
+        today = datetime.date.today().isoformat()
+        cfg.template_date = (cfg.template_date or self.folder.recorded("template_date")
+                             or given.get("date", today))
+        self.enc = with_template(enc, cfg.template, cfg.template_date, cfg.template_kwargs)
 
     def prepare(self, mixed_loss):
         """Models that are to be trained go to the device and learn how to save memory there."""

@@ -35,6 +35,11 @@ ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assi
 REASONING = ("reasoning_content", "thinking", "reasoning")      # an answer's thoughts, in rows
 LONG = ("drop", "truncate", "error")                            # what becomes of too long samples
 MESSAGES = ("messages", "conversations")
+PAIRS = (("prompt", "completion"), ("question", "answer"))
+SYSTEM = ("system", "system_prompt")                            # columns beside the turns
+READ = {"id", "family", "source", "tools", "chat_template_kwargs"}
+KEYS = {"role", "content", "from", "value", "tool_calls", "function_call", *REASONING,
+        *chat.SWITCHES}                                         # of a message
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 CACHE = os.path.join("out", "cache")
 MOST_OF_A_ROW = 10_000_000      # characters; more would take minutes, to be dropped in the end
@@ -74,37 +79,50 @@ def _message(turn, column, control):
 
 
 def _conversation(row, columns, control):
-    """A row -> (its messages, is it of the plain form prompt and completion?).
+    """A row -> (its messages, the columns that they stand in).
 
     columns: the two that --prompt-column and --completion-column name, or two empty strings.
     """
-    forms, lists = [columns], ()
+    pairs, lists = [columns], ()
     if columns == ("", ""):
-        forms, lists = [("prompt", "completion"), ("question", "answer")], MESSAGES
-    column = next((k for k in lists if row.get(k) is not None), None)
-    pair = next((form for form in forms if all(row.get(k) is not None for k in form)), None)
+        pairs, lists = PAIRS, MESSAGES
+    there = {k for k, value in row.items() if value is not None}
+    used = next(([k] for k in lists if k in there), None)
+    used = used or next((list(pair) for pair in pairs if there.issuperset(pair)), None)
     if row.get("tools"):
         raise ValueError("tools are not passed to the template; take that column out, or write "
                          "them into a system message")
-    if column:
-        turns = row[column]
-        is_list = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
-        if not is_list or not turns:
-            raise ValueError(f"expected {column} to be a list of {{role, content}}, found "
-                             f"{turns!r:.60}")
-    elif pair:
-        turns = [{"role": "user", "content": row[pair[0]]},
-                 {"role": "assistant", "content": row[pair[1]]}]
-    else:
-        wanted = " or ".join([*lists[:1], *(f"{a} and {b}" for a, b in forms)])
-        found = ", ".join(k for k in row if row[k] is not None) or "none"
+    if used is None:
+        wanted = " or ".join([*lists[:1], *(f"{a} and {b}" for a, b in pairs)])
+        found = ", ".join(k for k in row if k in there) or "none"
         raise ValueError(f"expected columns {wanted}, found {found}; name yours with "
                          "--prompt-column and --completion-column")
-    messages = [_message(turn, column, control) for turn in turns]
-    if not any(m["role"] == "assistant" for m in messages[1:]):
+    turns = row[used[0]]
+    if len(used) == 2:
+        if used[0] == "instruction" and row.get("input"):   # Alpaca's; joined as others join them
+            used.append("input")
+            if not isinstance(turns, str) or not isinstance(row["input"], str):
+                raise ValueError("expected text in instruction and input")
+            turns += "\n" + row["input"]
+        turns = [{"role": "user", "content": turns},
+                 {"role": "assistant", "content": row[used[1]]}]
+    if not (isinstance(turns, list) and turns and all(isinstance(turn, dict) for turn in turns)):
+        raise ValueError(f"expected {used[0]} to be a list of {{role, content}}, found "
+                         f"{turns!r:.60}")
+    for key in SYSTEM:
+        if row.get(key) and key not in used:
+            system = {"role": "system", "content": row[key]}
+            if turns[0].get("role", turns[0].get("from")) != "system":
+                turns = [system, *turns]
+            elif row[key] != turns[0].get("content", turns[0].get("value")):
+                raise ValueError(f"the column {key} and the system message in {used[0]} differ; "
+                                 "take one of them out")
+            used.append(key)
+    messages = [_message(turn, used[0], control) for turn in turns]
+    if not any(m["role"] == "assistant" and chat.has_loss(m) for m in messages[1:]):
         raise ValueError("no assistant's turn that answers something, hence no loss token; "
                          "remove the row")
-    return messages, pair == ("prompt", "completion") and columns == ("", "")
+    return messages, used
 
 
 # --------------------------------------------------------------------------------------------------
@@ -116,23 +134,43 @@ def _digest(path):
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def _without_nulls(value):
+    """Parquet gives each value every key that another row has, with None: as JSON leaves them out.
+    """
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
+
+
 def _numbered(where, rows):
-    for i, row in enumerate(rows, 1):
-        yield f"{where}:{i}", row
+    """Yields ("file:line", row) of a table's rows."""
+    i = 0
+    try:
+        for i, row in enumerate(rows, 1):
+            yield f"{where}:{i}", _without_nulls(row)
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{where}:{i + 1}: expected text in UTF-8, found {e}; mend or remove that "
+                         "row") from None
+
+
+def _parquet_rows(path):
+    import pyarrow.parquet  # datasets would read it too, but copy it to its own cache
+    try:
+        for batch in pyarrow.parquet.ParquetFile(path).iter_batches(1000):
+            try:
+                yield from batch.to_pylist(maps_as_pydicts="lossy")
+            except UnicodeDecodeError:          # one by one, so that the row is known
+                for i in range(len(batch)):
+                    yield from batch.slice(i, 1).to_pylist()
+    except (OSError, pyarrow.ArrowException) as e:
+        raise ValueError(f"{path}: expected a parquet file, found {e}") from None
 
 
 def _read(paths):
     """Yields ("file:line", row) of files."""
     for path in paths:
-        if not path.endswith(".parquet"):
-            yield from read_rows(path)
-            continue
-        import pyarrow.parquet  # datasets would read it too, but copy it to its own cache
-        try:
-            batches = pyarrow.parquet.ParquetFile(path).iter_batches(1000)
-            yield from _numbered(path, (row for batch in batches for row in batch.to_pylist()))
-        except (OSError, pyarrow.ArrowException) as e:
-            raise ValueError(f"{path}: expected a parquet file, found {e}") from None
+        is_table = path.endswith(".parquet")
+        yield from _numbered(path, _parquet_rows(path)) if is_table else read_rows(path)
 
 
 def _open(spec, path, config, split):
@@ -195,8 +233,11 @@ def load_text(specs: list[str], enc: Tokenizer, *, template: str = "auto", promp
     specs: files (.jsonl, .json with an array, both also .gz, .parquet), FOLDER[@SPLIT], or names
         on the hub, OWNER/NAME[:CONFIG][@SPLIT]; the split is train unless told.
     A row has `messages` [{role, content}] (or `conversations` [{from, value}]), else `prompt` and
-        `completion`, else `question` and `answer`; if columns are named, only those are read.
-        `family` or `source` becomes the sample's family. No two rows may share an `id`.
+        `completion`, else `question` and `answer`, or the columns that are named; beside
+        `instruction`, `input` is read too. `system` or `system_prompt` opens the conversation,
+        `chat_template_kwargs` go to the template, `family` or `source` becomes the sample's
+        family. A message with `weight` 0, or `train` or `loss` false, is read and not learned. No
+        two rows may share an `id`. The line of counts names what else a row holds.
     template: wraps every row; by default the tokenizer's own. If there is none, prompt and
         completion are joined as they are, and other rows take "plain".
     max_len: the most tokens that a model reads of a sample, which has one more; None: no limit.
@@ -224,14 +265,14 @@ def load_text(specs: list[str], enc: Tokenizer, *, template: str = "auto", promp
     modules = (sys.modules[__name__], data, chat, files, tokenizer)
     code = [_digest(module.__file__) for module in modules]
     key = [code, sys.version, specs, stamps, fingerprint(enc), enc.end_id, enc.stop_ids, enc.bos_id,
-           bos_token(enc), source, bare, columns, max_len, long]
+           bos_token(enc), source, bare, enc.settings, columns, max_len, long]
     path = os.path.join(cache, hashlib.sha256(repr(key).encode()).hexdigest()[:32] + ".pt")
     kept = _read_cache(path)
     if kept is None:
         kept = _tokenise(specs, sources, _Reader(enc, source, bare, columns), max_len, long)
-        # not if a template writes the date, nor if files changed while they were read
-        lasts = kept["rows"] >= CACHED_ROWS and "strftime_now" not in source
-        if lasts and [_source(spec)[1] for spec in specs] == stamps:
+        # not if a template writes today's date, nor if files changed while they were read
+        dated = "strftime_now" not in source or "date" in enc.settings
+        if dated and kept["rows"] >= CACHED_ROWS and [_source(spec)[1] for spec in specs] == stamps:
             write_atomically(path, lambda f: torch.save(kept, f))
     for line in kept["report"]:
         say(line)
@@ -250,6 +291,7 @@ class _Reader:
         self.control = re.compile("|".join(map(re.escape, chat.control_tokens(enc))))
         self.alphabet = b"".join(token for token in enc._mergeable_ranks if len(token) == 1)
         self.ids = {}                   # a row's id -> where it stands
+        self.beside, self.unread = {}, {}       # columns of a file: what the line of counts names
 
     def read(self, where, row, name):
         """A row -> [(where, family, pieces)] of its samples. name: the family of nameless rows."""
@@ -258,20 +300,33 @@ class _Reader:
             if row.get("id") is not None and first is not where:
                 raise ValueError(f"id {row['id']!r} is also that of {first}; ids must differ, or "
                                  "leave them out")
-            messages, is_bare = _conversation(row, self.columns, self.control)
-            samples = pieces(messages, self.enc, self.bare_template if is_bare else self.template)
+            messages, used = _conversation(row, self.columns, self.control)
+            is_bare = tuple(used) == PAIRS[0] and self.columns == ("", "")
+            template = self.bare_template if is_bare else self.template
+            kwargs = chat.template_arguments(row.get("chat_template_kwargs") or {}, template)
+            samples = pieces(messages, self.enc, template, kwargs)
+            self._note(row, used, template)
             text = "".join(text for sample in samples for text, _ in sample)
             # A tokenizer would leave these bytes out. encode() also refuses half surrogate pairs.
             if text.encode().translate(None, self.alphabet):
                 foreign = next(c for c in text if c.encode().translate(None, self.alphabet))
                 raise ValueError(f"the vocabulary lacks {foreign!r}; take it out of the row, or "
                                  "take a tokenizer that has it (plumbing.text: --tokenizer FOLDER)")
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise ValueError(f"{where}: {e}") from None
         for key in ("source", "family"):                    # the latter counts if both exist
             if isinstance(row.get(key), str) and row[key]:
                 name = row[key]
         return [(where, name, sample) for sample in samples]
+
+    def _note(self, row, used, template):
+        """Keep in mind which columns are read beside the turns, and which are not read at all."""
+        turns = row[used[0]]
+        self.beside.update(dict.fromkeys(used[1 if isinstance(turns, list) else 2:]))
+        self.unread.update((k, 1) for k in row if row[k] is not None and k not in READ.union(used))
+        for turn in turns if isinstance(turns, list) else ():
+            self.unread.update((f"{used[0]}.{k}", 1) for k in turn.keys() - KEYS
+                               if turn[k] is not None and not re.search(rf"\b{k}\b", template))
 
     def encode(self, samples):
         """[(where, family, pieces)] -> [(where, family, ids, counts)]: does a token have loss?"""
@@ -298,6 +353,7 @@ def _tokenise(specs, sources, reader, max_len, long):
         for spec, (name, _, rows) in zip(specs, sources, strict=True):
             n_rows = dropped = truncated = 0
             tokens_before, samples_before, stream = len(tokens), len(lengths), rows()
+            reader.beside, reader.unread = {}, {}
             while chunk := list(itertools.islice(stream, 1000)):
                 n_rows += len(chunk)
                 huge = [where for where, row in chunk if len(str(row)) > MOST_OF_A_ROW]
@@ -331,6 +387,9 @@ def _tokenise(specs, sources, reader, max_len, long):
                     f"{loss.count(True, tokens_before):,} with loss")
             if dropped or truncated:
                 line += f"; over --max-len {max_len}: {dropped:,} dropped, {truncated:,} truncated"
+            for what, columns in (("also read", reader.beside), ("not read", reader.unread)):
+                if columns:
+                    line += f"; {what}: {', '.join([*columns][:9])}"
             report.append(line)
     if too_long and long == "error":
         length, at = max(too_long, key=lambda found: found[0])
@@ -381,6 +440,8 @@ def main(argv: list[str] | None = None):
                      help="a folder, tokenizer.json or .tiktoken (default: the built-in tasks')")
     cli.add_argument("--template", default="auto",
                      help=f"auto, {', '.join(TEMPLATES)} or a .jinja file")
+    cli.add_argument("--template-date", default="", help="the day that it writes (default: today)")
+    cli.add_argument("--template-kwargs", default="", help="a JSON object of what else it reads")
     cli.add_argument("--prompt-column", default="", help="what is asked")
     cli.add_argument("--completion-column", default="", help="what is learned")
     cli.add_argument("--max-len", type=int, help="the most tokens of a sample (default: no limit)")
@@ -388,7 +449,7 @@ def main(argv: list[str] | None = None):
     cli.add_argument("-n", type=int, default=3, help="samples to print")
     a = cli.parse_args(argv)
     enc = load_tokenizer(a.tokenizer) if a.tokenizer else toy_encoding()
-    enc = with_template(enc, a.template)
+    enc = with_template(enc, a.template, a.template_date, a.template_kwargs)
     samples = load_text(a.data, enc, prompt_column=a.prompt_column,
                         completion_column=a.completion_column, max_len=a.max_len, long=a.long,
                         say=print)

@@ -20,6 +20,7 @@ from plumbing.files import parse_json, read_text
 
 END = "<|end|>"         # of the built-in tasks' texts
 PATIENCE = 10           # seconds that an unknown split pattern may take, and for 10,000 letters one
+SETTINGS = "template_settings.json"     # ours: the date and the arguments of the chat template
 
 
 def _check(fine, otherwise):
@@ -36,6 +37,7 @@ class Tokenizer(tiktoken.Encoding):
     chat_template: its Jinja source, or None.
     nfc: are texts normalised first, as Qwen's are?
     files: name -> text, from which load_tokenizer() makes it again, in checkpoints and exports.
+    settings: what chat.with_template adds for the template: its date and its kwargs, or {}.
     Bytes that the vocabulary lacks (most in the toy's) are dropped, as `tokenizers` does.
     """
 
@@ -53,6 +55,9 @@ class Tokenizer(tiktoken.Encoding):
         self.files = files or {}
         # a pattern of another's choice can take hours on some text; that engine has no time limit
         self._known = pat_str in SAFE
+        self.settings = _json(self.files, SETTINGS)
+        kinds = type(self.settings.get("date", "")), type(self.settings.get("kwargs", {}))
+        _check(kinds == (str, dict), f"{SETTINGS} holds no date and kwargs")
         self._lacking = bytes(b for b in range(256) if bytes([b]) not in mergeable_ranks)
 
     def __reduce__(self):
@@ -145,7 +150,7 @@ def fingerprint(enc: tiktoken.Encoding) -> str:
 # What a Hugging Face folder says about its tokenizer. generation_config.json belongs to the model,
 # but names what ends a text.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                   "generation_config.json", "chat_template.jinja")
+                   "generation_config.json", "chat_template.jinja", SETTINGS)
 # what its model may be
 MODEL = {"type": ("BPE",), "dropout": (None, 0.0), "continuing_subword_prefix": (None, ""),
          "end_of_word_suffix": (None, ""), "byte_fallback": (None, False)}

@@ -1,6 +1,8 @@
 """Chat templates: renderings as transformers makes them, masks by construction, what is refused."""
 
+import datetime
 import json
+import pickle
 
 import pytest
 from chats import (
@@ -22,6 +24,7 @@ from chats import (
 )
 
 from plumbing.chat import render, template_source, with_template
+from plumbing.text import marked
 from plumbing.tokenizer import Tokenizer, fingerprint, load_tokenizer, tokenizer_files, toy_encoding
 
 
@@ -300,3 +303,186 @@ def test_a_template_that_drops_the_reasoning_is_refused():
         load([row], encoding(CHATML))
     assert counted(load([row], enc := encoding(QWEN3))[0],
                    enc) == ["<think>\nbecause\n</think>\n\nb<|im_end|>"]
+
+
+# --------------------------------------------------------------------------------------------------
+# messages that say more than role and content
+
+
+CALL = {"type": "function", "id": "x1",
+        "function": {"name": "weather", "arguments": {"city": "Röm \"x\"", "days": 2.5}}}
+IN_JSON = {"type": "function", "function": {"name": "weather",
+                                            "arguments": '{"city": "R\\u00f6m", "days": 1e5}'}}
+FLAT = CHATML.replace("m.content }}", "m.content }}{{ (m.tool_calls or '') | tojson }}")
+
+
+def asked(call, **more):
+    return [say("user", "a"), say("assistant", "ok", tool_calls=[call], **more),
+            say("tool", "4\u00b0 \"dry\""), say("assistant", "b")]
+
+
+@pytest.mark.parametrize("call", (CALL, IN_JSON))
+@pytest.mark.parametrize("source", (FLAT, QWEN2))
+def test_a_tool_call_that_the_template_writes_is_learned(call, source):
+    """Bug: a check of tool calls that refuses JSON, JSON in JSON, or escaped letters."""
+    (s,) = load([{"messages": asked(call)}], enc := encoding(source))
+    assert "weather" in counted(s, enc)[0]
+
+
+@pytest.mark.parametrize("messages, left_out", (
+    (asked(CALL), "a part of turn 2, 'weather'"), (asked(IN_JSON), "a part of turn 2, 'weather'"),
+    ([say("user", "a"), say("assistant", "b", function_call={"name": "f", "arguments": "{}"})],
+     "a part of turn 2, 'f'")))
+def test_a_tool_call_that_the_template_does_not_write_is_refused(messages, left_out):
+    """Bug: the model learns to end its turn where the data call a tool."""
+    source = CHATML.replace("m.content }}", "m.content | replace('b', 'b') }}")
+    with pytest.raises(ValueError, match=f"rows.jsonl:1: the template leaves out {left_out}"):
+        load([{"messages": messages}], encoding(source))
+
+
+def test_an_argument_or_a_second_call_that_is_not_written_is_refused_too():
+    """Bug: only the function's name looked for."""
+    names = CHATML.replace("m.content }}", "m.content }}{% for c in m.tool_calls or [] %}"
+                           "{{ c.function.name }}{% endfor %}")
+    with pytest.raises(ValueError, match="leaves out a part of turn 2, 'Röm"):
+        load([{"messages": asked(CALL)}], encoding(names))
+    first = CHATML.replace("m.content }}", "m.content }}{{ (m.tool_calls or [0])[0] | tojson }}")
+    turns = asked(CALL)
+    turns[1]["tool_calls"].append({"function": {"name": "time", "arguments": {}}})
+    with pytest.raises(ValueError, match="leaves out a part of turn 2, 'time'"):
+        load([{"messages": turns}], encoding(first))
+
+
+@pytest.mark.parametrize("role", ("system", "user", "tool"))
+def test_words_of_a_prompt_that_the_template_drops_are_refused(role):
+    """Bug: an answer learned without the tool's result or the instructions that it rests on."""
+    drops = QWEN2.replace("{%- for message in messages %}",
+                          "{%- for message in messages if message.role != '" + role + "' %}")
+    drops = drops.replace("messages[0].content", "''") if role == "system" else drops
+    turns = [say("system", "Be <b>."), say("user", "a"), say("assistant", "", tool_calls=[CALL]),
+             say("tool", "4°"), say("assistant", "b")]
+    with pytest.raises(ValueError, match="rows.jsonl:1: the template leaves out a part of turn .,"
+                                         " '(Be <b>.|a|4°)'; pass another"):
+        load([{"messages": turns}], encoding(drops))
+    assert load([{"messages": turns}], encoding(QWEN2))
+
+
+def test_words_that_a_template_spells_in_its_own_way_are_not_left_out():
+    """Bug: Llama 3's tool results, which are JSON of a text, or upper case, taken for dropped."""
+    for change in ("m.content | tojson", "m.content | upper", "m.content | trim"):
+        source = CHATML.replace("{{ m.content }}", "{{ (" + change + ") if m.role == 'user' else "
+                                "m.content }}")
+        assert load([{"question": ' say "ä"\n', "answer": "b"}], encoding(source))
+
+
+def test_a_message_of_weight_0_is_read_and_not_learned():
+    """Bug: a wrong answer that the data marks as such, learned; a token that moves because of it.
+    """
+    enc = encoding(CHATML)
+    talk = [say("user", "a"), say("assistant", "WRONG"), say("user", "b"), say("assistant", "c")]
+    (whole,) = load([{"messages": talk}], enc)
+    for switch in ({"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}):
+        turns = [talk[0], talk[1] | switch, talk[2], talk[3] | {"weight": 1, "train": True}]
+        (s,) = load([{"messages": turns}], enc)
+        assert counted(s, enc) == ["c<|im_end|>"]
+        assert s.tokens.tolist() == whole.tokens.tolist()
+        (first,) = load([{"messages": [*turns[2:], *turns[:2]]}], enc)
+        assert enc.decode(first.tokens.tolist()).endswith("c<|im_end|>")    # no more than it needs
+    (s,) = load([{"messages": [THINK[0], THINK[1] | {"weight": 0}, *THINK[2:4]]}],
+                other := encoding(QWEN3))
+    assert counted(s, other) == ["<think>\n\n</think>\n\nd<|im_end|>"]
+
+
+@pytest.mark.parametrize("turns, error", (
+    ([ONE[0], ONE[1] | {"weight": 0}], "no assistant's turn that answers something"),
+    ([ONE[0], ONE[1] | {"weight": 0.5}], "expected weight of a message to be 0, 1, true or false, "
+                                         "found 0.5"),
+    ([ONE[0], ONE[1] | {"train": "no"}], "expected train of a message to be .* found 'no'"),
+    ([ONE[0] | {"weight": 1}, ONE[1]], "weight 1 on the user's message: only the assistant's"),
+))
+def test_weights_that_are_not_here_are_refused(turns, error):
+    """Bug: half a weight taken for a whole one, a user's words that should be learned and are not.
+    """
+    with pytest.raises(ValueError, match=f"rows.jsonl:1: {error}"):
+        load([{"messages": turns}], encoding(CHATML))
+    assert load([{"messages": [ONE[0] | {"weight": 0}, ONE[1]]}], encoding(CHATML))
+
+
+THINKING = QWEN3.replace("(loop.last or thought)", "true").replace(
+    "'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n<think>\\n'")
+
+
+def test_a_thought_written_inline_starts_behind_the_mark_that_the_prompt_has_written():
+    """Bug: Qwen3-Thinking's own answers refused as "left out", or <think> with loss."""
+    assert "<think>" in THINKING.split("add_generation_prompt")[1]
+    enc = encoding(THINKING)
+    for answer in ({"content": "<think>\nx\n</think>\n\nb"}, {"content": "x\n</think>\n\nb"},
+                   {"content": "b", "reasoning_content": "x"}):
+        (s,) = load([{"messages": [ONE[0], say("assistant", **answer)]}], enc)
+        assert counted(s, enc) == ["x\n</think>\n\nb<|im_end|>"]
+    drops = THINKING.replace("+ thought +", "+ 'y' +")
+    with pytest.raises(ValueError, match="leaves out a part of turn 2, 'x"):
+        load([{"messages": [ONE[0], say("assistant", "<think>x</think>b")]}], encoding(drops))
+
+
+# --------------------------------------------------------------------------------------------------
+# what else a template reads: arguments and the date
+
+
+ARGUED = CHATML.replace("assistant\n{% endif %}", "assistant\n{% if enable_thinking is false %}"
+                        "<think></think>{% endif %}{% endif %}").replace(
+    "{{ m.content }}", "{% if m.role == 'assistant' and enable_thinking is false %}"
+    "<think></think>{% endif %}{{ m.content }}")
+DATED = "Today {{ strftime_now('%d %b %Y') }}" + CHATML
+
+
+def test_arguments_of_a_row_go_to_the_template_before_those_of_the_run():
+    """Bug: a row's chat_template_kwargs ignored, or those of one row used for the next."""
+    rows = [{"messages": ONE},
+            {"messages": ONE, "chat_template_kwargs": {"enable_thinking": False}},
+            {"messages": ONE, "chat_template_kwargs": '{"enable_thinking": true}'}]
+    enc = encoding(ARGUED)
+    assert [("think" in marked(s, enc, False)) for s in load(rows, enc)] == [False, True, False]
+    run = with_template(enc, kwargs='{"enable_thinking": false}')
+    assert [("think" in marked(s, run, False)) for s in load(rows, run)] == [True, True, False]
+    assert counted(load(rows, run)[0], run) == ["2<|im_end|>"]
+    assert render(ONE[:1], run, "auto", True).endswith("assistant\n<think></think>")
+    for copy in (load_tokenizer(tokenizer_files(run)), with_template(run), pickle_of(run)):
+        assert copy.settings == run.settings == {"kwargs": {"enable_thinking": False}}
+
+
+def pickle_of(enc):
+    return pickle.loads(pickle.dumps(enc))
+
+
+@pytest.mark.parametrize("found, error", (
+    ({"enable_thinkin": True}, "the chat template does not read 'enable_thinkin'"),
+    ({"messages": []}, "does not read 'messages'"),
+    ("yes", "expected a JSON object .* found 'yes'"),
+    ([1], "expected a JSON object")))
+def test_arguments_that_no_template_reads_are_refused(found, error):
+    """Bug: a misspelt argument that changes nothing."""
+    with pytest.raises(ValueError, match=f"rows.jsonl:1: template kwargs: .*{error}"):
+        load([{"messages": ONE, "chat_template_kwargs": found}], encoding(ARGUED))
+    with pytest.raises(ValueError, match=f"template kwargs: .*{error}"):
+        with_template(encoding(ARGUED), kwargs=found)
+    for rest in (None, {}):
+        assert load([{"messages": ONE, "chat_template_kwargs": rest}], encoding(ARGUED))
+
+
+def test_the_date_of_a_template_is_that_of_the_run():
+    """Bug: other token ids tomorrow, so that a run cannot be resumed and a control has other
+    prompts than its M1.
+    """
+    pytest.importorskip("transformers")
+    enc = with_template(encoding(DATED), date="2024-02-09")
+    assert render(ONE, enc).startswith("Today 09 Feb 2024<|im_start|>")
+    assert load_tokenizer(tokenizer_files(enc)).settings == {"date": "2024-02-09"}
+    assert with_template(enc).settings == {"date": "2024-02-09"}
+    assert with_template(enc, date="2025-01-01").settings == {"date": "2025-01-01"}
+    today = datetime.datetime.now().strftime("%d %b %Y")
+    assert render(ONE, encoding(DATED)).startswith(f"Today {today}")
+    plain = encoding(CHATML)
+    assert with_template(plain, date="2024-02-09") is plain             # which writes no date
+    with pytest.raises(ValueError, match="--template-date: expected a day such as .* found 'now'"):
+        with_template(encoding(DATED), date="now")

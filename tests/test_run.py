@@ -1,10 +1,13 @@
 """plumbing/run.py: ranks, the folder of a run, and what happens to a run that was interrupted:
 it goes on bit by bit as if nothing had been."""
 
+import datetime
 import json
 import os
+import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -28,8 +31,12 @@ from runs import (
     weights,
 )
 
+import eval_math
 import train_wmss
-from model import GPTConfig, load_checkpoint
+from data import digest
+from model import GPTConfig, load_checkpoint, read_config
+from plumbing import run as run_file
+from plumbing import tasks
 from plumbing.files import commit
 from plumbing.run import Folder, Ranks, sample_flops, step_flops
 from plumbing.tasks import clean_set
@@ -386,6 +393,66 @@ def test_a_run_is_not_resumed_on_other_samples(run, hf_folder, text, tmp_path):
     file.write_text(file.read_text().replace("is 5", "is 6"))
     assert "was started on other samples" in refuse(*TINY, *flags, "--resume")
     assert not (out / "sft.pt").exists()
+
+
+def on_day(monkeypatch, day):
+    """The calendar says that it is this day."""
+    calendar = types.SimpleNamespace(today=lambda: datetime.date.fromisoformat(day))
+    monkeypatch.setattr(run_file, "datetime", types.SimpleNamespace(date=calendar))
+
+
+def test_a_date_in_the_prompts_stays_that_of_the_first_day(run, hf_folder, text, tmp_path,
+                                                           monkeypatch):
+    """Bug: a run that cannot be resumed tomorrow; a control started tomorrow on other prompts than
+    its M1; an entropy pass or scores on those of today."""
+    file = tmp_path / "dated.jinja"
+    file.write_text("{% for m in messages %}{% if m.role == 'user' %}{{ strftime_now('%d %b %Y') }}"
+                    "{{ '!' if loud }} {{ m.content }}{% else %} {{ m.content }}{{ eos_token }}"
+                    "{% endif %}{% endfor %}")
+    flags = text_flags(hf_folder, text, "r") + ["--template", str(file)]
+    on_day(monkeypatch, "2026-02-03")
+    out = run(*flags, "--stages", "sft")
+    first = json.loads((out / "config.json").read_text())
+    assert first["template_date"] == "2026-02-03"
+    on_day(monkeypatch, "2026-02-04")
+    run(*flags, "--stages", "base,sft,entropy,wmss,score", "--arm", "wmss", "--resume")
+    said = refuse(*TINY, *flags, "--resume", "--template-date", "2026-02-04")
+    assert "--template-date 2026-02-03 -> 2026-02-04" in said
+    enc = tasks.tokenizer_of(read_config(out / "wmss.pt")[1])
+    assert eval_math.chat(enc)("why?") == "03 Feb 2026 why?"
+    assert digest(tasks.training_set(first, enc)) == first["digest"]    # as entropy.py reads them
+    flags[1] = "control"
+    more = run(*flags, "--sft", str(out / "sft.pt"), "--stages", "wmss", "--arm", "joint",
+               "--gap", "none")
+    control = json.loads((more / "config.json").read_text())
+    assert (control["digest"], control["template_date"]) == (first["digest"], "2026-02-03")
+    flags[1] = "new"
+    new = run(*flags, "--stages", "base", "--template-kwargs", '{"loud": true}')
+    found = json.loads((new / "config.json").read_text())
+    assert found["template_date"] == "2026-02-04" and found["digest"] != first["digest"]
+    flags[1] = "loud"
+    said = refuse(*TINY, *flags, "--sft", str(out / "sft.pt"), "--template-kwargs", '{"loud": 1}')
+    assert f"(--template {file}) than this run's (--template {file} {{\"loud\": 1}})" in said
+
+
+def test_weights_that_changed_between_runs_are_noticed(run, hf_folder, text, tmp_path):
+    """Bug: a base that was trained on under its name: the rest of the run starts from another."""
+    base = tmp_path / "base"
+    shutil.copytree(hf_folder, base)
+    flags = [*text_flags(base, text, "r"), "--stages", "base,sft"]
+    out = run(*flags)
+    assert {*json.loads((out / "config.json").read_text())["models"]} == {"base"}
+    os.utime(base / "model.safetensors")
+    run(*flags, "--resume")                             # a copy of it is no other model
+    file = base / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    said = refuse(*TINY, *flags, "--resume")
+    assert f"--base {base} is another model than when" in said and "bring the old" in said
+    file.write_bytes(content)
+    config = (base / "config.json").read_text()
+    (base / "config.json").write_text(config.replace('"rope_theta": ', '"rope_theta": 1'))
+    assert "is another model" in refuse(*TINY, *flags, "--resume")
 
 
 # -------------------------------------------------------------------------------------------------

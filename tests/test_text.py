@@ -1,11 +1,13 @@
 """Text in: forms of rows, sources, every refusal, the cache that is never stale, the command line.
 """
 
+import gzip
 import json
 import os
 import subprocess
 import sys
 
+import pyarrow.parquet
 import pytest
 import torch
 from chats import CHATML, LLAMA3, MISTRAL, ONE, QWEN2, QWEN3, THINK, encoding, load, say, write
@@ -53,6 +55,63 @@ def test_every_form_of_row_is_read_and_texts_stay_as_they_are():
     assert s.tokens.tolist() == t.tokens.tolist() and s.loss.tolist() == t.loss.tolist()
     assert s.family == t.family
     assert collate([s]).x.dtype == collate([s]).y.dtype == torch.int64
+
+
+def test_a_system_column_opens_the_conversation():
+    """Bug: instructions beside the turns that the model is trained without."""
+    enc, rest = encoding(CHATML), {"prompt": "q", "completion": "a"}
+    for row in ({"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+                {"messages": [say("system", "Be."), say("user", "q"), say("assistant", "a")]},
+                rest, {"question": "q", "answer": "a"}):
+        for name in ("system", "system_prompt"):
+            (s,) = load([{**row, name: "Be."}], enc)
+            start = "<|im_start|>system\nBe.<|im_end|>\n<|im_start|>user\nq<|im_end|>"
+            assert marked(s, enc, False).startswith(start)
+    (s,) = load([{**rest, "system": "Be."}], encoding())
+    assert marked(s, enc, False) == "<|begin|>Be.\n\nQuestion: q\nAnswer:⟦ a<|im_end|>⟧"
+    for empty in ("", None):
+        assert same(load([{**rest, "system": empty}], encoding()), load([rest], encoding()))
+    with pytest.raises(ValueError, match="rows.jsonl:1: the column system and the system message"):
+        load([{"messages": [say("system", "Do."), *ONE], "system": "Be."}], enc)
+    with pytest.raises(ValueError, match="expected text as the system's content, found list"):
+        load([{**rest, "system": ["Be."]}], enc)
+
+
+def test_columns_that_are_not_read_are_named():
+    """Bug: Alpaca's input dropped without a word, so that "Sort these:" is answered from nothing.
+    """
+    enc, lines = encoding(), []
+    row = {"instruction": "Sort these:", "input": "b, a", "output": "a, b"}
+    how = dict(prompt_column="instruction", completion_column="output", say=lines.append)
+    joined, alone = load([row, {**row, "input": ""}], enc, **how)
+    assert marked(joined, enc, False).startswith("<|begin|>Question: Sort these:\nb, a\nAnswer:⟦")
+    assert marked(alone, enc, False).startswith("<|begin|>Question: Sort these:\nAnswer:⟦")
+    assert lines[-1].endswith("; also read: input; not read: input"), lines
+    load([{**ROW, "url": "x", "id": 1, "source": "s", "none": None, "tools": []}], enc,
+         say=lines.append)
+    assert lines[-1].endswith("loss; not read: url")
+    load([{"messages": [{**ONE[0], "name": "Ann"}, ONE[1]]}], enc, say=lines.append)
+    assert lines[-1].endswith("loss; not read: messages.name")
+    with pytest.raises(ValueError, match="rows.jsonl:1: expected text in instruction and input"):
+        load([{**row, "input": ["b"]}], enc, **how)
+
+
+def test_nulls_that_parquet_fills_in_are_no_values():
+    """Bug: {"city": "Rome", "a": null, "b": null} trained on where the row says one argument."""
+    import datasets
+    def asked(**arguments):
+        call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+        return {"messages": [say("user", "q"), say("assistant", "", tool_calls=[call]),
+                             say("tool", "r"), say("assistant", "a")]}
+    rows = [asked(city="Rome"), asked(a=1, b=[1, 2]), {"messages": ONE}]
+    enc = encoding(QWEN2)
+    expected = [marked(s, enc, False) for s in load(rows, enc)]
+    assert "null" not in "".join(expected) and '"arguments": {"city": "Rome"}' in expected[0]
+    table = pyarrow.Table.from_pylist(rows)
+    pyarrow.parquet.write_table(table, "p.parquet")
+    datasets.Dataset(table).save_to_disk("saved")
+    for spec in ("p.parquet", "saved"):
+        assert [marked(s, enc, False) for s in load_text([spec], enc)] == expected
 
 
 # --------------------------------------------------------------------------------------------------
@@ -207,6 +266,36 @@ def test_broken_json_and_empty_files_are_refused():
     open("empty.jsonl", "w").close()
     with pytest.raises(ValueError, match="--data empty.jsonl: no row in it"):
         load_text([write("some.jsonl", [ROW]), "empty.jsonl"], encoding())
+
+
+def test_what_editors_and_downloads_do_to_files_is_read_or_named_with_its_line(tmp_path):
+    """Bug: a byte-order mark refused, a traceback for a cut download, a page of binary for Latin-1.
+    """
+    line = json.dumps(ROW).encode() + b"\n"
+    def file(name, content):
+        (tmp_path / name).write_bytes(content)
+        return name
+    for content in (b"\xef\xbb\xbf" + line, line.replace(b"\n", b"\r\n"),
+                    b"\xef\xbb\xbf[" + line + b"]"):
+        assert len(load_text([file("fine.jsonl", content)], encoding())) == 1
+    deep = b'{"question": "q", "answer": "a", "x": ' + b"[" * 99_999 + b"]" * 99_999 + b"}\n"
+    packed = gzip.compress(line * 9_999)
+    for name, content, error in (
+            ("a.jsonl", line + line.replace(b"q", b"\xe9"), "a.jsonl:2: .* found byte 0xe9; save"),
+            ("b.jsonl", (line * 2).decode().encode("utf-16"), "b.jsonl:1: .* found byte 0xff;"),
+            ("c.jsonl", line * 2 + deep, "c.jsonl:3: .* nested too deep"),
+            ("d.json", b"[" + deep + b"]", "d.json: expected a JSON array, .*nested too deep"),
+            ("e.jsonl.gz", packed[:-20], r"e.jsonl.gz:\d+: .* found damage .*; copy it again"),
+            ("f.jsonl.gz", packed[:99] + b"x" + packed[100:], r"f.jsonl.gz:\d+: .*copy it again"),
+            ("g.jsonl.gz", line, "g.jsonl.gz: .*Not a gzipped file"),
+            ("h.jsonl.gz", packed[:10], "h.jsonl.gz: .* found .*end-of-stream")):
+        with pytest.raises(ValueError, match=error):
+            load_text([file(name, content)], encoding())
+    questions = pyarrow.array([b"a"] * 1500 + [b"\xe9"]).view(pyarrow.string())
+    table = pyarrow.table({"question": questions, "answer": ["a"] * 1501})
+    pyarrow.parquet.write_table(table, "i.parquet")
+    with pytest.raises(ValueError, match="i.parquet:1501: expected text in UTF-8, found .*0xe9"):
+        load_text(["i.parquet"], encoding())
 
 
 def test_wrong_flags_are_refused():
