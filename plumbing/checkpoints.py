@@ -253,7 +253,9 @@ def _check_kinds(weights, meta):
     for name, kind in KINDS.items():
         if name in meta and not isinstance(meta[name], kind):
             raise TypeError
-    if not all(isinstance(text, str) for text in meta.get("tokenizer_files", {}).values()):
+    texts = [meta.get("config", {}).get(name, "") for name in ("task", "template")]
+    texts += meta.get("tokenizer_files", {}).values()
+    if not all(isinstance(text, str) for text in texts):
         raise TypeError
 
 

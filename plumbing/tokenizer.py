@@ -393,6 +393,7 @@ def _added_tokens(tokens, vocab, nfc):
     overlaps = [pair for pair in zip(names, names[1:], strict=False) if pair[1].startswith(pair[0])]
     # `tokenizers` looks for normalized ones last, when the others are taken out of the text
     late = {t["content"] for t in tokens if t.get("normalized")}
+    _check(len(ids) * sum(map(len, late)) < 10**8, "too many added tokens that are normalized")
     for first in ids.keys() - late:
         for second in late:
             for i in range(1, len(second)):
@@ -424,6 +425,8 @@ def _ranks(model, added):
     _check(len(set(ids)) == len(ids), "two tokens of tokenizer.json have one id")
     _check(not model.get("unk_token") or ranks.keys() >= letters,
            f"unk_token {model.get('unk_token')!r} for bytes that the vocabulary lacks")
+    _check(sum(len(token) ** 2 for token in ranks) < 10**9,         # 10**7 in the largest known
+           "tokens of tokenizer.json so long that their merges would take hours to check")
     halves = _halves(ranks)
     order = {merge: i for i, merge in enumerate(merges)}
     last = 0

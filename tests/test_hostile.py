@@ -221,6 +221,23 @@ def test_any_values_in_tokenizer_json_are_taken_or_refused(spec, config):
     assert said.startswith("tokenizer: ") if said else made[0].encode_ordinary("2 + 2") is not None
 
 
+@pytest.mark.parametrize("token, words", [("a" * 50_000, "so long that their merges"),
+                                          (None, "too many added tokens")])
+def test_a_vocabulary_that_takes_hours_to_check_is_refused(token, words):
+    """Bug: a check that is quadratic in a token, or cubic in the added ones."""
+    spec = json.loads(json.dumps(SPEC))
+    if token:
+        own = {t["content"]: t["id"] for t in spec["added_tokens"]}
+        spec["model"]["vocab"] |= own | {token: 10**6}
+    else:
+        spec["normalizer"] = None
+        spec["added_tokens"] = [dict(spec["added_tokens"][0], id=len(spec["model"]["vocab"]) + i,
+                                     content=f"<{i:09d}>", normalized=False) for i in range(9000)]
+        for t in spec["added_tokens"][::2]:
+            t["normalized"] = True
+    assert words in refused(load_tokenizer, {"tokenizer.json": json.dumps(spec)})
+
+
 def test_a_split_pattern_has_a_time_limit(monkeypatch):
     """Bug: a tokenizer that splits a line of 40 letters until the end of the world."""
     spec = json.loads(json.dumps(SPEC))
