@@ -1,6 +1,6 @@
 """The README's picture: samples of the data, each token coloured by its entropy gap -> an SVG.
 
-    python experiments/picture.py --weak out/toy/base.pt --live out/toy/sft.pt --ids 877 965 \\
+    python experiments/picture.py --weak out/toy/base.pt --live out/toy/sft.pt --ids 877 26 \\
         --out docs/gaps.svg
 
 Above each token stand its two entropies, the weak model's as an outline and the live model's

@@ -214,16 +214,17 @@ def bars(title, rows, high):
 
 
 def forest(title, groups, references, claims=(), claim="the paper's claim"):
-    """Differences with their intervals: marks filled for the first reference, hollow for the next.
+    """Differences with their intervals: marks filled for the first reference, hollow for the next
+    (one that is called "" has no legend).
 
     groups: {name: [(label, colour, {reference: (mean, half the interval)}), ...]}; claims: {name
     of a group: a value marked there by an upright line}.
     """
     signs = {f"less {reference}": circle(15, 0, "ink", k == 0)
-             for k, reference in enumerate(references)}
+             for k, reference in enumerate(references) if reference}
     if claims:
         signs[claim] = line(15, -7, 15, 7, "link", 2)
-    top, parts = legend(signs, 22)
+    top, parts = legend(signs, 22) if signs else (22, [])
     parts.append(text(WIDTH / 2, 18, title, "middle", 13))
     for name, rows in groups.items():
         if not rows:
@@ -244,7 +245,7 @@ def forest(title, groups, references, claims=(), claim="the paper's claim"):
                 k = references.index(reference)
                 at = y + 8 * (k - (len(references) - 1) / 2)
                 low, high = mean - min(half, 100), mean + min(half, 100)
-                words = f"{label} less {reference}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+                words = f"{label} {reference} {mean:+.2f} [{low:+.2f}, {high:+.2f}]"
                 parts += [line(x(low), at, x(high), at, colour, 1.5),
                           circle(x(mean), at, colour, k == 0, words)]
         top = bottom + 26

@@ -10,6 +10,7 @@ from plumbing.colours import ARMS
 from plumbing.draw import CODES, DASHES, plain
 
 REFERENCES = ("sft-steps", "sft-flops")
+MIXING = ("joint", "wmss", "wmss-mask")
 
 
 class Picture(NamedTuple):
@@ -159,9 +160,13 @@ class Training:
                 for part, dash in (("strong", ""), ("weak", "1 5"), ("mix", "7 3"))}
         strong, mix = (self.mean(self.chosen, f"ent_{part}") for part in ("strong", "mix"))
         says = f"Mean over stage 3 of {self.chosen}: strong {strong:.3f}, mix {mix:.3f}: "
-        says += "the mix doubts more." if mix > 1.1 * strong else "hardly any difference."
+        says += self.doubt()
         charts = self.row({f"Entropy, nats: {name}": drawn for name, drawn in groups.items()}, True)
         return Picture(charts, says if self.mixing else "")
+
+    def doubt(self):
+        more = self.mean(self.chosen, "ent_mix") / self.mean(self.chosen, "ent_strong") - 1
+        return "the mix doubts more." if more > 0.1 else "mixing brings hardly any doubt back."
 
     def gradient(self):
         says = self.means("gnorm_strong", 3)
@@ -228,6 +233,17 @@ def of_scores(rows):
         f"The models part most in {widest}: {high['model']} has {high['families'][widest]:.1%}, "
         f"{low['model']} {low['families'][widest]:.1%}.")
     return found
+
+
+def bought(rows):
+    """What mixing bought, in a sentence on the differences of the arms that mix."""
+    marks = [mark for r in rows if r["model"] in MIXING for mark in r["less"].values()]
+    above, below = (sum(side * mean > half for mean, half in marks) for side in (1, -1))
+    if above == below == 0:
+        return f"Nothing that {len(marks)} comparisons with plain training would show."
+    worth = "Something" if above > below else "Nothing" if not above else "It depends"
+    return (f"{worth}: of {len(marks)} comparisons with plain training {above} speak for mixing, "
+            f"{below} against it, {len(marks) - above - below} leave it open.")
 
 
 def of_gaps(gaps, by_family):

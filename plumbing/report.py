@@ -369,7 +369,7 @@ def write_report(run, load_gaps, wilson):
     page = page_of(
         gaps, run.samples, None if gaps is None else kept_view(run, gaps), pictures=drawn,
         title=f"WMSS: {cfg.name}", lam=cfg.lam, head=heads[-1], training=training, spent=spent,
-        models=table_of(spent, rows, training.story), **data)
+        models=table_of(spent, rows, training.story), bought=pictures.bought(rows), **data)
     write_text(folder.path("report.html"), page)
 
 

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from plumbing import draw
 
 sys.path.insert(0, os.path.join(ROOT, "experiments"))
 import analyse
+import mistakes
 import real
 import sweep
 
@@ -985,3 +987,49 @@ def test_what_real_models_are_chosen_on_is_neither_trained_on_nor_reported():
     assert json.loads(found["train"][0])["prompt"].startswith('"""\n') and found["val"][
         0
     ].prompt.startswith('"""\n')
+
+
+# ------------------------------------------------------------------------------------------------
+# the declared experiment
+
+
+def made_up(gain):
+    """Rows of all declared seeds: mixing has `gain` more of 40 right than plain training."""
+    rows = []
+    for seed in mistakes.SEEDS:
+        for noise in mistakes.NOISES:
+            for model in mistakes.MODELS:
+                n = 20 + seed % 3 + (gain if model in ("joint", "frozen") and noise == 0.7 else 0)
+                right = [i < n for i in range(40)]
+                rows.append(dict(seed=seed, label_noise=noise, model=model, n=40, accuracy=n / 40,
+                                 correct=analyse.pack(right), commit="c"))
+    return rows
+
+
+def test_the_declared_family_is_published_whole_or_not_at_all(tmp_path):
+    """Bug: a figure of half the seeds, a star at q = 0.7, a verdict that is typed by hand."""
+    rows = made_up(8)
+    with pytest.raises(ValueError, match="all but 1 "):
+        mistakes.publish(rows[:-1], tmp_path)
+    assert not list(tmp_path.iterdir())
+    mistakes.publish(rows, tmp_path)
+    text = (tmp_path / "mistakes.md").read_text()
+    assert "for q = 0.3 it **holds**" in text and "+20.00" in text
+    low, high = text.split("**q = 0.7**")
+    assert low.count("]* |") == 6 and "]*" not in high
+    right = [100 * r["accuracy"] for r in rows if (r["model"], r["label_noise"]) == ("joint", 0.7)]
+    assert f"| joint | {np.mean(right):.2f} [" in text
+    picture = (tmp_path / "mistakes.svg").read_text()
+    assert xml.dom.minidom.parseString(picture) and picture.count("q = 0.3") >= 2
+    for arm, reference in mistakes.DECLARED:
+        assert f"{arm} less {reference}" in picture
+    assert "**is not confirmed**" in mistakes.in_words(made_up(0))
+
+
+def test_what_is_published_of_the_declared_family_is_that_of_its_rows(tmp_path):
+    """Bug: numbers of an earlier program; a figure before there are rows."""
+    here = pathlib.Path(analyse.HERE)
+    if (here / "mistakes.md").exists() or (here / "mistakes.svg").exists():
+        mistakes.publish(mistakes.read_rows(), tmp_path)
+        for name in ("mistakes.md", "mistakes.svg"):
+            assert (tmp_path / name).read_text() == (here / name).read_text()
