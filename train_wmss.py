@@ -40,6 +40,7 @@ import eval_math
 from data import Sample, micro_batches, schedule, send
 from entropy import WEIGHTS, Gaps, find_gaps, gap_mask, load_pair
 from model import GPT, GPTConfig, load_checkpoint, read_config
+from plumbing import validation
 from plumbing.checks import STAGES, check_flags, check_inputs
 from plumbing.cli import arg, parse, program
 from plumbing.controls import ARMS, ROWS, arm_of, needs_gaps
@@ -74,6 +75,8 @@ class Config:
         "toy-math", "sums in columns; words -> a Python expression; the text of --data",
         group="data: a built-in task, or text")
     data: list[str] = arg([], "text: .jsonl, .parquet, folders, hub NAME[:CONFIG][@SPLIT]")
+    val_data: list[str] = arg([], "text: as --data, held out: its loss is in the log and a table")
+    val_share: float = arg(0.0, "instead, a share of the data", low=0, high=0.5)
     template: str = arg("auto", "chat format: auto, plain, chatml, none, or a Jinja file")
     template_kwargs: str = arg("", "JSON of what else it reads, as {\"enable_thinking\": false}")
     template_date: str = arg("", "the day that it writes (default: the first of the run, or M1's)")
@@ -446,7 +449,10 @@ def run_stages(run: Run):
     for name in cfg.arm:
         if "wmss" in stages and name != "wmss":
             stage_arm(run, name)
-    if "score" in stages:
+    if "score" in stages and run.held_out:
+        validation.table(run)
+        report(run)
+    if "score" in stages and (cfg.task != "text" or cfg.score_data):
         stage_score(run)
 
 

@@ -55,7 +55,7 @@ def template_source(template: str, enc: Tokenizer) -> str:
             return f.read()
     except (OSError, UnicodeDecodeError) as e:
         raise ValueError(f"--template {template}: expected auto, {', '.join(TEMPLATES)} or a "
-                         f".jinja file, found {e}") from None
+                         f".jinja file, found {getattr(e, 'strerror', None) or e}") from None
 
 
 def bos_token(enc: Tokenizer) -> str:

@@ -54,9 +54,14 @@ def check_flags(cfg, given):
     check(cfg.base or cfg.task != "text",
           "--data needs --base: the model that it is to train, a Hugging Face folder, a name on "
           "the hub, or a checkpoint")
-    check(cfg.score_data or cfg.task != "text" or "score" not in stages,
+    check(cfg.score_data or cfg.val_data or cfg.val_share or cfg.task != "text"
+          or "score" not in stages,
           "--score-data: say what to score on (gsm8k, svamp=FILE, mbpp, ...), or leave the stage "
-          "score out with --stages base,sft,entropy,wmss")
+          "score out with --stages base,sft,entropy,wmss; with --val-share 0.02 it is a table "
+          "of losses")
+    check(not cfg.val_data or cfg.task == "text" and not cfg.val_share,
+          "--val-data is text that is held out, in place of --val-share; a built-in task has "
+          "--val-share alone")
     check(not missing(cfg.log_to), missing(cfg.log_to))
     sets = [spec.partition("=")[0].replace("mbpp-test", "mbpp") for spec in cfg.score_data]
     check(len(sets) == len(set(sets)),
@@ -84,7 +89,7 @@ def check_inputs(run, needs_gaps, sets_to_score):
     for path in paths.values():             # first: what it was trained on decides what else means
         task = task_of(read_config(path)[1])
         if task != cfg.task:
-            flag = "--data" if task == "text" else f"--task {task}"
+            flag = "--data" if task == "text" else f"--task {task}, without --data"
             raise ValueError(f"{path} was trained on {task}, this run is on {cfg.task}; "
                              f"pass {flag}")
     run.read_data()
@@ -117,7 +122,7 @@ def check_inputs(run, needs_gaps, sets_to_score):
                              "add the stage entropy, or leave the gaps away (--gap none)")
     if stages == ["score"] and not (paths or kept(folder.path("base.pt"))):
         raise ValueError(f"no checkpoint in {folder.out} to score; run the stages before it")
-    if "score" in stages:
+    if "score" in stages and (cfg.task != "text" or cfg.score_data):
         room = model_cfg.max_seq_len if cfg.task == "text" else GPTConfig.max_seq_len
         _check_room(run, sets_to_score(run), room)
 
@@ -272,7 +277,8 @@ def settings_of(args, meta):
     """What entropy.py measures: the settings of the live model's run, or those of the flags."""
     cfg = meta.get("config", {})
     if args.data:
-        cfg = {**OTHER_DATA, **cfg, "task": "text", "data": args.data}
+        cfg = {**OTHER_DATA, **cfg, "task": "text", "data": args.data, "val_share": 0,
+               "val_data": []}
     if "tau" not in cfg:
         raise ValueError(f"{args.live} says nothing of its training data; expected a checkpoint "
                          "that train_wmss.py wrote, or --data")

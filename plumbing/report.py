@@ -369,11 +369,20 @@ def write_report(run, load_gaps, wilson):
     page = page_of(
         gaps, run.samples, None if gaps is None else kept_view(run, gaps), pictures=drawn,
         title=f"WMSS: {cfg.name}", lam=cfg.lam, head=heads[-1], training=training, spent=spent,
-        models=table_of(spent, rows, training.story), bought=pictures.bought(rows), **data)
+        models=table_of(spent, rows, training.story, losses_of(folder)),
+        bought=pictures.bought(rows), **data)
     write_text(folder.path("report.html"), page)
 
 
-def table_of(spent, rows, story):
+def losses_of(folder):
+    """{model: held-out loss} of val.json, or {}."""
+    if not os.path.exists(folder.path("val.json")):
+        return {}
+    with open(folder.path("val.json")) as f:
+        return {row["model"]: row["val_loss"] for row in json.load(f)}
+
+
+def table_of(spent, rows, story, losses):
     """(head, lines) of the table of models: what they cost, and their scores if there are."""
     lines, scores = [], {r["model"]: r for r in rows}
     for name, cost in spent.items():
@@ -387,6 +396,8 @@ def table_of(spent, rows, story):
                     mean, half = r["less"][ref]
                     line[f"less {ref}"] = f"{mean:+.2f} ± {half:.2f}".replace("-", "−")
             line |= {family: f"{100 * share:.1f}" for family, share in r["families"].items()}
+        if name in losses:
+            line["held-out loss"] = f"{losses[name]:.4f}"
         points = story.get(name, {}).get("val_loss")
         if points:
             step, least = min(points, key=lambda point: point[1])

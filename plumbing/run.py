@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from data import digest
 from model import load_checkpoint, read_config, save_checkpoint
-from plumbing import owner, stop
+from plumbing import owner, stop, validation
 from plumbing.chat import with_template
 from plumbing.checkpoints import digest_of
 from plumbing.checks import check_interim
@@ -31,7 +31,7 @@ from plumbing.files import commit, in_words, parse_json, read_text, write_text
 from plumbing.log_to import SERVICES, numbers_of
 from plumbing.report import gap_table
 from plumbing.shard import cut, even_out, fill, full, local, shard, weights_of, whole
-from plumbing.tasks import tokenizer_of, training_set
+from plumbing.tasks import data_sets, tokenizer_of
 from plumbing.text import CACHE
 from plumbing.tokenizer import fingerprint
 
@@ -414,6 +414,7 @@ def rate_of(arm):
 
 class Run:
     """What the stages share: the settings, the processes, the folder, the data set D."""
+    held_out = ()           # samples for the validation loss
 
     def __init__(self, cfg, ranks, folder):
         self.cfg, self.ranks, self.folder = cfg, ranks, folder
@@ -435,7 +436,7 @@ class Run:
         if cfg.task == "text":
             self._choose_template()
         self.tokenizer = fingerprint(self.enc)
-        self.samples = training_set(asdict(cfg), self.enc, self.data_report.append)
+        self.samples, self.held_out = data_sets(asdict(cfg), self.enc, self.data_report.append)
         self.digest = digest(self.samples)
 
     def _choose_template(self):
@@ -515,6 +516,7 @@ class Progress:
         # a short stage shows its curve too
         self.log_every = max(1, min(self.cfg.log_every, len(batches) // 8))
         self.tokens, self.seconds, self.found = 0, 0.0, {}
+        self.measured = validation.steps_of(run, len(batches))
         self.first, self.flops = 0, 0.0
 
     def _check_disk(self):
@@ -561,7 +563,7 @@ class Progress:
             even_out(micros, self.ranks)
         if hasattr(self.control, "begin"):
             self.control.begin(step, micros)
-        self.logs = (step == 0 or (step + 1) % self.log_every == 0
+        self.logs = (step == 0 or (step + 1) % self.log_every == 0 or step + 1 in self.measured
                      or (step + 1) % self.cfg.save_every == 0 or self.is_last(step))
         self.n_tokens = n_tokens
         self.watch.begin(n_tokens, self.logs and (self.ranks.sharded or self.ranks.rank == 0))
@@ -584,6 +586,11 @@ class Progress:
         due = (due or signal or done % self.cfg.save_every == 0) and not self.is_last(step)
         saves = done in self.snapshots or due or self.is_last(step)
         sound = not saves or self.ranks.agree(all(local(p).isfinite().all() for p in self.params))
+        if done in self.measured and sound:
+            began = time.time()
+            self.found |= validation.of_training(self.run, self.mixed_loss)
+            self.started += time.time() - began             # no time of training
+            self.mark += time.time() - began
         if self.logs or not sound:
             self._report(done, total, full(gnorm), sound)
         if done in self.snapshots:
@@ -611,7 +618,8 @@ class Progress:
                              f"norm {gnorm:g}): it has no checkpoint; start it again with a lower "
                              f"learning rate than {self.lr:g}: {self._again()}")
         self.folder.say(f"{self.arm:9s} step {done:4d}/{steps} | loss {loss:.4f} | lr {lr:.1e} | "
-                        f"gnorm {gnorm:.2f} | tok/s {speed:,.0f} | eta {eta // 60}:{eta % 60:02d}")
+                        f"gnorm {gnorm:.2f} | tok/s {speed:,.0f} | eta {eta // 60}:{eta % 60:02d}" +
+                        (f" | val {self.found['val_loss']:.4f}" if done in self.measured else ""))
         self.folder.log(arm=self.arm, step=done, loss=loss, lr=lr, gnorm=float(gnorm),
                         loss_tokens=self.n_tokens, tok_s=round(speed), **self.found)
 

@@ -1,6 +1,10 @@
 """The tasks and the data sets that are made of them: what base, SFT and stage 3 are trained on."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
+
+import torch
 
 from data import Problem, Sample, encode, toy_math
 from plumbing.text import load_text
@@ -32,11 +36,45 @@ def clean_set(enc: Tokenizer, n: int, seed: int, task: str = "toy-math",
 def training_set(cfg: dict, enc: Tokenizer,
                  say: Callable[[str], object] = lambda line: None) -> list[Sample]:
     """D of a run. cfg: its flags; enc: what with_template gave, or the checkpoint's tokenizer."""
-    task = cfg.get("task", "toy-math")
+    return data_sets(cfg, enc, say)[0]
+
+
+def data_sets(cfg: dict, enc: Tokenizer, say: Callable[[str], object] = lambda line: None
+              ) -> tuple[list[Sample], list[Sample]]:
+    """(D of a run, the samples that are held out for the validation loss), each with ids from 0.
+
+    The built-in tasks hold out fresh problems of their split val, a share val_share of D's number.
+    Of text they are val_data, or drawn by the seed: whole rows, since the turns of one may be
+    several samples. What equals a held-out sample is not left in D.
+    """
+    task, share = cfg.get("task", "toy-math"), cfg.get("val_share", 0.0)
     if task != "text":
-        return clean_set(enc, cfg["clean"], cfg["seed"], task, cfg.get("label_noise", 0.0))
+        samples = clean_set(enc, cfg["clean"], cfg["seed"], task, cfg.get("label_noise", 0.0))
+        return samples, encode(TASKS[task]("val", math.ceil(share * len(samples))), enc)
     flags = {name: cfg[name] for name in ("prompt_column", "completion_column", "max_len", "long")}
-    return load_text(cfg["data"], enc, say=say, **flags)
+    samples, held_out = load_text(cfg["data"], enc, say=say, **flags), []
+    if cfg.get("val_data"):
+        held_out = load_text(cfg["val_data"], enc, say=say, **flags)
+    elif share:
+        rows = list(dict.fromkeys(s.where for s in samples))
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(cfg["seed"]))
+        drawn = {rows[i] for i in order[:math.ceil(share * len(rows))].tolist()}
+        held_out = [s for s in samples if s.where in drawn]
+    if not held_out:
+        return samples, []
+    known = {s.tokens.numpy().tobytes() for s in held_out}
+    kept = [s for s in samples if s.tokens.numpy().tobytes() not in known]
+    if not kept:
+        raise ValueError(f"all {len(samples):,} samples of --data are held out for validation; "
+                         "pass more data, or less of it to --val-data or --val-share")
+    say(f"validation: {len(held_out):,} samples held out, {len(samples) - len(kept):,} of --data "
+        "are not trained on")
+    return number(kept), number(held_out)
+
+
+def number(samples: list[Sample]) -> list[Sample]:
+    """The samples with ids 0..N-1."""
+    return [replace(s, id=i) for i, s in enumerate(samples)]
 
 
 def task_of(meta: dict) -> str:

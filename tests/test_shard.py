@@ -17,7 +17,7 @@ from plumbing.tokenizer import toy_encoding
 
 ARMS = ("wmss", "frozen", "permuted")
 # Few positions a pass: then ranks need different numbers of passes for their shares of a step
-WHOLE = ("--gap", "both", *RATES, "--arm", *ARMS, "--tokens-per-batch", "60")
+WHOLE = ("--gap", "both", *RATES, "--arm", *ARMS, "--tokens-per-batch", "60", "--val-share", "0.3")
 RUNS = """
 import sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
@@ -88,7 +88,8 @@ def test_ranks_of_that_run_do_need_different_numbers_of_passes():
 
 
 def test_the_log_says_of_shards_what_it_says_of_whole_models(shards):
-    """Bug: the norm of rank 0's shard in the log, or what a third of the head says."""
+    """Bug: the norm of rank 0's shard in the log, or what a third of the head says; the validation
+    loss of one rank's share, or ranks that wait for each other in it."""
     for arm, trained_models in (("wmss", ("strong", "weak")), ("frozen", ("strong",))):
         one, three = ([r for r in records(shards / name) if r.get("arm") == arm]
                       for name in ("one", "whole"))
@@ -99,6 +100,7 @@ def test_the_log_says_of_shards_what_it_says_of_whole_models(shards):
             norms = [b[f"gnorm_{name}"] for name in trained_models]
             assert b["gnorm"] ** 2 == pytest.approx(sum(n * n for n in norms), rel=1e-4)
             assert 0 < b["p_target"] < 1 and sum(b["codes"]) > 0
+            assert b["val_loss"] == pytest.approx(a["val_loss"], rel=1e-5)
 
 
 def test_a_run_goes_on_with_shards_and_without(shards, trained):

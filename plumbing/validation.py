@@ -1,0 +1,93 @@
+"""Loss on samples that are held out of training: in each arm's log, and a table of all models.
+
+It is the mean over all loss tokens of the cross-entropy of the model alone, in nats, on the same
+tokens for every arm. Measuring it changes no bit of training.
+"""
+
+import json
+from contextlib import contextmanager
+
+import torch
+
+from data import micro_batches, send
+from model import load_checkpoint
+from plumbing.controls import ROWS
+from plumbing.devices import exact
+from plumbing.files import write_text
+from plumbing.loss import linear_cross_entropy
+from plumbing.shard import even_out
+
+TIMES = 8               # how often an arm is measured: with 2 % held out it takes 5 % of its time
+
+
+def steps_of(run, steps):
+    """The steps of an arm after which it is measured, its last among them."""
+    return {steps * (i + 1) // TIMES for i in range(TIMES)} - {0} if run.held_out else set()
+
+
+@contextmanager
+def strong_alone(mixed_loss):
+    """The module without its weak model and its control: the loss of the strong one by itself."""
+    weak, control = mixed_loss.weak, mixed_loss.control
+    mixed_loss.weak = mixed_loss.control = None
+    try:
+        yield mixed_loss
+    finally:
+        mixed_loss.weak, mixed_loss.control = weak, control
+
+
+@torch.no_grad()
+def measure(run, summed_loss, training=False):
+    """-> dict of val_loss and val_tokens; all ranks, each of which reads a share of the samples.
+
+    summed_loss(x, y, positions): as MixedLoss.forward. training: the precision of training.
+    """
+    cfg, ranks, total = run.cfg, run.ranks, 0.0
+    micros = micro_batches(run.held_out, cfg.micro_batch, ranks.rank, ranks.world,
+                           cfg.tokens_per_batch)
+    if ranks.sharded and training:
+        even_out(micros, ranks)
+    for batch in micros:
+        positions = batch.loss_mask.flatten().nonzero()[:, 0]
+        y = batch.y.flatten()[positions]
+        x, y, positions = send((batch.x, y, positions), ranks.device)
+        with ranks.autocast(training):
+            total += summed_loss(x, y, positions).item()
+    total = torch.tensor(total, dtype=torch.float64, device=exact(ranks.device))
+    tokens = sum(int(s.loss[1:].sum()) for s in run.held_out)
+    return dict(val_loss=ranks.sum(total).item() / tokens, val_tokens=tokens)
+
+
+def of_training(run, mixed_loss):
+    """The loss of the strong model in the middle of its training."""
+    with strong_alone(mixed_loss) as alone:
+        found = measure(run, lambda *batch: alone(*batch, 1.0), training=True)
+    if run.ranks.sharded:
+        mixed_loss.reshard()            # as backward would have done
+    return found
+
+
+def table(run):
+    """The losses of all models of a run: said, and written to val.json."""
+    rows, cfg = [], run.cfg
+    for name, path in run.folder.models(ROWS).items():
+        parts = {path: 1.0}
+        if name == "fused":
+            parts = {path: 1 - cfg.lam, run.folder.path("wmss.pt"): cfg.lam}
+        models = [(c, load_checkpoint(part, run.ranks.device, run.tokenizer)[0].eval())
+                  for part, c in parts.items()]
+
+        def summed_loss(x, y, positions, models=models):
+            branches = []
+            for c, model in models:
+                hidden = model(x).flatten(0, -2).index_select(0, positions)
+                branches.append((c, hidden, model.lm_head.weight))
+            return linear_cross_entropy(branches, y, cfg.chunk_rows or None)
+
+        rows.append(dict(model=name, checkpoint=path, **measure(run, summed_loss)))
+    lines = [f"validation: {len(run.held_out):,} samples, {rows[0]['val_tokens']:,} loss tokens",
+             f"{'model':14s}loss, nats a token"]
+    lines += [f"{row['model']:14s}{row['val_loss']:.4f}" for row in rows]
+    run.folder.say("\n" + "\n".join(lines))
+    if run.ranks.rank == 0:
+        write_text(run.folder.path("val.json"), json.dumps(rows, indent=1))
