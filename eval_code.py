@@ -18,7 +18,6 @@ to equal everything. So it never meets its tests (more in plumbing/sandbox.py):
 
 import argparse
 import functools
-import hashlib
 import json
 import os
 import sys
@@ -26,16 +25,26 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from eval_math import complete, show, summary
+from plumbing.answers import Answers, weights
+from plumbing.bar import Bar
 from plumbing.cli import program
-from plumbing.code_benchmarks import EXPECTED, load_problems, read_samples
+from plumbing.code_benchmarks import load_problems, read_samples
 from plumbing.files import commit, write_rows, write_text
 from plumbing.python_text import defines, extract, is_prose, longest_program, needed
 from plumbing.sandbox import Runner, check
-from plumbing.scoring import chat, load_model, sampling_flags, stem_of, wrong_flags
+from plumbing.scoring import (
+    CONSENT,
+    SAMPLES,
+    chat,
+    code_flags,
+    load_model,
+    read_by,
+    sha_of,
+    stem_of,
+)
 
 # where a base model that goes on after its function, with prose or tests, is cut (Chen et al. 2021)
 STOPS = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(", "\nassert ", "\n```")
-SAMPLES = (".jsonl", ".jsonl.gz")
 
 # ------------------------------------------------------------------------- from answer to program
 
@@ -90,10 +99,15 @@ def cut(text: str, prompt: str, entry_point: str, stops: tuple[str, ...] = STOPS
 # --------------------------------------------------------------------------------------- scoring
 
 
-def run_programs(jobs: list, timeout: float) -> list:
+def run_programs(jobs: list, timeout: float, bar: Bar | None = None) -> list:
     """[(problem, code)] -> verdicts, one program after another."""
+    verdicts = []
     with Runner() as runner:
-        return [runner.check(p.code, code, p.test, p.entry_point, timeout) for p, code in jobs]
+        for p, code in jobs:
+            verdicts.append(runner.check(p.code, code, p.test, p.entry_point, timeout))
+            if bar:
+                bar.add()
+    return verdicts
 
 
 def score(jobs: list, timeout: float = 3.0, workers: int | None = None,
@@ -106,8 +120,7 @@ def score(jobs: list, timeout: float = 3.0, workers: int | None = None,
     does not pass, or a wrong one not fail: no verdict would mean anything.
     """
     if not allow_code_execution:
-        raise ValueError("this runs code that a model wrote; pass --allow-code-execution if that "
-                         "is what you want")
+        raise ValueError(CONSENT)
 
     @functools.cache
     def limit_of(p):
@@ -124,9 +137,9 @@ def score(jobs: list, timeout: float = 3.0, workers: int | None = None,
                              f"({v.detail}); run the tests: pytest tests/test_sandbox.py")
     workers = workers or max(1, (os.cpu_count() or 1) // 2)
     parts, verdicts = [jobs[w::workers] for w in range(workers)], [None] * len(jobs)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as pool, Bar(len(jobs), "programs", "program") as bar:
         try:
-            done = pool.map(run_programs, parts, [timeout] * workers)
+            done = pool.map(run_programs, parts, [timeout] * workers, [bar] * workers)
             for w, part in enumerate(done):
                 verdicts[w::workers] = part
         finally:                                       # after Ctrl-C an emptied list ends its loop
@@ -162,76 +175,60 @@ def judge(rows: list[dict], problems: list, allow_code_execution: bool = False,
 # ----------------------------------------------------------------------------------- command line
 
 
-def command_line(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", metavar="source", help="checkpoint (.pt file, Hugging Face "
-                        "folder or hub name), or samples: .jsonl(.gz) of {task_id, completion}")
-    parser.add_argument("--data", default="toy-code", help="toy-code (default); "
-                        f"{', '.join(EXPECTED)}, with or without =FILE")
-    parser.add_argument("--allow-code-execution", action="store_true",
-                        help="run the code; nothing happens without it")
-    parser.add_argument("--workers", type=int, help="programs at a time, default: cores / 2")
-    parser.add_argument("--timeout", type=float, default=3.0, help="seconds of work and sleep a "
-                        "program (3), or twice what the problem's own solution takes if more")
-    sampling_flags(parser, "toy-code")
-    args = parser.parse_args(argv)
-    # refuses, before any costly work, what it will not or cannot do
-    score([], allow_code_execution=args.allow_code_execution)
-    is_model = not args.checkpoint.endswith(SAMPLES)
-    wrong = wrong_flags(args) if is_model else []
-    if not is_model and args.limit is not None and args.limit < 1:
-        wrong.append("--limit: expected 1 or more")
-    if args.timeout <= 0 or args.workers is not None and args.workers < 1:
-        wrong.append("--timeout and --workers: expected more than 0")
-    if wrong:
-        raise ValueError("\n  ".join(wrong))
-    return args
-
-
-def completions(args: argparse.Namespace, problems: list) -> list[dict]:
-    """Rows of what a model writes for the problems."""
-    is_toy = args.data == "toy-code"
-    model, enc, task = load_model(args.checkpoint, args.device)
-    if is_toy and task != "toy-code":
-        raise ValueError(f"{args.checkpoint} was trained on {task}; score it with python "
-                         f"eval_math.py {args.checkpoint}")
-    return complete(
-        model, enc, problems, max_new_tokens=args.max_new_tokens or (64 if is_toy else 512),
-        batch_size=args.batch or (700 if is_toy else 32), n=args.n, seed=args.seed,
-        temperature=args.temperature, wrap=None if is_toy else chat(enc, raw=True))
+def answered(args: argparse.Namespace, problems: list, rest: list, folder: str) -> tuple:
+    """(judged rows of what a model writes, or of the samples in a file; the file of rows)."""
+    is_model, is_toy = not args.checkpoint.endswith(SAMPLES), args.data == "toy-code"
+    how, wrap, stops = {}, None, ()
+    if is_model:
+        model, enc, task = load_model(args.checkpoint, args.device)
+        if is_toy and task != "toy-code":
+            raise ValueError(f"{args.checkpoint} was trained on {task}; score it with python "
+                             f"eval_math.py {args.checkpoint}")
+        stops, wrap = STOPS, None if is_toy else chat(enc, raw=True)
+        how = dict(max_new_tokens=args.max_new_tokens or (64 if is_toy else 512),
+                   batch_size=args.batch or (700 if is_toy else 32), n=args.n, seed=args.seed,
+                   temperature=args.temperature)
+    verdicts = functools.partial(
+        judge, problems=problems, allow_code_execution=args.allow_code_execution,
+        timeout=args.timeout, workers=args.workers, stops=stops)
+    answers = Answers(os.path.join(folder, "unfinished"), args.data.partition("=")[0], verdicts,
+                      **how, **read_by(problems, wrap), weights=weights(args.checkpoint),
+                      device=args.device, timeout=args.timeout)
+    print(f"{args.checkpoint}: {len(problems):,} problems{answers.said}", flush=True)
+    if is_model:
+        return complete(model, enc, problems, wrap=wrap, answers=answers, **how), answers
+    rows = read_samples(args.checkpoint, problems, {p.id for p in rest})
+    n = len(rows) // len(problems)
+    if not all(1 <= k <= n for k in args.k):
+        raise ValueError(f"--k {args.k}: expected 1 to {n}, the samples per problem")
+    for i in range(0, len(rows), 200):
+        if not answers.take(rows[i:i + 200]):
+            answers.add(rows[i:i + 200])
+    return rows, answers
 
 
 @program("eval_code")
 def main(argv: list[str] | None = None) -> int:
-    args, start = command_line(argv), time.time()
+    args, start = code_flags(__doc__, argv), time.time()
+    score([], allow_code_execution=args.allow_code_execution)       # refuses what it cannot do
     is_model = not args.checkpoint.endswith(SAMPLES)
     name, _, path = args.data.partition("=")
-    every = load_problems(args.data, args.limit if is_model else None, args.split)
+    every = load_problems(args.data, args.limit if is_model else None, args.split, args.any_count)
     problems, rest = every[:args.limit], every[args.limit:] if args.limit else []
-    if is_model:
-        rows = completions(args, problems)
-    else:
-        rows = read_samples(args.checkpoint, problems, {p.id for p in rest})
+    if not is_model:
         args.out = args.out or args.checkpoint.removesuffix(".gz").removesuffix(".jsonl")
-    n = len(rows) // len(problems)
-    if not all(1 <= k <= n for k in args.k):
-        raise ValueError(f"--k {args.k}: expected 1 to {n}, the samples per problem")
-    stops = STOPS if is_model else ()
-    judge(rows, problems, args.allow_code_execution, args.timeout, args.workers, stops)
-    sha, scores = {}, summary(rows, args.k)
-    for file in (args.checkpoint, path):
-        if os.path.isfile(file):                       # no folder of a model, no name on the hub
-            with open(file, "rb") as f:
-                sha[file] = hashlib.file_digest(f, "sha256").hexdigest()
+    rows, answers = answered(args, problems, rest, os.path.dirname(stem_of(args, name, vars(args))))
+    scores = summary(rows, args.k)
     found = [r["status"] for r in rows]
     counts = {status: found.count(status) for status in ("pass", "fail", "timeout", "error")}
-    record = {**vars(args), "sha256": sha, "commit": commit(), "python": sys.version.split()[0],
-              "isolation": rows[0]["isolation"], "samples": n, "counts": counts,
+    record = {**vars(args), "sha256": sha_of(args.checkpoint, path), "commit": commit(),
+              "python": sys.version.split()[0], "isolation": rows[0]["isolation"],
+              "samples": len(rows) // len(problems), "counts": counts,
               "seconds": round(time.time() - start, 1), "scores": scores}
     stem = stem_of(args, name, record)
     write_rows(stem + ".jsonl", rows)
     write_text(stem + ".json", json.dumps(record, indent=1))
+    answers.remove()
     print(f"{name}: {stem}.jsonl | {counts}\n{show(scores)}")
     return 1 if counts["error"] else 0
 

@@ -6,44 +6,37 @@ With it come mean@n, pass@k, intervals, the comparison of two runs (section 4.1 
     python eval_math.py out/toy/sft.pt --split val --limit 700
     python eval_math.py out/toy/wmss.pt --n 8 --temperature 0.5 --k 1 8       # mean@8 and pass@8
     python eval_math.py wmss.pt --data gsm8k=test.jsonl math500 --protocol paper   # file, hub
+    python eval_math.py wmss.pt --data mine=held_out.jsonl faq:exact=faq.csv       # your own
     python eval_math.py --compare out/toy/sft/toy-math.jsonl out/toy/wmss/toy-math.jsonl
 
 Grading evaluates no code: plumbing/extract.py searches a completion for its answer, and
 plumbing/latex.py compares two. In doubt they differ: a wrong accept inflates a score in silence.
+Rows are appended as they come; after an interruption the same command goes on where it was.
 """
 
 import hashlib
 import json
 import math
+import os
 import random
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from plumbing import extract, scoring
-from plumbing.bar import bar
-from plumbing.benchmarks import load_problems
+from plumbing.answers import Answers, weights
+from plumbing.bar import Bar
+from plumbing.benchmarks import load_problems, parse_spec
 from plumbing.cli import program
+from plumbing.extract import TAIL, find_answer
 from plumbing.files import commit, write_rows, write_text
 from plumbing.latex import is_equal
-from plumbing.scoring import chat, load_model, official_grader
-
-# The paper's system prompt and lengths, as in its public repository (utils/prompts.py; the curly
-# apostrophe is theirs too).
-PAPER_SYSTEM = (
-    "You are a helpful assistant. To answer the user’s question, you first think about the "
-    "reasoning process and then provide the user with the answer. The reasoning process and answer "
-    "are enclosed within <think> and <answer> tags, respectively, i.e., <think> reasoning process "
-    "here </think> <answer> answer here </answer>.")
-PAPER_TOKENS = {"aime25": 8192, "amc23": 8192}      # new tokens; 4,096 for the other sets
+from plumbing.scoring import PAPER_SYSTEM, PAPER_TOKENS, asked, chat, load_model, official_grader
 
 # ----------------------------------------------------------------------------------------------
 # from text to a verdict
-
-TAIL = 50_000  # characters: an answer stands at the end, and 8,192 tokens are about 30,000
-
 
 def extract_answer(text: str) -> str | None:
     r"""The final answer of a completion, or None.
@@ -54,38 +47,19 @@ def extract_answer(text: str) -> str | None:
     return find_answer(text)[0]
 
 
-def find_answer(text: str) -> tuple[str | None, str]:
-    """(answer, name of its source). The best source that a completion has wins, not the last."""
-    text = extract.to_ascii_marks(text.rpartition("</think>")[2][-TAIL:])
-    text = re.sub(r"\\boxed\s*\{\s*\}", "", text)      # an empty box echoes the instructions
-    in_box, text = extract.boxed(text)                 # text: up to a box that is never closed
-    if in_box and in_box.strip():
-        return in_box.strip(), "boxed"                 # the last closed \boxed{...}
-    sources = [("answer_tag", extract.answer_tag),     # <answer>...</answer>
-               ("hash", extract.after_hashes),         # #### ...
-               ("phrase", extract.phrase),             # the answer is ...
-               ("number", extract.number)]             # the last number
-    if "<think>" in text:
-        sources.pop()                                  # a number in an unfinished thought is none
-    for name, source in sources:
-        answer = source(text)
-        if answer and answer.strip():
-            return answer.strip(), name
-    return None, "none"
-
-
 @dataclass
 class Grade:
     correct: bool
     answer: str | None
-    extractor: str  # boxed, answer_tag, hash, phrase, letter, number, last ; or none
+    extractor: str  # boxed, answer_tag, hash, phrase, letter, number, exact, last ; or none
 
 
 def grade(text: str, gold: str, dataset: str | None = None, question: str | None = None) -> Grade:
     """Extraction and equality of one completion.
 
-    dataset="aqua": the gold is a letter, its options stand in the question. dataset="toy-math":
-    the steps come first, and the answer follows the last semicolon ("8+7=15,5+6+1=12;125").
+    dataset: "letter" (or "aqua"): the gold is a letter, its options stand in the question;
+    "exact": as it is spelled, see plumbing.extract.plain; "toy-math": the steps come first, and the
+    answer follows the last semicolon ("8+7=15,5+6+1=12;125"); all else: by its value.
 
     >>> grade("The answer is $23.65.", "A", "aqua", "How much? Choices: (A) 23.65 (B) 1000")
     Grade(correct=True, answer='A', extractor='phrase')
@@ -94,8 +68,11 @@ def grade(text: str, gold: str, dataset: str | None = None, question: str | None
         answer = text.rpartition(";")[2].strip() if ";" in text else ""
         source = "last ;" if answer else "none"
         return Grade(bool(answer) and is_equal(answer, gold), answer or None, source)
+    if dataset == "exact":
+        answer = extract.plain(text[-TAIL:])
+        return Grade(answer == gold, answer or None, "exact" if answer else "none")
     answer, source = find_answer(text)
-    if dataset == "aqua":
+    if dataset in ("letter", "aqua"):
         answer, source = extract.choose(text[-TAIL:], answer, source, gold, question or "")
         return Grade(answer == gold, answer, source)
     return Grade(is_equal(answer, gold), answer, source)
@@ -163,17 +140,18 @@ def sample_seed(seed: int, problem: str, sample: int) -> int:
 
 def complete(model, enc, problems: list, *, max_new_tokens: int = 64, batch_size: int = 700,
              n: int = 1, temperature: float = 0.0, seed: int = 0, weak=None, lam: float = 1.0,
-             wrap: Callable | None = None) -> list[dict]:
+             wrap: Callable | None = None, answers: Answers | None = None) -> list[dict]:
     """n completions of each problem -> one row each, in the order of the problems.
 
     A row has id, family, prompt, sample, seed, gold, completion, tokens (their number) and
-    truncated. problems: anything with id, family, prompt, answer. wrap(prompt): the text that the
+    truncated. problems: anything with id, family, prompt, answer. wrap(question): the text that the
     model reads, special tokens spelled out (see plumbing.scoring.chat). weak, lam: decode from
-    lam * z_model + (1 - lam) * z_weak (the fused model). Rows do not depend on the batch, since
-    each sample draws from a generator of its own. Raises ValueError on a text that the encoding
-    cannot spell, or too long for the model.
+    lam * z_model + (1 - lam) * z_weak (the fused model). answers: a file of rows, which judges
+    those that come, and has those that came before an interruption. Rows do not depend on the
+    batch, since each sample draws from a generator of its own. Raises ValueError on a text that the
+    encoding cannot spell, or too long for the model.
     """
-    texts = [wrap(p.prompt) if wrap else p.prompt for p in problems]
+    texts = [wrap(asked(p)) if wrap else p.prompt for p in problems]
     alphabet = {token[0] for token in enc._mergeable_ranks if len(token) == 1}
     for p, text in zip(problems, texts, strict=True):
         for c in text:
@@ -187,24 +165,20 @@ def complete(model, enc, problems: list, *, max_new_tokens: int = 64, batch_size
         for s in range(n):
             rows.append(dict(id=p.id, family=p.family, prompt=p.prompt, sample=s,
                              seed=sample_seed(seed, p.id, s), gold=p.answer))
-
-    def slots(i):                                      # positions that row i takes in the cache
-        return len(prompts[i // n]) + max_new_tokens
-
-    # Rows of similar length share a batch: its longest sets the memory of all.
-    batches = []
-    for i in sorted(range(len(rows)), key=slots):
-        last = batches[-1] if batches else []
-        if not last or len(last) == batch_size or slots(i) > 2 * slots(last[0]):
-            batches.append([])
-        batches[-1].append(i)
-    for batch in bar(batches, "answers", "batch"):
-        new = model.generate([prompts[i // n] for i in batch], max_new_tokens,
-                             temperature=temperature, stop_ids=enc.stop_ids,
-                             seed=[rows[i]["seed"] for i in batch], weak=weak, lam=lam)
-        for i, tokens in zip(batch, new, strict=True):
-            rows[i].update(completion=enc.decode(tokens), tokens=len(tokens),
-                           truncated=len(tokens) >= max_new_tokens)
+    slots = [len(prompts[i // n]) + max_new_tokens for i in range(len(rows))]
+    with Bar(len(rows), "answers", "answer") as bar:
+        for batch in scoring.batches(slots, batch_size):
+            own = [rows[i] for i in batch]
+            if answers is None or not answers.take(own):
+                new = model.generate([prompts[i // n] for i in batch], max_new_tokens,
+                                     temperature=temperature, stop_ids=enc.stop_ids,
+                                     seed=[row["seed"] for row in own], weak=weak, lam=lam)
+                for row, tokens in zip(own, new, strict=True):
+                    row.update(completion=enc.decode(tokens), tokens=len(tokens),
+                               truncated=len(tokens) >= max_new_tokens)
+                if answers is not None:
+                    answers.add(own)
+            bar.add(len(batch))
     return rows
 
 
@@ -289,8 +263,9 @@ def compare(path_a: str, path_b: str, draws: int = 2000, seed: int = 0) -> dict:
 # command line
 
 
-def score(a, name: str, problems: list, model, enc, official: Callable | None) -> None:
+def score(a, name: str, problems: list, model, enc, official: Callable | None) -> Answers:
     """Complete, judge and write one data set: NAME.jsonl (rows), NAME.json (settings, scores)."""
+    grader = getattr(problems[0], "grader", name)          # a built-in task has its own
     if name == "toy-math":
         system, wrap, new_tokens, batch = None, None, 64, 700
     else:
@@ -299,21 +274,26 @@ def score(a, name: str, problems: list, model, enc, official: Callable | None) -
         wrap, batch = chat(enc, system), 32
     how = dict(max_new_tokens=a.max_new_tokens or new_tokens, batch_size=a.batch or batch, n=a.n,
                temperature=a.temperature, seed=a.seed)
+    record = {**vars(a), **how, "data": name, "graded_as": grader, "system": system,
+              "template": enc.chat_template, "data_sha256": scoring.digest(problems),
+              "commit": commit(), "dtype": str(next(model.parameters()).dtype),
+              "python": sys.version.split()[0]}
+    stem = scoring.stem_of(a, name, record)
+    verdicts = partial(judge, dataset=grader, official=official)
+    answers = Answers(os.path.join(os.path.dirname(stem), "unfinished"), name, verdicts, **how,
+                      **scoring.read_by(problems, wrap), weights=a.weights, device=a.device,
+                      graders=[grader, a.grader])
+    print(f"{name}: {len(problems):,} problems, graded as {grader}{answers.said}", flush=True)
     try:
-        rows = complete(model, enc, problems, wrap=wrap, **how)
+        rows = complete(model, enc, problems, wrap=wrap, answers=answers, **how)
     except ValueError as e:                            # a text that the model cannot read
         raise ValueError(f"{name}: {e}") from None
-    rows = judge(rows, name, official)
-    scores = summary(rows, a.k)
-    record = {**vars(a), **how, "data": name, "system": system, "template": enc.chat_template,
-              "data_sha256": scoring.digest(problems), "commit": commit(),
-              "dtype": str(next(model.parameters()).dtype), "python": sys.version.split()[0],
-              "scores": scores,
-              "official_scores": summary(rows, a.k, "official") if official else None}
-    stem = scoring.stem_of(a, name, record)
+    record.update(scores=summary(rows, a.k),
+                  official_scores=summary(rows, a.k, "official") if official else None)
     write_rows(stem + ".jsonl", rows)
     write_text(stem + ".json", json.dumps(record, indent=1))
-    print(f"{name}: {stem}.jsonl\n{show(scores)}")
+    print(f"{name}: {stem}.jsonl\n{show(record['scores'])}")
+    return answers
 
 
 @program("eval_math")
@@ -323,12 +303,17 @@ def main(argv: list[str] | None = None) -> None:
         print(json.dumps(compare(*a.compare), indent=1))
         return
     official = official_grader() if a.grader == "official" else None
-    sets = {spec.partition("=")[0]: load_problems(spec, a.limit, a.any_count, a.split)
-            for spec in a.data}                        # all data are checked before any work
+    sets = {}
+    for spec in a.data:                                # all data are checked before any work
+        sets[parse_spec(spec)[0]] = load_problems(spec, a.limit, a.any_count, a.split,
+                                                  (a.prompt_column, a.completion_column))
+    print(f"{a.checkpoint} on {a.device}", flush=True)
     model, enc, task = load_model(a.checkpoint, a.device)
     scoring.check_task(a, task)
-    for name, problems in sets.items():
-        score(a, name, problems, model, enc, official)
+    a.weights = weights(a.checkpoint)
+    scored = [score(a, name, problems, model, enc, official) for name, problems in sets.items()]
+    for answers in scored:          # not before the last: an interruption finds all that was done
+        answers.remove()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
@@ -41,13 +40,14 @@ from data import Sample, micro_batches, schedule, send
 from entropy import WEIGHTS, Gaps, find_gaps, gap_mask, load_pair
 from model import GPT, GPTConfig, load_checkpoint, read_config
 from plumbing import validation
+from plumbing.benchmarks import CODE_SETS, parse_spec
 from plumbing.checks import STAGES, check_flags, check_inputs
 from plumbing.cli import arg, parse, program
 from plumbing.controls import ARMS, ROWS, arm_of, needs_gaps
-from plumbing.files import write_text
 from plumbing.loss import linear_cross_entropy
-from plumbing.report import score_table, write_report
+from plumbing.report import write_report
 from plumbing.run import Folder, Progress, Ranks, Run, sample_flops, step_flops
+from plumbing.scores import Questions, Scores
 from plumbing.tasks import corpus_set
 
 # -------------------------------------------------------------------------------------------------
@@ -104,14 +104,15 @@ class Config:
     base_steps: int = arg(1200, "steps of the base", low=1)
     base_lr: float = arg(3e-3, "peak learning rate of the base", above=0)
     sft_epochs: float = arg(1.0, "epochs of SFT over D", above=0)
-    sft_lr: float = arg(1e-4, "peak learning rate of SFT", above=0)
+    sft_lr: float = arg(1e-4, "peak learning rate of SFT", above=0, text=1e-5)
     wmss_epochs: float = arg(1.0, "epochs of wmss; the other arms take as many steps", above=0)
-    # each arm's best of 1e-5, 3e-5, ..., 3e-3 on the validation problems of toy-math, five seeds
-    sft_steps_lr: float = arg(1e-4, "peak learning rate of sft-steps", above=0)
-    sft_flops_lr: float = arg(3e-4, "peak learning rate of sft-flops", above=0)
-    joint_lr: float = arg(1e-4, "peak learning rate of joint", above=0)
-    wmss_lr: float = arg(3e-5, "peak learning rate of wmss, and of the controls", above=0)
-    mask_lr: float = arg(1e-4, "peak learning rate of wmss-mask", above=0)
+    # each arm's best of 1e-5, 3e-5, ..., 3e-3 on the validation problems of toy-math, five seeds;
+    # of text the paper's
+    sft_steps_lr: float = arg(1e-4, "peak learning rate of sft-steps", above=0, text=1e-5)
+    sft_flops_lr: float = arg(3e-4, "peak learning rate of sft-flops", above=0, text=1e-5)
+    joint_lr: float = arg(1e-4, "peak learning rate of joint", above=0, text=1e-5)
+    wmss_lr: float = arg(3e-5, "peak learning rate of wmss and the controls", above=0, text=1e-5)
+    mask_lr: float = arg(1e-4, "peak learning rate of wmss-mask", above=0, text=1e-5)
     warmup: float = arg(0.1, "share of a stage's steps", low=0, high=1)
     weight_decay: float = arg(0.0, "of AdamW", low=0)
     clip: float = arg(1.0, "largest norm of the gradient, both models together", above=0)
@@ -138,13 +139,14 @@ class Config:
     save_minutes: float = arg(10.0, "and minutes, whichever comes first", above=0)
     log_every: int = arg(50, "most steps between log lines", low=1)
     log_to: str = arg("", "send each step's record there, too", choices=("tensorboard", "wandb"))
-    score_n: int = arg(2100, "problems to score", low=1)
+    score_n: int = arg(2100, "problems of each set to score; 0: all", low=0, text=0)
     score_split: Literal["test", "val"] = arg("test", "built-in tasks: choose on val")
-    score_data: list[str] = arg([], "text: gsm8k, mbpp=FILE, ...: see --data of eval_*.py")
+    score_data: list[str] = arg([], "text: gsm8k, mbpp=FILE, NAME[:GRADER]=FILE of your own")
+    any_count: bool = arg(False, "score benchmarks of another size than published, too")
     system: str = arg("", "text: system prompt of the scored questions; paper is the paper's")
-    eval_batch: int = arg(700, "prompts decoded together", low=1)
+    eval_batch: int = arg(700, "prompts decoded together", low=1, text=32)
     allow_code_execution: bool = arg(False, "run the programs that models write, confined")
-    max_new_tokens: int = arg(64, "per answer; the toy's longest solution has 61", low=1)
+    max_new_tokens: int = arg(64, "per answer; the toy's longest has 61", low=1, text=512)
 
 
 # -------------------------------------------------------------------------------------------------
@@ -376,62 +378,53 @@ def stage_arm(run: Run, name: str, t: int = 1):
     finish(run, file, strong, dict(state, spent=cost))
 
 
-def sets_to_score(run: Run) -> list[tuple]:
-    """-> [(problems, wrap(prompt) -> the text that is read, or None, judge(rows) -> rows)]."""
+def sets_to_score(run: Run) -> list[Questions]:
+    """What every model of the run is asked: the built-in task, or the sets of --score-data."""
     cfg, sets = run.cfg, []
     system = eval_math.PAPER_SYSTEM if cfg.system == "paper" else cfg.system
     for spec in cfg.score_data if cfg.task == "text" else [cfg.task]:
-        name, wrap = spec.partition("=")[0], None
-        is_code = name == "toy-code" or name in eval_code.EXPECTED
+        name, wrap, own = parse_spec(spec)[0], None, {}
+        is_code = name in ("toy-code", *CODE_SETS)
+        if not is_code:
+            own = dict(columns=(cfg.prompt_column, cfg.completion_column))
         module = eval_code if is_code else eval_math
-        problems = module.load_problems(spec, cfg.score_n, split=cfg.score_split)
+        problems = module.load_problems(spec, cfg.score_n or None, any_count=cfg.any_count,
+                                        split=cfg.score_split, **own)
         if cfg.task == "text":
             wrap = eval_math.chat(run.enc, system, raw=is_code)
-        judge = partial(eval_math.judge, dataset=name)
+        judge = partial(eval_math.judge, dataset=getattr(problems[0], "grader", name))
         if is_code:
             judge = partial(eval_code.judge, problems=problems,
                             allow_code_execution=cfg.allow_code_execution,
                             workers=max(1, os.cpu_count() // 2 // run.ranks.world))
-        sets.append((problems, wrap, judge))
+        sets.append(Questions(name, spec, problems, wrap, judge))
     return sets
 
 
 def stage_score(run: Run):
     """Every model of the run on held-out problems -> table, scores.json, answers, report.html."""
-    cfg, folder, ranks, rows = run.cfg, run.folder, run.ranks, []
-    sets = sets_to_score(run)
-    split = cfg.score_split if cfg.task != "text" else ", ".join(cfg.score_data)
-    n = sum(len(problems) for problems, _, _ in sets)
-    folder.say(f"\nscore: {n:,} problems of {cfg.task}, {split}, greedy")
+    cfg, folder, ranks, sets = run.cfg, run.folder, run.ranks, sets_to_score(run)
+    scores = Scores(run, sets)
     for name, path in folder.models(ROWS).items():
         model, meta = load_checkpoint(path, ranks.device, run.tokenizer)
-        how = dict(max_new_tokens=cfg.max_new_tokens, batch_size=cfg.eval_batch)
+        paths, weak, lam, answers = [path], None, 1.0, []
         if name == "fused":
-            how.update(weak=model, lam=cfg.lam)
-            model, _ = load_checkpoint(folder.path("wmss.pt"), ranks.device, run.tokenizer)
-        answers = []
-        for problems, wrap, judge in sets:
-            share = problems[ranks.rank::ranks.world]
+            paths, weak, lam = [path, folder.path("wmss.pt")], model, cfg.lam
+            model, _ = load_checkpoint(paths[1], ranks.device, run.tokenizer)
+        how = dict(max_new_tokens=cfg.max_new_tokens, batch_size=cfg.eval_batch, lam=lam)
+        for questions in sets:
+            share = questions.problems[ranks.rank::ranks.world]
+            kept = scores.begin(name, paths, questions, share, **how)
             with ranks.autocast():
-                completed = eval_math.complete(model.eval(), run.enc, share, wrap=wrap, **how)
-            answers += ranks.gather(judge(completed))
+                rows = eval_math.complete(model.eval(), run.enc, share, wrap=questions.wrap,
+                                          weak=weak, answers=kept, **how)
+            answers += ranks.gather(rows)
         cost = {} if name in ("weak", "fused") else meta.get("spent") or meta
-        rows.append(dict(model=name, **eval_math.summary(answers), flops=cost.get("flops"),
-                         seconds=cost.get("seconds"), checkpoint=path,
-                         digest=folder.digest(path), split=split))
-        if ranks.rank == 0:
-            eval_math.write_rows(folder.path("answers", f"{name}.jsonl"), answers)
-    table = score_table(rows)
-    if ranks.rank == 0:
-        record = dict(rows=rows, lam=cfg.lam, commit=folder.commit, device=ranks.device_name,
-                      dtype=ranks.dtype_name, config=asdict(cfg))
-        write_text(folder.path("scores.json"), json.dumps(record, indent=1))
+        scores.add(answers, model=name, **eval_math.summary(answers), flops=cost.get("flops"),
+                   seconds=cost.get("seconds"), checkpoint=path)
+    scores.write()
     report(run)
-    folder.say(f"\n{table}\n\n{folder.path('report.html')} shows all of it")
-    errors = sum(r["errors"] for r in rows)
-    if errors:
-        raise ValueError(f"{errors} programs could not be judged (status error in "
-                         f"{folder.path('answers')}); they count neither way")
+    scores.close()
 
 
 def run_stages(run: Run):

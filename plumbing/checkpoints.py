@@ -14,6 +14,7 @@ from dataclasses import asdict, fields
 import torch
 
 from plumbing import hf, tokenizer
+from plumbing.bar import bar
 from plumbing.files import write_atomically
 
 FORMAT = "wmss-checkpoint-1"
@@ -153,7 +154,7 @@ class Checkpoint:
         if device == "meta":
             return self.model
         weights = {}
-        for name, stored in self.stored.items():
+        for name, stored in bar(self.stored.items(), "loading", "tensor"):
             w = weights[name] = stored.to(device=device, dtype=dtype)
             if not is_finite(w):
                 raise ValueError(f"checkpoint: {self.path}: {name} holds NaN or infinity, so its "

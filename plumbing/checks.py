@@ -1,6 +1,9 @@
 """What can be refused is refused here, before the run's folder is touched and any costly work."""
 
 import argparse
+import contextlib
+import dataclasses
+import json
 import math
 import os
 import re
@@ -8,15 +11,16 @@ import re
 import torch
 
 from model import GPTConfig, read_config
+from plumbing.benchmarks import CODE_SETS, parse_spec
 from plumbing.checkpoints import check_archive, is_finite
 from plumbing.cli import flag_of
 from plumbing.confine import UNABLE
 from plumbing.log_to import missing
 from plumbing.report import CODES
+from plumbing.scoring import asked
 from plumbing.tasks import task_of, tokenizer_of
 
 STAGES = ("base", "sft", "entropy", "wmss", "score")
-CODE_SETS = ("humaneval", "mbpp", "mbpp-test")          # their answers are programs that are run
 
 
 def check_flags(cfg, given):
@@ -30,6 +34,8 @@ def check_flags(cfg, given):
     text, stages = cfg.task == "text" or bool(cfg.data), cfg.stages.split(",")
     if text and "task" not in given:
         cfg.task = "text"
+    if cfg.task == "text":
+        fit_to_text(cfg, given)
     check(stages == [s for s in STAGES if s in stages],
           f"--stages: expected some of {','.join(STAGES)}, in this order, found {cfg.stages!r}")
     check(re.fullmatch(r"[\w.-]*\w[\w.-]*", cfg.name),
@@ -56,19 +62,18 @@ def check_flags(cfg, given):
           "the hub, or a checkpoint")
     check(cfg.score_data or cfg.val_data or cfg.val_share or cfg.task != "text"
           or "score" not in stages,
-          "--score-data: say what to score on (gsm8k, svamp=FILE, mbpp, ...), or leave the stage "
+          "--score-data: say what to score on (gsm8k, mine=FILE, mbpp, ...), or leave the stage "
           "score out with --stages base,sft,entropy,wmss; with --val-share 0.02 it is a table "
           "of losses")
     check(not cfg.val_data or cfg.task == "text" and not cfg.val_share,
           "--val-data is text that is held out, in place of --val-share; a built-in task has "
           "--val-share alone")
     check(not missing(cfg.log_to), missing(cfg.log_to))
-    sets = [spec.partition("=")[0].replace("mbpp-test", "mbpp") for spec in cfg.score_data]
+    sets = [parse_spec(spec)[0].replace("mbpp-test", "mbpp") for spec in cfg.score_data]
     check(len(sets) == len(set(sets)),
           "--score-data: expected each set once (mbpp-test is a part of mbpp), found "
           f"{' '.join(cfg.score_data)}")
-    runs_code = cfg.task == "toy-code" or any(spec.partition("=")[0] in CODE_SETS
-                                              for spec in cfg.score_data)
+    runs_code = cfg.task == "toy-code" or set(sets) & set(CODE_SETS)
     check(not runs_code or "score" not in stages or cfg.allow_code_execution,
           "scoring runs programs that a model wrote (confined, see eval_code.py); pass "
           "--allow-code-execution if that is what you want, or leave the stage score out")
@@ -79,6 +84,22 @@ def check_flags(cfg, given):
         check(not path or os.path.exists(path) or on_the_hub,
               f"{flag_of(name)}: there is no checkpoint or folder at {path}")
     return problems
+
+
+def fit_to_text(cfg, given):
+    """Give fields that no flag sets the defaults for text in place of the toy's: arg(..., text=).
+
+    A run that is resumed keeps the values that it was started with.
+    """
+    saved = {}
+    if cfg.resume:
+        with contextlib.suppress(OSError, ValueError):      # Folder.open will say what is wrong
+            with open(os.path.join("out", cfg.name, "config.json")) as f:
+                saved = json.load(f)
+    for field in dataclasses.fields(cfg):
+        default = field.metadata.get("text")
+        if default is not None and field.name not in given:
+            setattr(cfg, field.name, saved.get(field.name, default))
 
 
 def check_inputs(run, needs_gaps, sets_to_score):
@@ -158,8 +179,9 @@ def _check_checkpoint(run, name, path):
 def _check_room(run, sets, room):
     """Do the longest prompt and the answer fit into the model's positions?"""
     texts = []
-    for problems, wrap, _ in sets:
-        texts += [wrap(p.prompt) if wrap else p.prompt for p in problems]
+    for questions in sets:
+        wrap = questions.wrap
+        texts += [wrap(asked(p)) if wrap else p.prompt for p in questions.problems]
     encoded = run.enc.encode_batch(texts, allowed_special="all", num_threads=1)
     longest = max(map(len, encoded))
     if longest + run.cfg.max_new_tokens > room:

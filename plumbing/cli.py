@@ -25,15 +25,16 @@ PRESETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "presets")
 
 
 def arg(default, help="", *, low=None, high=None, above=None, choices=None, group=None,
-        bare=None):
+        bare=None, text=None):
     """A dataclass field that carries what its flag needs.
 
     help: one line for -h. low, high: smallest and largest value; above: it must be larger.
     choices: the words that are allowed. group: the heading in -h from this field on.
-    bare: the value of the flag alone, with no word behind it.
+    bare: the value of the flag alone, with no word behind it. text: the default of models of text,
+    where the built-in tasks have another.
     """
     about = dict(help=help, low=low, high=high, above=above, choices=choices, group=group,
-                 bare=bare)
+                 bare=bare, text=text)
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=about)
     return dataclasses.field(default=default, metadata=about)
@@ -121,6 +122,8 @@ class Flag:
         text = self.about.get("help") or "a field of your own"
         if default not in (None, "", []) and default is not False:
             shown = " ".join(map(str, default)) if isinstance(default, list) else default
+            if self.about.get("text") is not None:
+                shown = f"{shown}, of text {self.about['text']}"
             text += f" (default {shown})"
         how = dict(dest=dest, default=argparse.SUPPRESS)
         if self.is_switch:
@@ -167,7 +170,7 @@ def parse(cls, argv=None, *, description="", check=None):
             problems.append(str(e))
     cfg = cls(**values | given)
     if check is not None:
-        problems += check(cfg, set(given))
+        problems += check(cfg, set(given) | set(values))
     if problems:
         raise ValueError("\n  ".join(["these flags cannot be used:", *problems]) +
                          "\n-h explains every flag; nothing was written")

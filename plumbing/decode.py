@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from plumbing.bar import tick
 from plumbing.devices import exact
 from plumbing.loss import tiles
 
@@ -67,6 +68,7 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=
                 done[row] = ends is not None and ends(out[row])
             if not done[row]:
                 alive.append(i)
+        tick(len(prompts) - len(alive) * (1 - (t + 1) / max_new_tokens))
         if t == max_new_tokens - 1 or not alive:
             break
         if len(alive) <= 0.75 * len(token):

@@ -1,7 +1,7 @@
-r"""Where a final answer stands in a completion: the searches that eval_math.extract_answer calls.
+r"""Where a final answer stands in a completion: find_answer, and the searches that it calls.
 
-Each takes the end of a completion, without a finished thought, and returns the answer as it is
-written there, or None. Every pattern is linear: a completion may be anything.
+Each of these takes the end of a completion, without a finished thought, and returns the answer as
+it is written there, or None. Every pattern is linear: a completion may be anything.
 """
 
 import re
@@ -9,6 +9,7 @@ import re
 from plumbing.latex import MAX_CHARS, is_equal
 from plumbing.notation import SCALE, normalise
 
+TAIL = 50_000  # characters: an answer stands at the end, and 8,192 tokens are about 30,000
 SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$([^$\n]+)\$", re.S)
 PROSE = re.compile(r"\\[A-Za-z]+\s*(?:\{[A-Za-z .,]*\})?|([A-Za-z]{3,})")
 FILLER = (r"(?:(?:therefore|thus|then|simply|just|indeed|exactly|equal to|given by|clearly"
@@ -50,6 +51,42 @@ MARKS = str.maketrans({**FULL_WIDTH, "，": ", ", "。": ". ", "：": ": ", "；
                        "！": "! ", "？": "? ", "\u3000": " ", **dict.fromkeys("「」『』“”")})
 
 
+def find_answer(text):
+    """(answer, name of its source). The best source that a completion has wins, not the last."""
+    text = to_ascii_marks(text.rpartition("</think>")[2][-TAIL:])
+    text = re.sub(r"\\boxed\s*\{\s*\}", "", text)      # an empty box echoes the instructions
+    in_box, text = boxed(text)                         # text: up to a box that is never closed
+    if in_box and in_box.strip():
+        return in_box.strip(), "boxed"                 # the last closed \boxed{...}
+    sources = [("answer_tag", answer_tag),             # <answer>...</answer>
+               ("hash", after_hashes),                 # #### ...
+               ("phrase", phrase),                     # the answer is ...
+               ("number", number)]                     # the last number
+    if "<think>" in text:
+        sources.pop()                                  # a number in an unfinished thought is none
+    for name, source in sources:
+        answer = source(text)
+        if answer and answer.strip():
+            return answer.strip(), name
+    return None, "none"
+
+
+def plain(text):
+    """What exact match compares: what follows the last "####", else the last "answer is", up to the
+    end of its line, else the whole text. Thoughts, white space and a full stop at the end go.
+
+    >>> plain("Let me see. The answer is: New  York.")
+    'New York'
+    """
+    text = text.rpartition("</think>")[2]
+    for mark in ("####", "answer is"):
+        _, found, rest = text.rpartition(mark)
+        if found:
+            text = rest.lstrip(": \n").partition("\n")[0]
+            break
+    return " ".join(text.split()).removesuffix(".").rstrip()
+
+
 def to_ascii_marks(text):
     """
     >>> to_ascii_marks("答案：４２。")
@@ -83,11 +120,14 @@ def boxed(text):
 
 
 def answer_tag(text):
+    inside = tagged(text)
+    return inside and (phrase(inside) or spoken(inside))
+
+
+def tagged(text):
     end = max(text.rfind("</answer>"), 0)
-    if "<answer>" not in text[:end]:
-        return None
-    inside = text[text.rfind("<answer>", 0, end) + 8:end]
-    return phrase(inside) or spoken(inside)
+    start = text.rfind("<answer>", 0, end)
+    return None if start < 0 else text[start + 8:end]
 
 
 def after_hashes(text):
@@ -196,8 +236,10 @@ def bare_word(word):
 
 
 # ----------------------------------------------------------------------------------------------
-# multiple choice (AQuA)
+# multiple choice
 
+LETTERS = tuple("ABCDE")
+LISTED = "Answer Choices:"      # in front of options that stand on a line each
 OPTION = re.compile(r"(?:(?<=[\s:])|^)\(?([A-E])\s?[).:](?:\s*\(?\1\s?\))?\s*")
 LETTER = re.compile(r"\W*(?:text\w*\W*)?(?:(?:option|choice)\W*)?(?:text\w*\W*)?([A-E])"
                     r"(?:\W*|\s?[).:]\W*?\s*(\S.*))", re.I | re.S)
@@ -212,7 +254,11 @@ DENIED = re.compile(r"(?:not|n['’]t|never|neither|nor|不)\W*(?:\w+\W+){0,2}$"
 
 
 def options(question):
-    """{"A": "18", "B": "20"} of "... Answer Choices: (A) 18 (B) 20": the last run of letters."""
+    """{"A": "18", "B": "20"} of "... Answer Choices: (A) 18 (B) 20": the last run of letters, or
+    the lines behind LISTED."""
+    lines = question.rpartition(LISTED + "\n")[2].split("\n")
+    if all(re.match(r"\([A-E]\) ", line) for line in lines):
+        return {line[1]: line[4:][:MAX_CHARS] for line in lines}
     run = []
     for m in OPTION.finditer(question):
         if m[1] == "A":
@@ -258,6 +304,8 @@ def choose(text, answer, source, gold, question):
     counts; if both are, either one is right.
     """
     values = options(question)
+    if LISTED + "\n" in question:
+        return choose_listed(text, values)
     letter = letter_of(answer, values)
     if letter:
         return letter, source
@@ -271,3 +319,48 @@ def choose(text, answer, source, gold, question):
     chosen = [key for key, value in values.items() if normalise(value) == spelled]
     chosen = chosen or [key for key, value in values.items() if is_equal(answer, value)] or [answer]
     return (gold if gold in chosen else chosen[0]), source
+
+
+# "(B)", "Option B: its text", "B, since ..."
+OPENING = re.compile(r"[\W_]*(?:(?:the|option|choice|answer|text\w*)[\W_]+)*([A-E])(?![\w'’])"
+                     r"([^\w\s]*)[\W_]*(.*)", re.I)
+
+
+def choose_listed(text, values):
+    """(letter, source) where the options are sentences, which may hold numbers, letters and full
+    stops: what is marked as the answer, else the last statement of a choice, else the one option
+    that lines of the text consist of."""
+    text = to_ascii_marks(text.rpartition("</think>")[2]).strip()
+    in_box, text = boxed(text)
+    said = last(PHRASE, text)
+    marked = [("boxed", in_box), ("answer_tag", tagged(text)),
+              ("hash", text.rpartition("####")[2] if "####" in text else None),
+              ("phrase", text[said.end():] if said else None)]
+    for source, words in marked:
+        letter = option_of(words, values) if words else None
+        if letter:
+            return letter, source
+    letter = None if LETTER.fullmatch(text) else chosen_letter(text)
+    if not letter and "<think>" not in text:
+        letters = {option_of(line, values, whole=True) for line in text.split("\n")} - {None}
+        letter = letters.pop() if len(letters) == 1 else None
+    return letter, "letter" if letter else "none"
+
+
+def option_of(words, values, whole=False):
+    """The letter that words open with, with or without its option's text; or whose text they are.
+    whole: nothing else may follow."""
+    words = " ".join(words[:2000].split())
+    for key, value in values.items():
+        if words.rstrip(".").endswith(value.rstrip(".")) and len(words) - len(value) < 3:
+            return key
+    opened = OPENING.match(words)
+    if not opened:
+        return None
+    letter, mark, rest = opened[1].upper(), opened[2], opened[3]
+    fits = [key for key, value in values.items()
+            if rest and (value.startswith(rest[:80]) or rest.startswith(value[:80]))]
+    ends = mark or re.match(r"(?:because|since)\b", rest)
+    if letter in fits or not rest or (ends and not fits and not whole):
+        return letter if letter in values else None
+    return None

@@ -1,10 +1,14 @@
 """Files that are written whole or not at all, rows of JSON, and the commit of this checkout."""
 
+import csv
 import gzip
+import hashlib
 import json
 import os
 import subprocess
 import zlib
+
+from plumbing.bar import tick
 
 MOST = 1 << 28          # bytes of a JSON file: 25 times the largest tokenizer.json that is known
 
@@ -102,7 +106,8 @@ def read_rows(path):
         except ValueError as e:
             raise ValueError(f"{path}: expected a JSON array, found {e}; mend it, or write one "
                              "object a line") from None
-    for i, row in lines:
+    for done, (i, row) in enumerate(lines):
+        tick(done / len(lines))
         wrong = ""
         try:
             row = parse_json(row) if isinstance(row, str) else row
@@ -112,6 +117,31 @@ def read_rows(path):
             raise ValueError(f"{path}:{i}: expected one JSON object, found {str(row)[:60]!r}"
                              f"{wrong}; mend or remove that line")
         yield f"{path}:{i}", row
+
+
+def read_csv(path):
+    """Yield ("file:line", row) of a .csv file, whose first line names the columns."""
+    with open(path, encoding="utf-8-sig", newline="") as f:
+        try:
+            reader = csv.DictReader(f, strict=True)
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"{len(reader.fieldnames)} columns as in its first line")
+                yield f"{path}:{reader.line_num}", row
+        except (ValueError, csv.Error) as e:
+            raise ValueError(f"{path}:{reader.line_num}: expected {e}") from None
+
+
+def code_digest():
+    """SHA-256 of this program's own code."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    total = hashlib.sha256()
+    for folder in (os.path.dirname(here), here):
+        for name in sorted(os.listdir(folder)):
+            if name.endswith(".py"):
+                with open(os.path.join(folder, name), "rb") as f:
+                    total.update(f.read())
+    return total.hexdigest()
 
 
 def commit():

@@ -30,13 +30,16 @@ MOST_TEXT = 500_000     # characters of the answers to browse
 
 
 def score_table(rows):
-    """The rows of scores.json as text.
+    """The rows of scores.json as text, shares in %: right answers, and those that were cut off at
+    max_new_tokens or give no answer.
 
     FLOPs and seconds are those of the training of a row after the checkpoint that it starts from.
     """
     families = list(rows[0]["families"])
     head = f"{'model':14s}" + "".join(f"{family:>8s}" for family in families)
-    lines = [head + f"{'all':>8s}   {'95 % interval':14s}{'TFLOPs':>8s}{'seconds':>9s}"]
+    head += f"{'all':>8s}   {'95 % interval':14s}{'TFLOPs':>8s}{'seconds':>9s}"
+    shares_of = [key for key in ("truncated", "no_answer") if key in rows[0]]
+    lines = [head + "".join(f"{key.replace('_', ' '):>11s}" for key in shares_of)]
     for r in rows:
         spent = f"{'-':>8s}{'-':>9s}"
         if r["flops"] is not None:
@@ -44,7 +47,8 @@ def score_table(rows):
         name = "wmss (strong)" if r["model"] == "wmss" else r["model"]
         shares = "".join(f"{100 * r['families'][family]:8.1f}" for family in families)
         interval = f"{100 * r['low']:5.2f} - {100 * r['high']:5.2f}"
-        lines.append(f"{name:14s}{shares}{100 * r['accuracy']:8.2f}   {interval} {spent}")
+        odd = "".join(f"{100 * r[key]:11.1f}" for key in shares_of)
+        lines.append(f"{name:14s}{shares}{100 * r['accuracy']:8.2f}   {interval} {spent}{odd}")
     return "\n".join(lines)
 
 

@@ -37,8 +37,9 @@ from plumbing.tokenizer import fingerprint
 
 # may differ when a run is resumed: they change no weight, or only what is added to the run
 FREE_ON_RESUME = {"stages", "arm", "resume", "overwrite", "threads", "save_every", "log_every",
-                  "save_minutes", "preset", "score_n", "score_split", "system", "eval_batch",
-                  "max_new_tokens", "allow_code_execution", "parallel", "device", "log_to"}
+                  "save_minutes", "preset", "score_n", "score_split", "score_data", "any_count",
+                  "system", "eval_batch", "max_new_tokens", "allow_code_execution", "parallel",
+                  "device", "log_to"}
 SHARED_SECONDS = 60     # how long another node may take to see what rank 0 has written
 
 

@@ -7,23 +7,46 @@ import math
 import os
 import re
 
-from plumbing.benchmarks import SOURCES
+from plumbing.benchmarks import GRADERS, SOURCES, parse_spec
+from plumbing.code_benchmarks import EXPECTED
 from plumbing.files import read_rows
+
+SAMPLES = (".jsonl", ".jsonl.gz")       # what eval_code.py takes for answers, not for a model
+CONSENT = ("this runs code that a model wrote; pass --allow-code-execution if that is what you "
+           "want")
+# The paper's system prompt and lengths, as in its public repository (utils/prompts.py; the curly
+# apostrophe is theirs too).
+PAPER_SYSTEM = (
+    "You are a helpful assistant. To answer the user’s question, you first think about the "
+    "reasoning process and then provide the user with the answer. The reasoning process and answer "
+    "are enclosed within <think> and <answer> tags, respectively, i.e., <think> reasoning process "
+    "here </think> <answer> answer here </answer>.")
+PAPER_TOKENS = {"aime25": 8192, "amc23": 8192}      # new tokens; 4,096 for the other sets
+
+
+def asked(problem):
+    """What a problem asks: one question, or the conversation so far as a list of messages."""
+    return getattr(problem, "messages", ()) or problem.prompt
 
 
 def chat(enc, system=None, raw=False):
     """wrap(question) -> the prompt that the model reads, by the template that training used: the
     tokenizer's own, else a plain one.
 
-    raw: where the tokenizer has no template the text stands as it is (a function to complete),
-    behind the token that opens every text.
+    question: a text, or messages, whose own system prompt takes the place of `system`. raw: where
+    the tokenizer has no template the text stands as it is (a function to complete), behind the
+    token that opens every text.
     """
     from plumbing.chat import render
     template = "none" if raw and not enc.chat_template else "auto"
     first = [{"role": "system", "content": system}] if system else []
 
     def wrap(question):
-        messages = [*first, {"role": "user", "content": question}]
+        messages = [{"role": "user", "content": question}]
+        if not isinstance(question, str):
+            messages = question
+        if messages[0]["role"] != "system":
+            messages = [*first, *messages]
         return render(messages, enc, template, add_generation_prompt=True)
     return wrap
 
@@ -45,6 +68,26 @@ def load_model(path, device="cpu"):
         raise ValueError(f"{path}: {e}") from None
     model, meta = load_checkpoint(path, device, fingerprint(enc))
     return model.eval(), enc, task_of(meta)
+
+
+def batches(slots, most):
+    """Rows in batches of up to `most`, as lists of their numbers. slots: positions that each takes
+    in the cache, whose longest row sets the memory of all: rows of similar length share a batch."""
+    found = []
+    for i in sorted(range(len(slots)), key=slots.__getitem__):
+        last = found[-1] if found else []
+        if not last or len(last) == most or slots[i] > 2 * slots[last[0]]:
+            found.append([])
+        found[-1].append(i)
+    return found
+
+
+def read_by(problems, wrap):
+    """Digests of what is asked, and of what the model reads of it (template and date included) and
+    is tested by."""
+    texts = [(wrap(asked(p)) if wrap else p.prompt, p.test) for p in problems]
+    read = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    return dict(data=digest(problems), read=read)
 
 
 def official_grader():
@@ -75,6 +118,8 @@ def sampling_flags(cli, task):
     """Add the flags that eval_math and eval_code share to an argparse parser."""
     add = cli.add_argument
     add("--split", choices=("test", "val"), default="test", help=f"of {task}")
+    add("--any-count", action="store_true",
+        help="accept a benchmark of another size than published")
     add("--limit", type=int, help="only the first problems of each set")
     add("--n", type=int, default=1, help="samples per problem")
     add("--temperature", type=float, default=0.0, help="0 is greedy")
@@ -116,8 +161,10 @@ def math_flags(description, argv=None):
     add("--compare", nargs=2, metavar=("A", "B"),
         help="two row files (.jsonl) of earlier runs; nothing is generated")
     add("--data", nargs="+", default=["toy-math"],
-        help=f"toy-math, {', '.join(SOURCES)}: from the hub, or NAME=PATH")
-    add("--any-count", action="store_true", help="accept a set of another size than published")
+        help=f"toy-math, {', '.join(SOURCES)}: from the hub, or NAME=PATH; a file of your own: "
+        f"NAME=PATH or NAME:GRADER=PATH, GRADER one of {', '.join(GRADERS)}")
+    add("--prompt-column", default="", help="of a file of your own: the question's column")
+    add("--completion-column", default="", help="the gold answer's column")
     add("--protocol", choices=("plain", "paper"), default="plain",
         help="paper: greedy, its system prompt, thinking on, 4,096 new tokens, 8,192 for aime25 "
         "and amc23")
@@ -131,12 +178,52 @@ def math_flags(description, argv=None):
     wrong += wrong_flags(a)
     if a.protocol == "paper" and (a.temperature or a.max_new_tokens):
         wrong.append("--protocol paper is greedy with its own lengths; leave those flags out")
-    names = [spec.partition("=")[0] for spec in a.data]
+    if (a.prompt_column == "") != (a.completion_column == ""):
+        wrong.append("--prompt-column and --completion-column: expected both or neither")
+    names = [parse_spec(spec)[0] for spec in a.data]
     if len(set(names)) < len(names):
         wrong.append(f"--data: expected each set once, found {', '.join(names)}")
     if wrong:
         raise ValueError("\n  ".join(["these flags cannot be used:", *wrong]))
     return a
+
+
+def code_flags(description, argv=None):
+    """The command line of eval_code, checked; ValueError names all that is wrong at once."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", metavar="source", help="checkpoint (.pt file, Hugging Face "
+                        "folder or hub name), or samples: .jsonl(.gz) of {task_id, completion}")
+    parser.add_argument("--data", default="toy-code", help="toy-code (default); "
+                        f"{', '.join(EXPECTED)}, with or without =FILE")
+    parser.add_argument("--allow-code-execution", action="store_true",
+                        help="run the code; nothing happens without it")
+    parser.add_argument("--workers", type=int, help="programs at a time, default: cores / 2")
+    parser.add_argument("--timeout", type=float, default=3.0, help="seconds of work and sleep a "
+                        "program (3), or twice what the problem's own solution takes if more")
+    sampling_flags(parser, "toy-code")
+    args = parser.parse_args(argv)
+    if not args.allow_code_execution:
+        raise ValueError(CONSENT)                      # before any costly work
+    is_model = not args.checkpoint.endswith(SAMPLES)
+    wrong = wrong_flags(args) if is_model else []
+    if not is_model and args.limit is not None and args.limit < 1:
+        wrong.append("--limit: expected 1 or more")
+    if args.timeout <= 0 or args.workers is not None and args.workers < 1:
+        wrong.append("--timeout and --workers: expected more than 0")
+    if wrong:
+        raise ValueError("\n  ".join(wrong))
+    return args
+
+
+def sha_of(*files):
+    """{file: SHA-256} of those that are files here: no folder of a model, no name on the hub."""
+    found = {}
+    for file in files:
+        if os.path.isfile(file):
+            with open(file, "rb") as f:
+                found[file] = hashlib.file_digest(f, "sha256").hexdigest()
+    return found
 
 
 def check_task(a, task):

@@ -23,9 +23,10 @@ import torch
 import data
 from data import Sample
 from plumbing import chat, files, tokenizer
+from plumbing.bar import bar
 from plumbing.chat import TEMPLATES, bos_token, compiled, pieces, template_source, with_template
 from plumbing.cli import program
-from plumbing.files import read_rows, write_atomically
+from plumbing.files import read_csv, read_rows, write_atomically
 from plumbing.hf import why
 from plumbing.tokenizer import Tokenizer, fingerprint, load_tokenizer, toy_encoding
 
@@ -170,7 +171,8 @@ def _read(paths):
     """Yields ("file:line", row) of files."""
     for path in paths:
         is_table = path.endswith(".parquet")
-        yield from _numbered(path, _parquet_rows(path)) if is_table else read_rows(path)
+        read = read_csv if path.endswith(".csv") else read_rows
+        yield from _numbered(path, _parquet_rows(path)) if is_table else read(path)
 
 
 def _open(spec, path, config, split):
@@ -219,6 +221,27 @@ def _source(spec):
         found = "" if os.path.exists(path) else "no such file or folder here, nor from the hub: "
         raise ValueError(f"--data {spec}: {found}{why(e)}; pass a file, FOLDER[@SPLIT], or "
                          "OWNER/NAME[:CONFIG][@SPLIT]") from None
+
+
+def conversations(path: str, columns: tuple[str, str] = ("", "")):
+    """Yield ("file:line", row, messages) of a file's rows, for scoring: the last turn is the gold
+    answer, and may be a number. columns: of question and answer, where they have names of their
+    own; a file without them is read as any other.
+
+    ValueError, with file and line, where no assistant's turn is the last.
+    """
+    nothing = re.compile("(?!)")
+    for where, row in _read([path]):
+        try:
+            texts = {k: str(v) if type(v) in (int, float) else v for k, v in row.items()}
+            named = columns if columns[1] in row else ("", "")
+            messages, _ = _conversation(texts, named, nothing)
+            if messages[-1]["role"] != "assistant":
+                raise ValueError("expected the assistant's turn, the gold answer, at the end, "
+                                 f"found one of the {messages[-1]['role']}")
+        except ValueError as e:
+            raise ValueError(f"{where}: {e}") from None
+        yield where, row, messages
 
 
 # --------------------------------------------------------------------------------------------------
@@ -350,7 +373,8 @@ def _tokenise(specs, sources, reader, max_len, long):
     tokens, loss = array.array("i"), bytearray()
     lengths, families, places, report, too_long, all_rows = [], [], [], [], [], 0
     with ThreadPoolExecutor(min(8, os.cpu_count())) as pool:
-        for spec, (name, _, rows) in zip(specs, sources, strict=True):
+        named = list(zip(specs, sources, strict=True))
+        for spec, (name, _, rows) in bar(named, "tokenising", "source"):
             n_rows = dropped = truncated = 0
             tokens_before, samples_before, stream = len(tokens), len(lengths), rows()
             reader.beside, reader.unread = {}, {}

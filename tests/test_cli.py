@@ -187,7 +187,9 @@ def test_help_shows_every_flag_with_its_line_and_default(capsys):
         default = getattr(Config(), f.name)
         if isinstance(default, (int, float)) and not isinstance(default, bool):
             after = flat.partition(f" {flag_of(f.name)} ")[2]
-            assert f"(default {default})" in after, f.name
+            text = f.metadata.get("text")
+            words = f"{default}" if text is None else f"{default}, of text {text}"
+            assert f"(default {words})" in after, f.name
     assert "weight of the strong logits in the mix (eq. 5) (default 0.5)" in flat
     assert "--no-compile" in page
 

@@ -134,6 +134,9 @@ def test_score_table_has_each_number_where_it_belongs():
     assert wmss.split() == ["wmss", "(strong)", "50.0", "25.0", "37.50", "20.00", "-", "60.00",
                             "2.500", "61.2"]
     assert fused.split()[-2:] == ["-", "-"] and len(head) == len(wmss) == len(fused)
+    head, wmss = score_table([dict(row, truncated=0.125, no_answer=0.5)]).splitlines()
+    assert head.endswith("truncated  no answer") and wmss.split()[-2:] == ["12.5", "50.0"]
+    assert len(head) == len(wmss)
 
 
 def tokens_of(page):

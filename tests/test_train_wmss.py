@@ -473,8 +473,8 @@ def test_weak_snapshot_is_the_model_that_is_mixed_in(run, trained):
 
 
 @pytest.mark.parametrize("module", (
-    "data", "entropy", "eval_math", "plumbing.cli", "plumbing.controls", "plumbing.loss",
-    "plumbing.tokenizer"))
+    "data", "entropy", "eval_math", "plumbing.benchmarks", "plumbing.cli", "plumbing.controls",
+    "plumbing.extract", "plumbing.loss", "plumbing.tokenizer"))
 def test_worked_examples_in_docstrings_are_true(module):
     """Bug: an example that nobody has run."""
     import doctest
