@@ -52,8 +52,11 @@ def template_source(template: str, enc: Tokenizer) -> str:
         return source.replace("BOS", bos).replace("EOS", enc.decode([enc.end_id]))
     try:
         with open(template, encoding="utf-8") as f:
-            return f.read()
-    except (OSError, UnicodeDecodeError) as e:
+            source = f.read()
+        if "{{" not in source and "{%" not in source:
+            raise ValueError("a file without any Jinja")
+        return source
+    except (OSError, ValueError) as e:
         raise ValueError(f"--template {template}: expected auto, {', '.join(TEMPLATES)} or a "
                          f".jinja file, found {getattr(e, 'strerror', None) or e}") from None
 

@@ -54,8 +54,9 @@ def load_problems(spec: str, limit: int | None = None, split: str = "test",
         try:
             problem = problem_of(row, name)
         except (KeyError, TypeError, ValueError, IndexError) as e:
-            raise ValueError(f"{where}: expected a row of {name} as published, found none "
-                             f"({type(e).__name__}: {e})") from None
+            what = f"it lacks {e}" if isinstance(e, KeyError) else str(e)
+            raise ValueError(f"{where}: expected a row of {name} as published, found another "
+                             f"({what})") from None
         if problem.id in problems:
             raise ValueError(f"{where}: expected each task once, found {problem.id} again")
         if name != "mbpp-test" or 11 <= row["task_id"] <= 510:
@@ -81,6 +82,8 @@ def read_samples(path: str, problems: list, skip=()) -> list[dict]:
         rows.append(dict(id=id, family=known[id].family, sample=count[id], gold=known[id].answer,
                          completion=completion, truncated=False))
         count[id] += 1
+    if not rows:
+        raise ValueError(f"{path}: expected rows of task_id and completion, found none")
     few, many = min(count, key=count.get), max(count, key=count.get)
     if not 0 < count[few] == count[many]:
         raise ValueError(f"{path}: expected equally many samples of all {len(known)} problems, "

@@ -130,6 +130,7 @@ def open_folder(path):
 
     meta: tokenizer_files (name -> text) and config (the flags of the run that made it: {}).
     """
+    _check_is_model(path)
     try:
         config = config_from_hf(_read_json(path, "config.json"))
         weight_files = _weight_files(path)
@@ -148,13 +149,18 @@ def open_folder(path):
     return config, stored, dict(tokenizer_files=files, config={})
 
 
+def _check_is_model(path):
+    names = sorted(os.listdir(path))
+    ours = [f for f in names if f.endswith(".pt") and not f.startswith(("resume-", "gaps"))]
+    if ours and not {WEIGHTS, INDEX} & set(names):
+        raise ValueError("the folder is that of a run, no Hugging Face model; pass one of the "
+                         f"checkpoints in it ({', '.join(ours[:5])})")
+    if "config.json" not in names:
+        raise ValueError("the folder has no config.json, so it is no Hugging Face model; pass the "
+                         "folder that holds config.json, the tokenizer and the weights")
+
+
 def _read_json(folder, name):
-    if name == "config.json" and not os.path.isfile(os.path.join(folder, name)):
-        ours = sorted(f for f in os.listdir(folder) if f.endswith(".pt"))
-        way = "pass the folder that holds config.json, the tokenizer and the weights"
-        if ours:
-            way = f"pass one of the checkpoints in it ({', '.join(ours[:5])})"
-        raise ValueError(f"the folder has no config.json, so it is no Hugging Face model; {way}")
     try:
         content = parse_json(read_text(os.path.join(folder, name)))
     except (OSError, ValueError) as e:

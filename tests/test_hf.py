@@ -389,5 +389,6 @@ def test_a_folder_of_a_run_names_the_checkpoints_in_it(tmp_path):
     run.mkdir()
     for name in ("sft.pt", "wmss.pt"):
         (run / name).write_bytes(b"")
+    (run / "config.json").write_text('{"name": "toy"}')
     with pytest.raises(ValueError, match="pass one of the checkpoints in it .sft.pt, wmss.pt."):
         read_config(run)
