@@ -10,7 +10,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from plumbing.files import parse_json, read_text
-from plumbing.tokenizer import TOKENIZER_FILES
+from plumbing.tokenizer import folder_files
 
 # field of GPTConfig -> key in config.json
 KEYS = dict(vocab_size="vocab_size", dim="hidden_size", n_layers="num_hidden_layers",
@@ -49,6 +49,10 @@ def config_from_hf(c):
         raise ValueError(f"model_type {kind!r} is not one that we have "
                          f"({', '.join(FAMILIES)}){why}")
     rope = c.get("rope_scaling") or c.get("rope_parameters") or {}    # transformers 4 and 5
+    nested = [layers for layers in rope if isinstance(rope[layers], dict)]
+    if nested:
+        raise ValueError(f"config.json has RoPE parameters for {', '.join(nested)} apart; here all "
+                         "layers have the same: put them into rope_parameters itself")
     c = {**ABSENT, **ABSENT_IN[kind], "rope_type": rope.get("type", "default"), **c, **rope}
     if kind == "qwen2":
         c["attention_bias"] = False           # the type alone says it: on q, k and v, not on o_proj
@@ -144,9 +148,9 @@ def open_folder(path):
                 raise ValueError(f"{key} is there twice, the second time in {name}")
             if not ours.endswith("rotary_emb.inv_freq"):   # in old exports; we compute it ourselves
                 stored[ours] = tensor
-    there = [name for name in TOKENIZER_FILES if os.path.isfile(os.path.join(path, name))]
-    files = {name: read_text(os.path.join(path, name)) for name in there}
-    return config, stored, dict(tokenizer_files=files, config={})
+    if config["tie_embeddings"] and "lm_head.weight" in stored:        # either may be left out
+        stored.setdefault("embed_tokens.weight", stored["lm_head.weight"])
+    return config, stored, dict(tokenizer_files=folder_files(path), config={})
 
 
 def _check_is_model(path):

@@ -67,7 +67,7 @@ class Tokenizer(tiktoken.Encoding):
         """Can tiktoken take the text as it is?"""
         if len(text) >= self.LONG or not self._known:
             return False
-        if self.nfc and not unicodedata.is_normalized("NFC", text):
+        if self.nfc and _nfc(text) != text:
             return False
         raw = text.encode("utf-8", "replace")
         return len(raw) == len(raw.translate(None, self._lacking))
@@ -78,7 +78,7 @@ class Tokenizer(tiktoken.Encoding):
         # half surrogate pairs become U+FFFD, as in tiktoken
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if self.nfc:
-            text = unicodedata.normalize("NFC", text)
+            text = _nfc(text)
         # `tokenizers` splits the whole text first and drops bytes then. So the neighbours of a
         # dropped byte may merge inside of a piece, but not across pieces.
         ids = []
@@ -121,6 +121,25 @@ class Tokenizer(tiktoken.Encoding):
         return np.array(self.encode(text, **special), np.uint32)
 
 
+# `tokenizers` normalises by Unicode 9. These spans hold letters that later versions let combine,
+# and none that Unicode 9 does: each is a border there, what stands between is normalised alone.
+LATER = regex.compile(
+    "([\u05c8-\u05cf\u07f4-\u0815\u085c-\u08d3\u09e0-\u0a15\u0bd8-\u0c45\u0cd7-\u0d3d"
+    "\u0eba-\u0ec7\u1715-\u1733\u1abe-\u1b04\u1df6-\u1dfa\ua807-\ua8c3\U0001037b-\U00010a0c"
+    "\U00010ae7-\U00011045\U00011047-\U0001107e\U000112eb-\U0001133b\U00011375-\U00011441"
+    "\U00011447-\U000114af\U0001172c-\U00011c3e\U00011c40-\U00016aef\U00016b37-\U0001bc9d"
+    "\U0001bc9f-\U0001d156\U0001d245-\U0001dfff\U0001e02b-\U0001e8cf]+)")
+
+
+def _nfc(text):
+    """Text in NFC, as `tokenizers` makes it, whatever the version of Python's Unicode tables."""
+    if text.isascii():
+        return text
+    parts = LATER.split(text)           # each second one is a span
+    parts[::2] = [unicodedata.normalize("NFC", part) for part in parts[::2]]
+    return "".join(parts)
+
+
 def toy_encoding() -> Tokenizer:
     """Newline and printable ASCII, one token a character, and <|end|>.
 
@@ -149,8 +168,9 @@ def fingerprint(enc: tiktoken.Encoding) -> str:
 
 # What a Hugging Face folder says about its tokenizer. generation_config.json belongs to the model,
 # but names what ends a text.
+GENERATION = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-                   "generation_config.json", "chat_template.jinja", SETTINGS)
+                   GENERATION, "chat_template.jinja", SETTINGS)
 # what its model may be
 MODEL = {"type": ("BPE",), "dropout": (None, 0.0), "continuing_subword_prefix": (None, ""),
          "end_of_word_suffix": (None, ""), "byte_fallback": (None, False)}
@@ -234,9 +254,11 @@ def _from_files(files):
            f"normalizer {' + '.join(normalizers)}; only NFC is known")
     pattern = _pattern(_steps(spec, "pre_tokenizer", "pretokenizers"))
     bos = _begins_with(_steps(spec, "post_processor", "processors"))
-    added = _added_tokens(spec.get("added_tokens") or [], model["vocab"], bool(normalizers))
+    special = _special_tokens(config, _json(files, "special_tokens_map.json"))
+    tokens = _listed(spec.get("added_tokens") or [], config, special, model["vocab"])
+    added = _added_tokens(tokens, model["vocab"], bool(normalizers))
     ranks = _ranks(model, added)
-    end, stops, bos = _ends(files, config, added, bos)
+    end, stops, bos = _ends(files, config, special, added, bos)
     template = config.get("chat_template")
     if isinstance(template, list):
         template = {t["name"]: t["template"] for t in template}.get("default")
@@ -288,9 +310,22 @@ def _read_files(path):
     if path.suffix == ".json" and path.name != "tokenizer.json":
         # a file of another name: those beside it belong to another tokenizer
         return {"tokenizer.json": read_text(path)} if path.is_file() else {}
-    folder = path if path.is_dir() else path.parent
-    found = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    return {file.name: read_text(file) for file in found}
+    return folder_files(path if path.is_dir() else path.parent)
+
+
+def folder_files(folder: str | Path) -> dict[str, str]:
+    """name -> text of the tokenizer's files in a Hugging Face folder.
+
+    What ends generation stands in generation_config.json. Where there is none, transformers makes
+    one of config.json, and so does this.
+    """
+    there = [name for name in TOKENIZER_FILES if Path(folder, name).is_file()]
+    files = {name: read_text(Path(folder, name)) for name in there}
+    if GENERATION not in files and Path(folder, "config.json").is_file():
+        ids = _json({"config.json": read_text(Path(folder, "config.json"))}, "config.json")
+        if ids.get("eos_token_id") is not None:
+            files[GENERATION] = json.dumps({"eos_token_id": ids["eos_token_id"]})
+    return files
 
 
 def _json(files, name):
@@ -308,27 +343,55 @@ def _steps(spec, part, members):
     return step[members] if step["type"] == "Sequence" else [step]
 
 
-def _ends(files, config, added, bos):
-    """The tokens (end, stops, bos), by all files that name them. bos: the post_processor's."""
-    named = _json(files, "special_tokens_map.json")
+def _special_tokens(config, named):
+    """{"eos_token": "<|im_end|>", ...}: named beside the tokenizer, by the file that wins there."""
+    if "added_tokens_decoder" in config:
+        config, named = named, config   # as in transformers, which then reads no other file
+    return {key: value for key, value in {**config, **named}.items()
+            if value and key.endswith(("_token", "special_tokens"))}
 
+
+def _listed(tokens, config, special, vocab):
+    """The added tokens of tokenizer.json, and those that transformers adds from its other files."""
+    found = {token["content"]: token for token in tokens}
+    for i, token in sorted((config.get("added_tokens_decoder") or {}).items(), key=_id_of):
+        found[token["content"]] = {"normalized": not token.get("special"), **token, "id": int(i)}
+    for value in special.values():      # texts, or tokens with their traits
+        for token in value if isinstance(value, list) else [value]:
+            token = token if isinstance(token, dict) else {"content": token}
+            name = token.get("content")
+            if name in vocab and name not in found:
+                found[name] = {**token, "id": vocab[name], "normalized": False}
+    return list(found.values())
+
+
+def _id_of(item):
+    return int(item[0])
+
+
+def _ends(files, config, special, added, bos):
+    """The tokens (end, stops, bos), by all files that name them. bos: the post_processor's."""
     def text_of(key):
-        token = config.get(key) or named.get(key) or None
+        token = special.get(key)
         return token["content"] if isinstance(token, dict) else token
 
     name_of = {i: token for token, i in added.items()}
-    ids = _json(files, "generation_config.json").get("eos_token_id")
+    ids = _json(files, GENERATION).get("eos_token_id")
     if not isinstance(ids, list):
         ids = [] if ids is None else [ids]
-    stops = [name_of.get(i, i) for i in ids]
+    for i in ids:
+        _check(i in name_of, f"eos_token_id {i} in {GENERATION} (or config.json, if that is "
+                             "missing) is no special token of this tokenizer; correct it there")
+    stops = [name_of[i] for i in ids]
     usual = () if "tokenizer_config.json" in files else USUAL_ENDS
     ends = [text_of("eos_token"), *stops, *(token for token in usual if token in added)]
     end = next(filter(None, ends), None)
     _check(end, 'nothing says which token ends a text; set "eos_token" in tokenizer_config.json')
     if config.get("add_bos_token") is not None:         # has the last word, as in transformers
         bos = text_of("bos_token") if config["add_bos_token"] else None
-    for token in (end, *stops, bos or end):
-        _check(token in added, f"{token!r} begins or ends texts, but is not among added_tokens")
+    for token in (end, bos or end):
+        _check(token in added, f"{token!r} begins or ends texts, but is not among added_tokens; "
+                               "correct tokenizer_config.json, or add it there")
     return end, stops, bos
 
 

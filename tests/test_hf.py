@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import folder, theirs, tiny
+from tiny_models import close, folder, theirs, tiny
 
 from model import GPT, GPTConfig, load_checkpoint, read_config
 from plumbing import hf
@@ -193,6 +193,10 @@ REFUSED = {
         reword(dict(rope_parameters=dict(rope_type="longrope", rope_theta=1e4))),
         "rope_type 'longrope'",
     ),
+    "a RoPE for each kind of layer": (
+        reword(dict(rope_parameters=dict(full_attention=dict(rope_theta=1e6)))),
+        "RoPE parameters for full_attention apart; .* put them into rope_parameters",
+    ),
     "half of a llama3 rope": (
         reword(dict(rope_scaling=dict(rope_type="llama3", factor=8.0))),
         "lacks low_freq_factor, high_freq_factor",
@@ -294,6 +298,23 @@ def test_what_other_programs_leave_in_a_folder_is_read(tmp_path):
     assert back.lm_head.weight is back.embed_tokens.weight and back.cfg == model.cfg
     x = torch.arange(9)[None]
     assert torch.equal(back.logits(x), model.logits(x))
+
+
+def test_tied_weights_may_be_stored_as_the_head_alone(tmp_path):
+    """Bug: "embed_tokens.weight is missing" for a folder that transformers loads."""
+    theirs("qwen3, tied", tmp_path)
+    whole = GPT.from_pretrained(tmp_path)
+    found = load_file(tmp_path / "model.safetensors")
+    found["lm_head.weight"] = found.pop("model.embed_tokens.weight")
+    save_file(found, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    back = GPT.from_pretrained(tmp_path)
+    assert back.lm_head.weight is back.embed_tokens.weight
+    x = torch.arange(9)[None]
+    assert torch.equal(back.logits(x), whole.logits(x))
+    transformers = pytest.importorskip("transformers")
+    hf = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        close(back.logits(x), hf(x).logits)
 
 
 def test_safetensors_bytes_are_read_by_hand(tmp_path):

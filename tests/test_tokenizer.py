@@ -279,6 +279,22 @@ def test_fingerprint_tells_encodings_apart():
     assert fingerprint(enc) == fingerprint(toy_encoding()) != fingerprint(other)
 
 
+def test_letters_newer_than_tokenizers_are_normalised_as_there():
+    """Bug: "\\u1ac9\\u1ab7" in another order, as Python's Unicode is newer than that of
+    `tokenizers`: 98 letters differ in Python 3.11, more in each later one.
+    """
+    nfc = pytest.importorskip("tokenizers", reason="the oracle").normalizers.NFC().normalize_str
+    later = "".join(chr(i) for i in range(0x110000) if tokenizer.LATER.match(chr(i)))
+    tests = ["a\u0301" + c + around for c in later if unicodedata.category(c) in ("Mn", "Mc", "Lo")
+             for around in ("\u0323", "\u1ab7\u1ac9")]
+    tests += ["\u1ac9\u1ab7", "\U00011935\U00011930", "\U000105d2\u0307"]
+    tests += ["\u1ac4\u1ac3\u0316e\u0301"]
+    assert len(tests) > 9_000
+    assert [t for t in tests if tokenizer._nfc(t) != nfc(t)] == []
+    enc = load_tokenizer({"tokenizer.json": made("qwen")})
+    assert not mismatches(enc, made("qwen"), tests[-9:])
+
+
 # ---- golden: what tokenizers 0.23.3 gave for tests/data/tokenizer.json (Qwen's kind, 214 tokens,
 # ---- trained on a few lines)
 
@@ -450,7 +466,7 @@ def test_end_and_stops_come_from_the_files_that_name_them(tmp_path):
             (config(), 'set "eos_token" in tokenizer_config.json'),
             (changed(added_tokens=[]), 'set "eos_token" in tokenizer_config.json'),
             (config(eos_token="</s>"), "'</s>' begins or ends texts"),
-            (generation(7), "7 begins or ends texts"),
+            (generation(7), "eos_token_id 7 in generation_config.json .* correct it there"),
             ({"tokenizer_config.json": "{,"}, "tokenizer_config.json is not JSON"),
             ({"tokenizer_config.json": "[]"}, "tokenizer_config.json holds no JSON object")):
         with pytest.raises(ValueError, match="tokenizer: .*" + message):
@@ -462,6 +478,68 @@ def test_end_and_stops_come_from_the_files_that_name_them(tmp_path):
     with pytest.raises(ValueError,
                        match="cl100k_base, o200k_base, qwen, llama3; give a tokenizer.json,"):
         load_tokenizer(tmp_path / "x.tiktoken")
+
+
+def written(folder, **files):
+    """A folder with these files, and GOLDEN as its tokenizer.json unless that is among them."""
+    folder.mkdir(exist_ok=True)
+    for name, content in {"tokenizer": GOLDEN, **files}.items():
+        text = content if isinstance(content, str) else json.dumps(content)
+        (folder / f"{name}.json").write_text(text, "utf-8")
+    return folder
+
+
+def test_what_ends_generation_may_stand_in_config_json_alone(tmp_path):
+    """Bug: a model that goes on after its <|im_end|>, since an older folder has no
+    generation_config.json; an id that no file of the folder corrects.
+    """
+    first, said = FREE - 4, {"eos_token": "<|endoftext|>"}
+    folder = written(tmp_path / "a", tokenizer_config=said,
+                     config={"eos_token_id": [first, first + 2]})
+    enc = load_tokenizer(folder)
+    assert [i - first for i in enc.stop_ids] == [0, 2]
+    assert load_tokenizer(tokenizer_files(enc)).stop_ids == enc.stop_ids    # in a checkpoint, too
+    # transformers does not look there if generation_config.json exists
+    written(folder, generation_config={"eos_token_id": first + 3}, config={"eos_token_id": 7})
+    assert [i - first for i in load_tokenizer(folder).stop_ids] == [0, 3]
+    for name in ("generation_config", "config"):
+        folder = written(tmp_path / name, tokenizer_config=said, **{name: {"eos_token_id": [7]}})
+        with pytest.raises(ValueError, match=r"eos_token_id 7 in generation_config.json \(or "
+                                             r"config.json, if that is missing\) .*correct it"):
+            load_tokenizer(folder)
+
+
+def test_added_tokens_of_other_files_count_as_in_transformers(tmp_path):
+    """Bug: <|im_end|>, named in tokenizer_config.json alone, read as ten letters and never met."""
+    transformers = pytest.importorskip("transformers", reason="the oracle")
+    vocab = json.loads(GOLDEN)["model"]["vocab"]
+    built = "".join(json.loads(GOLDEN)["model"]["merges"][0])
+    new = FLAGS | {"content": "<|new|>"}
+    del new["normalized"]
+    cases = [
+        {"added_tokens_decoder": {str(FREE + 1): FLAGS | {"content": "<later>", "special": False},
+                                  str(FREE): new}},
+        {"added_tokens_decoder": {str(FREE): new}, "eos_token": "<|new|>"},
+        {"extra_special_tokens": [built]}, {"additional_special_tokens": [built]},
+        {"pad_token": {**FLAGS, "content": built, "__type": "AddedToken"}},
+        {"eos_token": built}]
+    for n, config in enumerate(cases):
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", **config}
+        folder = written(tmp_path / str(n), tokenizer_config=config)
+        enc, theirs = load_tokenizer(folder), transformers.AutoTokenizer.from_pretrained(folder)
+        assert enc.end_id == theirs.eos_token_id and enc.n_vocab == len(theirs)
+        for text in ("the<|new|> th<|im_end|>", f"x{built}y {built}", "<later><|new|>the thing"):
+            ids = theirs(text, add_special_tokens=False).input_ids
+            assert enc.encode(text, allowed_special="all") == ids, config
+    for said, error in (({str(FREE + 5): new}, f"'<|new|>' has id {FREE + 5}, but"),
+                        ({str(FREE): {**new, "lstrip": True}}, "'<|new|>' is lstrip")):
+        folder = written(tmp_path / "bad", tokenizer_config={"added_tokens_decoder": said})
+        with pytest.raises(ValueError, match=error.replace("|", r"\|")):
+            load_tokenizer(folder)
+    assert "<|pad|>" not in vocab                       # which no file gives an id: as it was
+    folder = written(tmp_path / "pad", tokenizer_config={"eos_token": "<|im_end|>",
+                                                         "pad_token": "<|pad|>"})
+    assert load_tokenizer(folder).n_vocab == FREE
 
 
 def test_bos_is_what_the_original_puts_before_a_text():
