@@ -438,7 +438,7 @@ class Run:
             self._choose_template()
         self.tokenizer = fingerprint(self.enc)
         self.samples, self.held_out = data_sets(asdict(cfg), self.enc, self.data_report.append)
-        self.digest = digest(self.samples)
+        self.digest = digest([*self.samples, *self.held_out])
 
     def _choose_template(self):
         """The chat format; what no flag says of it is as in this run's past, in M1, in the base."""

@@ -67,24 +67,29 @@ def of_training(run, mixed_loss):
     return found
 
 
+def of_checkpoints(run, parts):
+    """The loss of a model, or of a mix. parts: {path: weight of its logits}."""
+    models = [(c, load_checkpoint(path, run.ranks.device, run.tokenizer)[0].eval())
+              for path, c in parts.items()]
+
+    def summed_loss(x, y, positions):
+        branches = []
+        for c, model in models:
+            hidden = model(x).flatten(0, -2).index_select(0, positions)
+            branches.append((c, hidden, model.lm_head.weight))
+        return linear_cross_entropy(branches, y, run.cfg.chunk_rows or None)
+
+    return measure(run, summed_loss)
+
+
 def table(run):
     """The losses of all models of a run: said, and written to val.json."""
-    rows, cfg = [], run.cfg
+    rows, lam = [], run.cfg.lam
     for name, path in run.folder.models(ROWS).items():
         parts = {path: 1.0}
         if name == "fused":
-            parts = {path: 1 - cfg.lam, run.folder.path("wmss.pt"): cfg.lam}
-        models = [(c, load_checkpoint(part, run.ranks.device, run.tokenizer)[0].eval())
-                  for part, c in parts.items()]
-
-        def summed_loss(x, y, positions, models=models):
-            branches = []
-            for c, model in models:
-                hidden = model(x).flatten(0, -2).index_select(0, positions)
-                branches.append((c, hidden, model.lm_head.weight))
-            return linear_cross_entropy(branches, y, cfg.chunk_rows or None)
-
-        rows.append(dict(model=name, checkpoint=path, **measure(run, summed_loss)))
+            parts = {path: 1 - lam, run.folder.path("wmss.pt"): lam}
+        rows.append(dict(model=name, checkpoint=path, **of_checkpoints(run, parts)))
     lines = [f"validation: {len(run.held_out):,} samples, {rows[0]['val_tokens']:,} loss tokens",
              f"{'model':14s}loss, nats a token"]
     lines += [f"{row['model']:14s}{row['val_loss']:.4f}" for row in rows]

@@ -151,6 +151,17 @@ def test_a_resumed_run_measures_on_the_same_samples(run, trained):
     assert "--val-share 0.2 -> 0.3" in refuse(*flags[:-1], "0.3", "--name", "cut", "--resume")
 
 
+def test_a_run_whose_held_out_file_has_changed_is_not_gone_on_with(run, hf_folder, tmp_path):
+    """Bug: a curve whose first half is of other texts than its second."""
+    data = rows_in(tmp_path, "a.jsonl", [chat(f"{i}?", str(i)) for i in range(9)])
+    held = rows_in(tmp_path, "b.jsonl", [chat("77?", "77")])
+    flags = (*TINY, "--name", "a", "--base", str(hf_folder), "--data", data, "--val-data", held,
+             "--max-len", "120", "--stages", "sft")
+    run(*flags)
+    rows_in(tmp_path, "b.jsonl", [chat("78?", "78")])
+    assert "was started on other samples" in refuse(*flags, "--resume")
+
+
 def test_text_without_a_benchmark_ends_with_a_table_of_losses(run, hf_folder, text, capsys):
     """Bug: a run on own text that is refused without a benchmark, or ends without any number."""
     flags = text_flags(hf_folder, text, "own")
