@@ -11,6 +11,12 @@ from plumbing.files import parse_json, read_text
 _locks = {}         # path -> open file; the kernel takes a lock back when its process ends
 
 
+def _beside(out, ending):
+    """The path .NAME.ending beside the folder `out`."""
+    parent, name = os.path.split(os.path.abspath(out))
+    return os.path.join(os.path.realpath(parent), f".{name}.{ending}")
+
+
 def lock(out):
     """Hold the folder `out` until unlock() or death -> "", or why there is no lock here.
 
@@ -18,11 +24,10 @@ def lock(out):
     --overwrite moves the folder away, and POSIX's (lockf): NFS knows it, and processes that this
     one forks do not inherit it.
     """
-    parent, name = os.path.split(os.path.abspath(out))
-    os.makedirs(parent, exist_ok=True)
-    path = os.path.join(os.path.realpath(parent), f".{name}.lock")
+    path = _beside(out, "lock")
     if path in _locks:
         return ""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
         import fcntl
     except ImportError:                         # Windows
@@ -45,8 +50,7 @@ def lock(out):
 
 def unlock(out):
     """Give the folder back, before this process ends."""
-    parent, name = os.path.split(os.path.abspath(out))
-    file = _locks.pop(os.path.join(os.path.realpath(parent), f".{name}.lock"), None)
+    file = _locks.pop(_beside(out, "lock"), None)
     if file is not None:
         file.close()
 
@@ -71,20 +75,15 @@ def remove(out):
     """Delete a folder: it is moved away first, so that a kill leaves no half of a run."""
     if os.path.islink(out):
         raise ValueError(f"{out} is a link to another place; not deleted, choose another --name")
-    shutil.rmtree(_moved(out), ignore_errors=True)
-    os.rename(out, _moved(out))
-    shutil.rmtree(_moved(out), ignore_errors=True)
-
-
-def _moved(out):
-    parent, name = os.path.split(os.path.abspath(out))
-    return os.path.join(parent, f".{name}.deleted")
+    shutil.rmtree(_beside(out, "deleted"), ignore_errors=True)
+    os.rename(out, _beside(out, "deleted"))
+    shutil.rmtree(_beside(out, "deleted"), ignore_errors=True)
 
 
 def sweep_up(out, age=0):
     """Remove what a killed run has left: half-written files, interim states of finished arms, a
     folder that was about to be deleted. age: seconds that such a file must have lain there."""
-    shutil.rmtree(_moved(out), ignore_errors=True)
+    shutil.rmtree(_beside(out, "deleted"), ignore_errors=True)
     for folder, _, names in os.walk(out):
         for name in names:
             half = re.search(r"\.tmp(\d+)$", name)
