@@ -23,6 +23,12 @@ def of_model(name):
     return name.partition("-round")[0]
 
 
+def in_order(story):
+    """The arms of a log in the order that all tables have."""
+    known = [*ARMS, *map(of_model, story)]
+    return sorted(story, key=lambda arm: (known.index(of_model(arm)), arm))
+
+
 def row_of(groups, marks, name, log=False):
     """Charts {title: what draw.curves draws} of one height -> texts; nothing of empty ones."""
     kept = {title: {words: curve for words, curve in drawn.items() if curve[2]}
@@ -31,6 +37,7 @@ def row_of(groups, marks, name, log=False):
     if not values:
         return []
     low, high = min(values), max(values)
+    log = log and high > 3 * max(low, 0)
     if log:
         low = max(low, 1e-7) / 1.2
         high = max(high, low) * 1.2
@@ -63,16 +70,18 @@ def story_of(log):
 def by_step(story, name, title):
     """A number of the log against the step -> Picture: base, sft, and the arms of stage 3."""
     groups, charts = {}, []
-    for arm, numbers in story.items():
+    for arm in in_order(story):
         own = groups.setdefault(arm if arm in ("base", "sft") else "stage 3", {})
-        own[arm] = (of_model(arm), DASHES[len(own) % 4], numbers.get(name, []))
+        own[arm] = (of_model(arm), DASHES[len(own) % 4], story[arm].get(name, []))
     for group, drawn in groups.items():
         last = max((points[-1][0] for *_, points in drawn.values() if points), default=0)
         marks = [(0, "0"), (last, plain(last))]
         charts += row_of({f"{title}: {group}": drawn}, marks, "step", True)
-    ends = [f"{arm} {points[0][1]:.3f} → {points[-1][1]:.3f}" for drawn in groups.values()
-            for arm, (*_, points) in drawn.items() if points]
-    return Picture(charts, f"First and last: {', '.join(ends)}.")
+    ends = {arm: points[-1][1] for drawn in groups.values()
+            for arm, (*_, points) in drawn.items() if points}
+    words = ", ".join(f"{arm} {v:.4f}" for arm, v in ends.items())
+    least = f"; the least: {min(ends, key=ends.get)}" if len(ends) > 1 else ""
+    return Picture(charts, f"At the end: {words}{least}.")
 
 
 class Training:
@@ -80,8 +89,7 @@ class Training:
 
     def __init__(self, story, same, lam):
         self.story, self.same, self.lam = story, same, lam
-        known = [*ARMS, *map(of_model, story)]
-        arms = sorted(set(story) - {"base", "sft"}, key=lambda arm: known.index(of_model(arm)))
+        arms = [arm for arm in in_order(story) if arm not in ("base", "sft")]
         self.mixing = [arm for arm in arms if "ent_mix" in story[arm]]
         self.unmixed = [arm for arm in arms if arm not in self.mixing]
         self.before = ["sft"] if "sft" in story else []
@@ -155,9 +163,9 @@ class Training:
     def entropy(self):
         groups = {"plain training": self.curves(self.unmixed, "ent_strong")}
         for arm in self.mixing:
-            groups[arm] = self.curves([], "ent_strong") | {
-                part: self.curve(arm, f"ent_{part}", dash)
-                for part, dash in (("strong", ""), ("weak", "1 5"), ("mix", "7 3"))}
+            groups[arm] = {before: self.curve(before, "ent_strong") for before in self.before}
+            for part, dash in (("strong", ""), ("weak", "1 5"), ("mix", "7 3")):
+                groups[arm][part] = self.curve(arm, f"ent_{part}", dash)
         strong, mix = (self.mean(self.chosen, f"ent_{part}") for part in ("strong", "mix"))
         says = f"Mean over stage 3 of {self.chosen}: strong {strong:.3f}, mix {mix:.3f}: "
         says += self.doubt()

@@ -339,9 +339,9 @@ def test_losses_on_held_out_text_are_drawn_where_the_log_has_them():
     story = story_of(log)
     assert story["sft"]["val_loss"] == [(1, 2.0), (3, 2.0 / 3), (5, 0.4)]
     picture = by_step(story, "val_loss", "Held-out loss")
-    assert picture.says == "First and last: sft 2.000 → 0.400, joint 0.490 → 0.480."
+    assert picture.says == "At the end: sft 0.4000, joint 0.4800; the least: sft."
     assert len(picture.charts) == 2 and not by_step(story_of(log[1:2]), "val_loss", "").charts
-    head, lines = table_of(dict(sft=dict(flops=None, seconds=1.0)), [], story)
+    head, lines = table_of(dict(sft=dict(flops=None, seconds=1.0)), [], story, {})
     assert dict(zip(head, lines[0], strict=True))["least, at step"] == "0.4000, 5"
     page = page_of(title="t", lam=0.5, pictures=dict(validation=picture), models=(head, lines))
     assert picture.says in page and "0.4000, 5" in page
@@ -351,7 +351,7 @@ def test_there_is_a_page_after_every_stage(run):
     """Bug: nothing to look at before the scores, which a long run may never reach."""
     folder = run("--stages", "base")
     page = (folder / "report.html").read_text()
-    assert "Loss, nats: base" in page and "No model has been scored yet" in page
+    assert "Loss, nats: base" in page and "No model has answered problems yet" in page
     run("--stages", "sft,entropy", "--resume")
     page = (folder / "report.html").read_text()
     assert "Loss, nats: sft" in page and tokens_of(page) and 'id="gaps"' in page
