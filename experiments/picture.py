@@ -77,7 +77,7 @@ def picture(gaps, samples, enc, chosen):
     out.append(text(MARGIN, y + 24, "bars: entropy of the weak model (outline) and of"))
     out.append(text(MARGIN, y + 40, f"the live one (filled); the tallest is {highest:.2f} nats"))
     title = "solutions of the built-in task, each token coloured by entropy gap"
-    return draw.stacked([(y + 52, out, title)], title)
+    return draw.stacked([(y + 52, out, "")], title)
 
 
 @program("picture")

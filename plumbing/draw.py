@@ -102,13 +102,11 @@ def legend(entries, top):
     return top + 5 + 19 * math.ceil(len(entries) / columns), parts
 
 
-def frame(title, low, high, x, marks, name, log=False, tall=TALL):
-    """A plot's title, its grid and the words below, at marks (value, words) -> (parts, y)."""
-    y = scale(low, high, 30 + tall, 30, log)
-    parts = [text(WIDTH / 2, 18, title, "middle", 13)]
+def frame(low, high, x, marks, name, log=False, tall=TALL):
+    """A plot's grid and the words below, at marks (value, words) -> (parts, y)."""
+    y, parts = scale(low, high, 30 + tall, 30, log), []
     for v in ticks(low, high, log):
-        zero = abs(v) < 1e-12
-        parts += [line(LEFT, y(v), RIGHT, y(v), "ink" if zero else "grid"),
+        parts += [line(LEFT, y(v), RIGHT, y(v), "grid" if v else "ink"),
                   text(LEFT - 6, y(v) + 4, plain(v), "end")]
     for v, words in marks:
         furthest = WIDTH - 2 - words_wide(words) / 2
@@ -124,7 +122,7 @@ def curves(title, drawn, marks, name, low, high, log=False, x_log=False):
     """
     xs = [x for _, _, points in drawn.values() for x, _ in points] + [v for v, _ in marks]
     x = scale(min(xs), max(xs), LEFT, RIGHT, x_log)
-    parts, y = frame(title, low, high, x, marks, name, log)
+    parts, y = frame(low, high, x, marks, name, log)
     parts.append(f'<svg class="clip" x="{LEFT}" y="28" width="{RIGHT - LEFT}" height="{TALL + 4}" '
                  f'viewBox="{LEFT} 28 {RIGHT - LEFT} {TALL + 4}">')
     entries = {}
@@ -141,7 +139,7 @@ def areas(title, layers, xs, marks, name):
     """layers: {name of a colour: values at xs}, one upon the other, the first at the bottom."""
     x = scale(min(xs), max(xs), LEFT, RIGHT)
     highest = 1.05 * max(0.1, *map(sum, zip(*layers.values(), strict=True)))
-    parts, y = frame(title, 0, highest, x, marks, name)
+    parts, y = frame(0, highest, x, marks, name)
     floor = [0.0] * len(xs)
     for colour, values in layers.items():
         roof = [a + b for a, b in zip(floor, values, strict=True)]
@@ -157,7 +155,7 @@ def histogram(title, counts, reach, name, colour):
     """Counts of equal bins from -reach to reach, logarithmic heights; colour(from, to) of a bin."""
     x = scale(-reach, reach, LEFT, RIGHT)
     marks = [(v, plain(float(f"{v:.2g}"))) for v in (-reach, -reach / 2, 0, reach / 2, reach)]
-    parts, y = frame(title, 0.5, 1.5 * max(2, *counts), x, marks, name, True)
+    parts, y = frame(0.5, 1.5 * max(2, *counts), x, marks, name, True)
     width = 2 * reach / len(counts)
     for i, count in enumerate(counts):
         start = -reach + i * width
@@ -172,7 +170,7 @@ def scatter(title, clouds, low, high, name):
     tall = RIGHT - LEFT
     x = scale(low, high, LEFT, RIGHT, True)
     marks = [(v, plain(v)) for v in ticks(low, high, True)]
-    parts, y = frame(title, low, high, x, marks, name, True, tall)
+    parts, y = frame(low, high, x, marks, name, True, tall)
     parts.append(line(LEFT, 30 + tall, RIGHT, 30, "soft", 1, "4 3"))
     for code in (0, 3, 2, 1):
         places = [(x(max(a, low)), y(max(b, low))) for a, b in clouds[code]]
@@ -182,24 +180,22 @@ def scatter(title, clouds, low, high, name):
     return height, parts + signs, title
 
 
-def rows_frame(title, labels, low, high, top, tall):
+def rows_frame(labels, low, high, top):
     """Labels of rows at the left, numbers below -> (parts, x, left, y of the rows, bottom)."""
-    left = 14 + max(words_wide(label) for label in labels)
-    x = scale(low, high, left, RIGHT - 8)
-    bottom = top + 8 + tall * len(labels)
-    parts = [text(WIDTH / 2, 18, title, "middle", 13)] if title else []
+    left = 14 + max(map(words_wide, labels))
+    x, parts = scale(low, high, left, RIGHT - 8), []
+    bottom = top + 8 + 22 * len(labels)
     for v in ticks(low, high, n=max(3, (RIGHT - left) // 40)):
-        zero = abs(v) < 1e-12
-        parts += [line(x(v), top, x(v), bottom, "ink" if zero else "grid"),
+        parts += [line(x(v), top, x(v), bottom, "grid" if v else "ink"),
                   text(x(v), bottom + 15, plain(v), "middle")]
-    ys = [top + 4 + tall * (i + 0.5) for i in range(len(labels))]
+    ys = [top + 15 + 22 * i for i in range(len(labels))]
     parts += [text(left - 6, y + 4, label, "end") for y, label in zip(ys, labels, strict=True)]
     return parts, x, left, ys, bottom
 
 
 def bars(title, rows, high):
     """rows: (label, colour, value, (low, high) of its interval or None, reference or None)."""
-    parts, x, left, ys, bottom = rows_frame(title, [row[0] for row in rows], 0, 1.12 * high, 28, 22)
+    parts, x, left, ys, bottom = rows_frame([row[0] for row in rows], 0, 1.12 * high, 28)
     for y, (label, colour, value, ends, reference) in zip(ys, rows, strict=True):
         words = f"{label}: {value:.1f}" + (" [{:.1f}, {:.1f}]".format(*ends) if ends else "")
         parts.append(box(left, y - 7, x(value) - left, 14, colour,
@@ -225,7 +221,6 @@ def forest(title, groups, references, claims=(), claim="the paper's claim"):
     if claims:
         signs[claim] = line(15, -7, 15, 7, "link", 2)
     top, parts = legend(signs, 22) if signs else (22, [])
-    parts.append(text(WIDTH / 2, 18, title, "middle", 13))
     for name, rows in groups.items():
         if not rows:
             continue
@@ -235,8 +230,8 @@ def forest(title, groups, references, claims=(), claim="the paper's claim"):
         if name:
             parts.append(text(14, top + 14, name, size=13))
             top += 22
-        own, x, _, ys, bottom = rows_frame("", [row[0] for row in rows], min(-0.5, *ends),
-                                           max(0.5, *ends), top, 22)
+        own, x, _, ys, bottom = rows_frame([row[0] for row in rows], min(-0.5, *ends),
+                                           max(0.5, *ends), top)
         parts += own
         if name in claims:
             parts.append(line(x(claims[name]), top, x(claims[name]), bottom, "link", 2))
@@ -252,22 +247,27 @@ def forest(title, groups, references, claims=(), claim="the paper's claim"):
     return top, parts, title
 
 
-def inline(chart, more=""):
-    """The chart as an element of a page that has the classes of colours.css()."""
-    height, parts, title = chart
+def whole(height, parts, title, more=""):
     return (f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
             f'aria-label="{html.escape(title)}"{more}>{"".join(parts)}</svg>')
+
+
+def inline(chart):
+    """The chart as an element of a page that has the classes of colours.css()."""
+    height, parts, title = chart
+    return whole(height, [text(WIDTH / 2, 18, title, "middle", 13), *parts], title)
 
 
 def stacked(charts, title):
     """The charts one below the other as the text of a file.svg that stands alone."""
     parts, top = [], 0
-    for height, own, _ in charts:
-        parts.append(f'<g transform="translate(0 {top:.0f})">{"".join(own)}</g>')
+    for height, own, words in charts:
+        head = text(WIDTH / 2, 18, words, "middle", 13) if words else ""
+        parts.append(f'<g transform="translate(0 {top:.0f})">{head}{"".join(own)}</g>')
         top += height + 10
     used = [name for name in colours.TABLE if f'class="{name}"' in "".join(parts)]
     style = colours.css((*dict.fromkeys(("paper", "ink", *used)),))
     parts.append(f"<style>{style}svg{{background:var(--paper);font-family:sans-serif}}"
                  "text{fill:var(--ink)}</style>")
     more = f' xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{top:.0f}"'
-    return inline((top, parts, title), more) + "\n"
+    return whole(top, parts, title, more) + "\n"

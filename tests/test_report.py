@@ -447,9 +447,28 @@ ASK = """<script>addEventListener("load", () => {
   const after = box && box.textContent, first = document.activeElement;
   const right = new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true });
   if (token) token.dispatchEvent(right);
+  const moved = document.activeElement !== first, kept = [];
+  const choose = (id, place) => {
+    const select = document.getElementById(id);
+    select.selectedIndex = place;
+    select.dispatchEvent(new Event("change"));
+    return select.value;
+  };
+  if (token) {
+    choose("by-code", 3);
+    for (const e of document.querySelectorAll(".sample"))
+      kept.push(e.hidden === !e.querySelector(".c3"));
+  }
+  if (document.getElementById("problems")) {
+    const model = choose("wrong-in", 2);
+    for (const e of document.querySelectorAll(".problem:not([hidden])")) {
+      const name = [...e.querySelectorAll("span")].find((s) => s.textContent === model);
+      kept.push(name.nextElementSibling.textContent === "✗");
+    }
+  }
   parent.postMessage({ page: location.pathname, width: innerWidth, out, worst, small, clash,
-    wide: document.documentElement.scrollWidth, before, after,
-    moved: document.activeElement !== first, h1: document.querySelector("h1").textContent,
+    wide: document.documentElement.scrollWidth, before, after, moved, kept,
+    h1: document.querySelector("h1").textContent,
     bad: /NaN|undefined|Infinity/.test(document.body.innerHTML.split("<script")[0]),
     svgs: document.querySelectorAll("svg[role=img]").length }, "*");
 });</script>"""
@@ -511,6 +530,7 @@ def test_page_and_figures_are_whole_on_a_phone_and_on_a_desk(trained, browser, d
     for page in told[:2]:
         assert page["h1"] == "WMSS: m" and page["svgs"] > 20
         assert page["before"] == "Choose a token." and page["moved"]
+        assert len(page["kept"]) > 20 and all(page["kept"]), "a filter hides or shows the wrong"
         assert all(word in page["after"] for word in ("entropy", "weak", "live", "mix"))
 
 
