@@ -348,8 +348,8 @@ class _Reader:
         self.beside.update(dict.fromkeys(used[1 if isinstance(turns, list) else 2:]))
         self.unread.update((k, 1) for k in row if row[k] is not None and k not in READ.union(used))
         for turn in turns if isinstance(turns, list) else ():
-            self.unread.update((f"{used[0]}.{k}", 1) for k in turn.keys() - KEYS
-                               if turn[k] is not None and not re.search(rf"\b{k}\b", template))
+            self.unread.update((f"{used[0]}.{k}", 1) for k in sorted(turn.keys() - KEYS)
+                               if turn[k] is not None and k not in template)
 
     def encode(self, samples):
         """[(where, family, pieces)] -> [(where, family, ids, counts)]: does a token have loss?"""

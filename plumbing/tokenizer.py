@@ -354,7 +354,8 @@ def _special_tokens(config, named):
 def _listed(tokens, config, special, vocab):
     """The added tokens of tokenizer.json, and those that transformers adds from its other files."""
     found = {token["content"]: token for token in tokens}
-    for i, token in sorted((config.get("added_tokens_decoder") or {}).items(), key=_id_of):
+    decoder = config.get("added_tokens_decoder") or {}
+    for i, token in sorted(decoder.items(), key=lambda item: int(item[0])):
         found[token["content"]] = {"normalized": not token.get("special"), **token, "id": int(i)}
     for value in special.values():      # texts, or tokens with their traits
         for token in value if isinstance(value, list) else [value]:
@@ -363,10 +364,6 @@ def _listed(tokens, config, special, vocab):
             if name in vocab and name not in found:
                 found[name] = {**token, "id": vocab[name], "normalized": False}
     return list(found.values())
-
-
-def _id_of(item):
-    return int(item[0])
 
 
 def _ends(files, config, special, added, bos):

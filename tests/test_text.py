@@ -90,8 +90,8 @@ def test_columns_that_are_not_read_are_named():
     load([{**ROW, "url": "x", "id": 1, "source": "s", "none": None, "tools": []}], enc,
          say=lines.append)
     assert lines[-1].endswith("loss; not read: url")
-    load([{"messages": [{**ONE[0], "name": "Ann"}, ONE[1]]}], enc, say=lines.append)
-    assert lines[-1].endswith("loss; not read: messages.name")
+    load([{"messages": [{**ONE[0], "name": "Ann", "a(b": 1}, ONE[1]]}], enc, say=lines.append)
+    assert lines[-1].endswith("loss; not read: messages.a(b, messages.name")
     with pytest.raises(ValueError, match="rows.jsonl:1: expected text in instruction and input"):
         load([{**row, "input": ["b"]}], enc, **how)
 
