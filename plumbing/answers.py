@@ -41,7 +41,7 @@ class Answers:
             self.there[row["id"], row["sample"]] = row
         if not lines:
             self._append(head)
-        self.said = f", of which {len(self.there):,} rows are there" if self.there else ""
+        self.said = f", {len(self.there):,} rows are there" if self.there else ""
 
     def _whole_lines(self):
         """The file's lines; the half one that a crash left at its end goes from the file, too."""

@@ -266,7 +266,7 @@ def digest_of(path):
     if os.path.isdir(path):
         names = sorted(n for n in os.listdir(path) if n.endswith((".json", ".safetensors")))
     whole = hashlib.sha256()
-    for name in names:
+    for name in bar(names, "checksum", "file"):
         with open(os.path.join(path, name) if name else path, "rb") as f:
             whole.update(hashlib.file_digest(f, "sha256").digest())
     return whole.hexdigest()[:16]

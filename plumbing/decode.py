@@ -8,6 +8,7 @@ K key/value heads, D head_dim, C width, V vocabulary.
 """
 
 from functools import partial
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,9 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=
     draws = torch.stack([_uniform(max_new_tokens, seeds[i]) for i in order]).to(exact(device))
     pos = torch.tensor(sorted(lens), device=device) - 1                       # (B,) newest token's
     decoder = Decoder(models, lam, len(prompts), max(lens) + max_new_tokens)
-    z = decoder.prefill(x, pos)
+    # progress in answers: by the tokens that are read and written, as if no answer ended early
+    work = sum(lens) + len(prompts) * max_new_tokens
+    z = decoder.prefill(x, pos, len(prompts) * sum(lens) / work)
     out = [[] for _ in prompts]
     done = [False] * len(prompts)
     stop = set(stop_ids)
@@ -68,7 +71,7 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=
                 done[row] = ends is not None and ends(out[row])
             if not done[row]:
                 alive.append(i)
-        tick(len(prompts) - len(alive) * (1 - (t + 1) / max_new_tokens))
+        tick(len(prompts) * (1 - len(alive) * (max_new_tokens - t - 1) / work))
         if t == max_new_tokens - 1 or not alive:
             break
         if len(alive) <= 0.75 * len(token):
@@ -142,12 +145,20 @@ class Decoder:
         self.graphs = self.graphs and self.caches[0].is_cuda
         self.shape, self.graph = None, None
 
-    def prefill(self, x, newest):
-        """Read whole prompts, a list of buckets (B_i, T_i); newest (B,): each row's last token."""
+    def prefill(self, x, newest, answers=0.0):
+        """Read whole prompts, a list of buckets (B_i, T_i); newest (B,): each row's last token.
+        answers: what the bar of progress shows for it, layer by layer."""
         shapes = [tuple(b.shape) for b in x]
         lengths = torch.tensor([T for B, T in shapes for _ in range(B)], device=newest.device)
         starts = lengths.cumsum(0) - lengths                                  # (B,) in 0..P-1
-        return self._logits(x, None, partial(attend_and_store, shapes), starts + newest)
+        n_layers, done = sum(map(len, self.caches)), count(1)
+
+        def attend(layer, q, k, v):
+            y = attend_and_store(shapes, layer, q, k, v)
+            tick(answers * next(done) / n_layers)
+            return y
+
+        return self._logits(x, None, attend, starts + newest)
 
     def step(self, token, pos, width):
         """Read one token (B,) per row, at pos (B,); attention looks at slots 0..width-1."""

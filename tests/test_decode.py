@@ -157,3 +157,14 @@ def test_a_weak_model_of_another_size_is_mixed_in():
         strong.generate(PROMPTS, 30, weak=weak, lam=0.4)
     with pytest.raises(ValueError, match="one vocabulary, found .23, 24. ids"):
         strong.generate(PROMPTS, 3, weak=tiny(1, vocab_size=24), lam=0.4)
+
+
+@pytest.mark.parametrize("weak", (False, True))
+def test_progress_grows_with_each_layer_and_token_up_to_the_whole_batch(weak, monkeypatch):
+    """Bug: a bar that stands still until a batch of long answers is done, or that runs over."""
+    told, model = [], tiny(**CONFIGS[next(iter(CONFIGS))])
+    monkeypatch.setattr(decode, "tick", told.append)
+    model.generate(PROMPTS, 12, weak=model if weak else None, lam=0.5 if weak else 1.0)
+    assert len(told) == model.cfg.n_layers * (1 + weak) + 12
+    assert told == sorted(told) and 0 < told[0] and told[-1] == pytest.approx(len(PROMPTS))
+    assert len(set(told)) == len(told)
