@@ -173,13 +173,15 @@ class Training:
         return Picture(charts, says if self.mixing else "")
 
     def doubt(self):
-        more = self.mean(self.chosen, "ent_mix") / self.mean(self.chosen, "ent_strong") - 1
-        return "the mix doubts more." if more > 0.1 else "mixing brings hardly any doubt back."
+        strong, mix = (self.mean(self.chosen, f"ent_{part}") for part in ("strong", "mix"))
+        more = mix > 1.1 * strong
+        return "the mix doubts more." if more else "mixing brings hardly any doubt back."
 
     def gradient(self):
         says = self.means("gnorm_strong", 3)
-        ratio = self.mean(self.chosen, "gnorm_strong") / self.mean("sft-steps", "gnorm_strong")
-        if not math.isnan(ratio):
+        ours, plain_one = (self.mean(arm, "gnorm_strong") for arm in (self.chosen, "sft-steps"))
+        if ours > 0 and plain_one > 0 and self.lam > 0:
+            ratio = ours / plain_one
             back = "is back" if ratio > 1.1 else "is not back"
             says += (f" With mixing ({self.chosen}) it is {ratio:.2f} times that of plain "
                      f"training: the gradient {back}. Mixing also multiplies it by λ = "
@@ -192,7 +194,7 @@ class Training:
         for arm in self.mixing:
             points = self.curve(arm, "codes")[2]
             if points:
-                shares = [[100 * n / sum(counts) for n in counts] for _, counts in points]
+                shares = [[100 * n / max(1, sum(counts)) for n in counts] for _, counts in points]
                 layers = {CODES[code]: [share[code] for share in shares] for code in (3, 2, 1)}
                 charts.append(draw.inline(draw.areas(
                     f"Tokens in a gap, %: {arm}", layers, [x for x, _ in points],

@@ -331,6 +331,16 @@ def test_the_story_is_that_of_the_log(trained):
     assert set(pictures) == {"entropy", "gradient", "target", "margin", "affinity", "codes", "loss"}
 
 
+def test_a_saturated_run_and_a_lambda_of_0_have_their_charts():
+    """Bug: a run that ends in a division by zero once its model is sure of everything."""
+    names = ("loss", "gnorm_strong", "ent_strong", "ent_weak", "ent_mix", "margin", "p_target")
+    log = [dict.fromkeys(names, 0.0) | dict(arm=arm, step=1, codes=[0, 0, 0, 0])
+           for arm in ("sft-steps", "joint")]
+    del log[0]["ent_mix"]
+    found = Training(story_of(log), ["sft-steps", "joint"], 0.0)
+    assert all(picture.says for picture in found.pictures().values()) and found.doubt()
+
+
 def test_losses_on_held_out_text_are_drawn_where_the_log_has_them():
     """Bug: a run without scores that has nothing to show; values of some steps at others."""
     log = [dict(arm="sft", step=s, loss=1.0, **({"val_loss": 2.0 / s} if s % 2 else {}))
