@@ -8,7 +8,8 @@ A try is `train_wmss.py --resume auto` (the first one --overwrite, over the run 
 processes, so that none waits for imports. When its log has grown to a random length, or after a
 random time, all ranks get SIGKILL, or one does and the others later. Then the next try goes on. A
 run ends when a try ends by itself; then no file may be missing or left over, no step may be logged
-twice, and every weight must be the undisturbed run's.
+twice, and every weight must be the undisturbed run's: the same bits at one or two ranks, and to
+1e-5 where ranks or modes change (sums are in another order).
 """
 
 import argparse
@@ -209,7 +210,9 @@ def series(kinds, n_kills, rng):
     print(f"| {kind} | {kills} | {runs} | {refused} | {lost} | {left} | {doubled} | {worst:.1g} |  "
           f"{time.time() - begun:.0f} s\n   killed in: "
           + ", ".join(f"{name} {n}" for name, n in where.most_common()), flush=True)
-    return refused + lost + left + doubled + (worst > (1e-4 if len(kinds) > 1 else 0))
+    # three ranks or more add in an order that DDP changes after its first step; others are exact
+    exact = len(kinds) == 1 and kinds[0][0] <= 2
+    return refused + lost + left + doubled + (worst > (0 if exact else 1e-5))
 
 
 if __name__ == "__main__":

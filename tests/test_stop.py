@@ -199,7 +199,7 @@ def test_an_interim_state_that_is_broken_is_refused_by_its_name(run, trained):
     for what, (key, broken) in BROKEN.items():
         torch.save({**good, key: broken(good[key])}, "out/a/resume-joint.pt")
         said = refuse(*TINY, *flags, "--resume")
-        assert "out/a/resume-joint.pt" in said and "delete it, and its stage" in said, what
+        assert "out/a/resume-joint.pt" in said and re.search("delete it, and .*stage", said), what
         assert ("NaN or infinity" in said) == (what in ("NaN", "infinity")), what
     torch.save(good, "out/a/resume-joint.pt")
     run(*flags, "--resume")
