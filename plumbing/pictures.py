@@ -142,7 +142,7 @@ class Training:
             both = [(x, v - reference[x]) for x, v in points if x in reference]
             if len(both) == len(reference):
                 less[arm] = (of_model(arm), DASHES[i % 4], both)
-        return charts + self.stage3({f"{title}: less sft-steps": less})
+        return charts + self.stage3({f"{title}: minus sft-steps": less})
 
     def pictures(self):
         """{place on the page: Picture}"""
@@ -182,10 +182,11 @@ class Training:
         ours, plain_one = (self.mean(arm, "gnorm_strong") for arm in (self.chosen, "sft-steps"))
         if ours > 0 and plain_one > 0 and self.lam > 0:
             ratio = ours / plain_one
-            back = "is back" if ratio > 1.1 else "is not back"
+            alone = ratio / self.lam
+            back = "has more left" if alone > 1.1 else "brings back next to nothing"
             says += (f" With mixing ({self.chosen}) it is {ratio:.2f} times that of plain "
-                     f"training: the gradient {back}. Mixing also multiplies it by λ = "
-                     f"{self.lam:g}; that apart it is {ratio / self.lam:.2f} times as large.")
+                     f"training. Equation 5 multiplies it by λ = {self.lam:g}; without this factor "
+                     f"it would be {alone:.2f} times: mixing {back}.")
         return Picture(self.three("gnorm_strong", "Gradient norm", True, "gnorm_weak"), says)
 
     def codes(self):
@@ -222,12 +223,12 @@ def of_scores(rows):
     compared = [(r["model"], r["model"], {ref: mark for ref, mark in r["less"].items()
                                           if ref != r["model"]}) for r in trained]
     if compared:
-        charts.append(draw.inline(draw.forest("Less plain training, points", {"": compared},
+        charts.append(draw.inline(draw.forest("Minus plain training, points", {"": compared},
                                               REFERENCES)))
         marks = [mark for *_, less in compared for mark in less.values()]
         above, below = (sum(side * mean > half for mean, half in marks) for side in (1, -1))
-        says += (f" Of {len(marks)} differences to plain training {above} lie above 0 with their "
-                 f"interval, {below} below.")
+        says += (f" Of the {len(marks)} differences in the second chart {above} lie above 0 with "
+                 f"their interval, {below} below.")
     found = dict(scores=Picture(charts, says))
     families = list(rows[0]["families"])
 
@@ -252,8 +253,8 @@ def bought(rows):
     if above == below == 0:
         return f"Nothing that {len(marks)} comparisons with plain training would show."
     worth = "Something" if above > below else "Nothing" if not above else "It depends"
-    return (f"{worth}: of {len(marks)} comparisons with plain training {above} speak for mixing, "
-            f"{below} against it, {len(marks) - above - below} leave it open.")
+    return (f"{worth}: of {len(marks)} comparisons of arms that mix with plain training {above} "
+            f"speak for mixing, {below} against it, {len(marks) - above - below} leave it open.")
 
 
 def of_gaps(gaps, by_family):

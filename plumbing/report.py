@@ -313,7 +313,8 @@ def page_of(gaps=None, samples=(), view=None, **data):
         data["pictures"]["gaps"] = pictures.of_gaps(gaps, by_family)
         names = {side: os.path.basename(getattr(gaps, side)).removesuffix(".pt")
                  for side in ("weak", "live")}
-        data["gaps"] = dict(names, tokens=len(gaps.codes), by_code=code_rows(gaps))
+        data["gaps"] = dict(names, tokens=len(gaps.codes), by_code=code_rows(gaps),
+                            tau=gaps.settings["tau"], h=gaps.settings["h"])
     env = Environment(loader=FileSystemLoader(os.path.dirname(__file__)), autoescape=True)
     env.filters |= dict(visible=visible, few=few)
     # "<" would let a text end the element of the page that it stands in
@@ -398,7 +399,7 @@ def table_of(spent, rows, story, losses):
             for ref in REFERENCES if name != "base" else ():
                 if ref in r["less"] and ref != name:
                     mean, half = r["less"][ref]
-                    line[f"less {ref}"] = f"{mean:+.2f} ± {half:.2f}".replace("-", "−")
+                    line[f"minus {ref}"] = f"{mean:+.2f} ± {half:.2f}".replace("-", "−")
             line |= {family: f"{100 * share:.1f}" for family, share in r["families"].items()}
         if name in losses:
             line["held-out loss"] = f"{losses[name]:.4f}"

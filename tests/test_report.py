@@ -304,8 +304,8 @@ def test_report_of_a_run_stands_alone_and_has_all_of_it(trained):
         for ref in ("sft-steps", "sft-flops"):
             gains = [by_model[arm][i] - by_model[ref][i] for i in by_model[arm]]
             mean = f"{100 * sum(gains) / len(gains):+.2f} ±".replace("-", "−")
-            assert rows[arm][f"less {ref}"].startswith(mean)
-    assert rows["sft-steps"]["less sft-steps"] == "–"
+            assert rows[arm][f"minus {ref}"].startswith(mean)
+    assert rows["sft-steps"]["minus sft-steps"] == "–"
     for arm in ("base", "sft", "sft-steps", "sft-flops", "joint", "wmss", "wmss-mask"):
         assert f'class="swatch {arm}"' in page
     codes = gaps_of(trained)["codes"]
@@ -327,7 +327,7 @@ def test_the_story_is_that_of_the_log(trained):
     pictures = training.pictures()
     assert f"joint {mean:.2f}".replace("-", "−") in pictures["margin"].says
     *_, less = pictures["margin"].charts
-    assert "less sft-steps" in less and ">joint<" in less and ">wmss<" not in less
+    assert "minus sft-steps" in less and ">joint<" in less and ">wmss<" not in less
     assert set(pictures) == {"entropy", "gradient", "target", "margin", "affinity", "codes", "loss"}
 
 
