@@ -202,9 +202,10 @@ def check_interim(path, meta, params, weak, steps):
         fine = fine and meta["rng"].shape == torch.get_rng_state().shape
         for p, state in zip(params, meta["optimizer"], strict=True):
             if state is not None:
-                fine = fine and state.keys() == {"step", "exp_avg", "exp_avg_sq"}
+                own = state.keys() - {"average"}            # of the arm `averaged`
+                fine = fine and own == {"step", "exp_avg", "exp_avg_sq"}
                 fine = fine and state["step"].dim() == 0
-                pairs += [(state["exp_avg"], p), (state["exp_avg_sq"], p)]
+                pairs += [(tensor, p) for key, tensor in state.items() if key != "step"]
         for name, p in weak.named_parameters() if weak is not None else ():
             pairs.append((meta["weak"][name], p))
         fine = fine and all(tensor.shape == p.shape for tensor, p in pairs)
