@@ -118,7 +118,7 @@ ARMS = {
     "distilled": Arm("itself", control=Distilled),
     "averaged": Arm(control=Averaged),
 }
-FORMER_NAMES = {"sft": "sft-steps", "d0": "temperature", "label-smoothing": "smoothing"}
+FORMER_NAMES = {"d0": "temperature", "label-smoothing": "smoothing"}   # of their checkpoints
 ROWS = ("base", "sft", *ARMS, "weak", "fused")      # of the table of scores; sft is M1
 
 

@@ -25,7 +25,7 @@ from plumbing.chat import with_template
 from plumbing.checkpoints import digest_of
 from plumbing.checks import check_interim
 from plumbing.cli import flag_of, preset_notes
-from plumbing.controls import ARMS, Watch
+from plumbing.controls import ARMS, FORMER_NAMES, Watch
 from plumbing.devices import has_bf16, pick
 from plumbing.files import commit, in_words, parse_json, read_text, write_text
 from plumbing.log_to import SERVICES, numbers_of
@@ -270,6 +270,9 @@ class Folder:
         if begun and cfg.resume:
             config = self._check_same_run(data, models)
             self._drop_scores()
+            for former, name in FORMER_NAMES.items():
+                if f"{former}.pt" in os.listdir(self.out):
+                    os.rename(self.path(f"{former}.pt"), self.path(f"{name}.pt"))
             self.keep_log(lambda record: True)
         write_text(self.path("config.json"), json.dumps(config, indent=1))
         owner.sweep_up(self.out)
