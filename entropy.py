@@ -13,6 +13,10 @@ Shapes: N samples, M loss tokens of all samples together, C width, V vocabulary.
 Entropies are in nats.
 """
 
+import plumbing  # noqa: F401  (how threads wait; before torch)
+
+# isort: split
+
 from dataclasses import asdict, dataclass, field
 
 import torch

@@ -11,6 +11,10 @@ which mixes the logits of both (paper v2, eq. 5). A table shows where they disag
 Shapes: T tokens of prompt and answer, n tokens of the answer, V vocabulary.
 """
 
+import plumbing  # noqa: F401  (how threads wait; before torch)
+
+# isort: split
+
 import torch
 from torch import Tensor
 

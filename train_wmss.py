@@ -16,14 +16,11 @@ Shapes: B rows and T positions of a bucket, C width, V vocabulary, N loss tokens
 of a micro-batch.
 """
 
+import plumbing  # noqa: F401  (how threads wait; before torch)
+
+# isort: split
+
 import os
-
-# Threads that spin at barriers make a busy machine ten times slower, threads that sleep at once
-# make two of them slower than one: let them spin for 10 us. Large tensors in pages of 2 MB.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass

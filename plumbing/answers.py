@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from importlib.metadata import version
 
 from plumbing.files import code_digest
@@ -73,6 +74,14 @@ class Answers:
     def add(self, rows):
         """Judge the rows of a batch and append them."""
         self._append(*map(json.dumps, self.judge(rows)))
+
+    def remove_others(self):
+        """Delete the files of the same name that another setting, checkpoint or code has made."""
+        folder, own = os.path.split(self.path)
+        name = re.escape(own.rpartition("-")[0])
+        for other in os.listdir(folder):
+            if re.fullmatch(rf"{name}-[0-9a-f]{{12}}\.jsonl", other) and other != own:
+                os.remove(os.path.join(folder, other))
 
     def remove(self):
         """Once all is written elsewhere: delete the file, and its folder with the last one."""

@@ -77,22 +77,22 @@ def load_problems(spec: str, limit: int | None = None, any_count: bool = False,
         if spec in TASKS:
             return built_in(spec, split, limit)
         if not path or name in CODE_SETS or name in TASKS or not re.fullmatch(r"[\w.-]+", name):
-            raise ValueError(f"--data {spec}: expected toy-math or one of {', '.join(SOURCES)}, "
+            raise ValueError(f"{spec}: expected toy-math or one of {', '.join(SOURCES)}, "
                              "alone (from the hub) or as NAME=PATH; a file of your own is "
                              "NAME=PATH or NAME:GRADER=PATH, with a NAME that no other set has")
         return own_problems(name, grader, path, columns)[:limit]
     source = SOURCES[name]
     if grader:
-        raise ValueError(f"--data {spec}: {name} has its own grader; leave :{grader} away, or give "
+        raise ValueError(f"{spec}: {name} has its own grader; leave :{grader} away, or give "
                          "the file another name")
     if not (path or source.hub):
-        raise ValueError(f"--data {spec}: expected {name}=FILE, as it is published "
+        raise ValueError(f"{spec}: expected {name}=FILE, as it is published "
                          f"({FILES[name]}), found no file")
     rows = read_rows(path) if path else hub_rows(*source.hub)
     items = [_item(name, i, where, row) for i, (where, row) in enumerate(rows, 1)]
     counts = source.counts if path else source.counts[:1]
     if len(items) not in counts and not any_count:
-        raise ValueError(f"--data {spec}: expected {' or '.join(map(str, counts))} rows, found "
+        raise ValueError(f"{spec}: expected {' or '.join(map(str, counts))} rows, found "
                          f"{len(items)}; get the whole file, or pass --any-count")
     return items[:limit]
 
@@ -106,7 +106,7 @@ def own_problems(name: str, grader: str, path: str, columns: tuple[str, str] = (
     """
     from plumbing.text import conversations  # imports torch: public data do not need it
     if grader not in ("", *GRADERS):
-        raise ValueError(f"--data {name}:{grader}={path}: expected one of {', '.join(GRADERS)} "
+        raise ValueError(f"{name}:{grader}={path}: expected one of {', '.join(GRADERS)} "
                          f"behind the colon, found {grader}")
     rows, kinds = [], set()
     for where, row, messages in conversations(path, columns):
@@ -118,7 +118,7 @@ def own_problems(name: str, grader: str, path: str, columns: tuple[str, str] = (
         kinds.add(kind_of(last["content"], prompt))
         rows.append((where, prompt, last["content"], asked if len(asked) > 1 else ()))
     if not rows:
-        raise ValueError(f"--data {name}={path}: no row in it; check the path")
+        raise ValueError(f"{name}={path}: no row in it; check the path")
     grader = grader or ("exact" if len(kinds) > 1 else kinds.pop())
     problems = []
     for i, (where, prompt, said, asked) in enumerate(rows, 1):

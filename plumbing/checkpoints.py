@@ -216,6 +216,9 @@ def open_pt(path):
         _check_kinds(weights, meta)
         return config, weights, meta
     except Exception as e:      # cut short, another program's, text: seven kinds of error
+        if path.endswith(".safetensors"):
+            raise ValueError("it is weights alone; pass the folder in which it lies, with its "
+                             "config.json and tokenizer.json") from None
         raise ValueError(f"it is not a whole {FORMAT} file written by train_wmss.py "
                          f"({_kind_of(path, e)}); pass one of the .pt files in an out/<name>/ "
                          "folder; if it is one of them, delete it, and --resume makes its stage "

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import shlex
+import sys
 import time
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -255,5 +256,9 @@ def program(name):
                     time.sleep(5)
                 tell_torchrun(message)
                 raise SystemExit(message) from None
+            except KeyboardInterrupt:           # train_wmss.py listens to signals itself
+                print(f"\n{name}: stopped; what is written is kept, and the same command goes on "
+                      "with it", file=sys.stderr)
+                raise SystemExit(130) from None
         return guarded
     return decorate

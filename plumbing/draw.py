@@ -129,6 +129,8 @@ def curves(title, drawn, marks, name, low, high, log=False, x_log=False):
     for words, (colour, dash, points) in drawn.items():
         where = " ".join(f"{x(a):.1f},{y(max(b, low) if log else b):.1f}" for a, b in points)
         more = f'stroke="currentColor" stroke-width="2" stroke-dasharray="{dash or "none"}"'
+        if len(points) == 1:
+            parts.append(circle(x(points[0][0]), y(points[0][1]), colour, True, words))
         parts.append(mark("polyline", colour, f'points="{where}" fill-opacity="0" {more}', words))
         entries[words] = line(0, 0, 25, 0, colour, 2.5, dash)
     height, signs = legend(entries, TALL + 72)

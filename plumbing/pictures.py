@@ -42,7 +42,7 @@ def row_of(groups, marks, name, log=False):
         low = max(low, 1e-7) / 1.2
         high = max(high, low) * 1.2
     # what hardly changes is not blown up to fill its chart
-    high = max(high, low + 1e-4 * abs(low), low + 1e-9)
+    high = max(high, low + 1e-2 * abs(low), low + 1e-9)
     return [draw.inline(draw.curves(title, drawn, marks, name, low, high, log))
             for title, drawn in kept.items() if drawn]
 
@@ -219,6 +219,8 @@ def of_scores(rows):
                    [(r["low"], r["high"]) for r in rows])]
     best = max(rows, key=lambda r: r["accuracy"])
     says = f"Most right: {best['model']}, {100 * best['accuracy']:.1f} %."
+    if all(r["accuracy"] == best["accuracy"] for r in rows):
+        says = f"All models answer equally many: {100 * best['accuracy']:.1f} %."
     trained = [r for r in rows if r["less"] and r["model"] not in ("base", "weak")]
     compared = [(r["model"], r["model"], {ref: mark for ref, mark in r["less"].items()
                                           if ref != r["model"]}) for r in trained]
@@ -251,7 +253,7 @@ def bought(rows):
     marks = [mark for r in rows if r["model"] in MIXING for mark in r["less"].values()]
     above, below = (sum(side * mean > half for mean, half in marks) for side in (1, -1))
     if above == below == 0:
-        return f"Nothing that {len(marks)} comparisons with plain training would show."
+        return f"Nothing that shows (comparisons with plain training: {len(marks)}, all open)."
     worth = "Something" if above > below else "Nothing" if not above else "It depends"
     return (f"{worth}: of {len(marks)} comparisons of arms that mix with plain training {above} "
             f"speak for mixing, {below} against it, {len(marks) - above - below} leave it open.")

@@ -20,7 +20,7 @@ Questions = namedtuple("Questions", "name spec problems wrap judge")
 class Scores:
     def __init__(self, run, sets):
         self.run, self.cfg, self.folder, self.ranks = run, run.cfg, run.folder, run.ranks
-        self.sets, self.rows, self.answers, self.unfinished, self.digests = sets, [], {}, [], {}
+        self.sets, self.rows, self.answers, self.kept, self.digests = sets, [], {}, [], {}
         self.split = self.cfg.score_split
         if self.cfg.task == "text":
             self.split = ", ".join(questions.spec for questions in sets)
@@ -40,12 +40,12 @@ class Scores:
             if path not in self.digests:
                 self.digests[path] = weights(path)
         kept = Answers(
-            self.folder.path("unfinished"),
+            self.folder.path("rows"),
             f"{model}-{questions.name}-{self.ranks.rank}of{self.ranks.world}", questions.judge,
             weights=[self.digests[path] for path in paths], device=self.ranks.device.type,
             dtype=self.ranks.dtype_name, asked=self.asked[questions.name], **how,
             **read_by(share, questions.wrap))
-        self.unfinished.append(kept)
+        self.kept.append(kept)
         if kept.said:
             self.folder.say(f"  {model}, {questions.name}: {len(share):,} problems{kept.said}")
         return kept
@@ -89,12 +89,13 @@ class Scores:
         self.folder.say(f"  the scores on {first['split']} are now in {new}")
 
     def close(self):
-        """Say the table; the files of rows, which are in answers/ by now, go."""
+        """Say the table; rows of these models under other settings or code go. Those of today stay:
+        a scoring after one more arm answers nothing twice."""
         self.folder.say(f"\n{score_table(self.rows)}\n\n{self.folder.path('report.html')} shows "
                         "all of it")
         self.ranks.barrier()
-        for kept in self.unfinished:
-            kept.remove()
+        for kept in self.kept:
+            kept.remove_others()
         errors = sum(r["errors"] for r in self.rows)
         if errors:
             raise ValueError(f"{errors} programs could not be judged (status error in "

@@ -80,7 +80,8 @@ class Stop:
             message = f"train_wmss: {name}: {what}; go on with: {command('--resume')}"
             tell_torchrun(message)
             # print would fail inside another print that the signal has interrupted
-            os.write(2, message.encode() + b"\n")
+            start = b"\n" if os.isatty(2) else b""     # behind a bar
+            os.write(2, start + message.encode() + b"\n")
         if self.ranks.world > 1:
             os._exit(128 + self.number)                         # as Ranks.close() does
         raise SystemExit(128 + self.number)

@@ -3,6 +3,7 @@ killed goes on where it was, and scores on other data are put aside."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,9 +114,12 @@ def test_a_run_goes_on_scoring_where_it_was(run, hf_folder, text, monkeypatch):
     flags = [*text_flags(hf_folder, text, "a"), "--arm", "sft-steps", "--eval-batch", "4"]
     calls = count_calls(monkeypatch)
     whole = run(*flags)
-    assert not (whole / "unfinished").exists()
     rows, wanted = scores(whole), {m: answers(whole, m) for m in ("base", "sft", "sft-steps")}
     in_one_go = len(calls)
+    run(*flags, "--arm", "sft-steps", "temperature", "--resume")
+    assert in_one_go < len(calls) < 2 * in_one_go, "old models answer again for a new arm"
+    os.remove(whole / "temperature.pt")
+    shutil.rmtree(whole / "rows")
     with monkeypatch.context() as m:
         counted, left = GPT.generate, [in_one_go // 2]
 
