@@ -7,8 +7,6 @@ which mixes the logits of both (paper v2, eq. 5). A table shows where they disag
     python sample.py out/toy/sft.pt "409+402:" --weak out/toy/base.pt --lam 0.5
     python sample.py FOLDER "What is 7 times 8?" --temperature 0.7 --seed 1
     python sample.py FOLDER         # a conversation; an empty line starts another, Ctrl-D ends it
-
-Shapes: T tokens of prompt and answer, n tokens of the answer, V vocabulary.
 """
 
 import plumbing  # noqa: F401  (how threads wait; before torch)
@@ -31,7 +29,7 @@ DIFFERS = 0.1       # a token is listed if two models give it probabilities fart
 
 @torch.inference_mode()
 def answer_logits(model: GPT, prompt: list[int], answer: list[int]) -> Tensor:
-    """The logits that each token of an answer is drawn from -> (n, V) fp32, on the CPU."""
+    """The logits that the n tokens of an answer are drawn from -> (n, V) fp32, on the CPU."""
     x = torch.tensor([prompt + answer], device=model.cos.device)            # (1, T)
     hidden = model(x)[0, len(prompt) - 1:-1]                                # (n, C)
     return model.lm_head(hidden).float().cpu()

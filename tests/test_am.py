@@ -478,7 +478,7 @@ def stopped(tmp_path, monkeypatch, sources):
         return real(*args)
     with monkeypatch.context() as patched:
         patched.setattr(am, "sift", tired)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="130"):
             main(flags)
     return flags
 
