@@ -9,6 +9,7 @@ import json
 import os
 import re
 
+from plumbing.files import reason
 from plumbing.limits import harmless, time_limit
 from plumbing.tokenizer import SETTINGS, Tokenizer, load_tokenizer, tokenizer_files
 
@@ -58,7 +59,7 @@ def template_source(template: str, enc: Tokenizer) -> str:
         return source
     except (OSError, ValueError) as e:
         raise ValueError(f"--template {template}: expected auto, {', '.join(TEMPLATES)} or a "
-                         f".jinja file, found {getattr(e, 'strerror', None) or e}") from None
+                         f".jinja file, found {reason(e)}") from None
 
 
 def bos_token(enc: Tokenizer) -> str:

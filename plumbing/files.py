@@ -13,16 +13,19 @@ from plumbing.bar import tick
 MOST = 1 << 28          # bytes of a JSON file: 25 times the largest tokenizer.json that is known
 
 
+def reason(error):
+    """What an error says; one of the system without its number and the file."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def in_words(error):
-    """What an error says; one of the system without its number, the file first.
+    """reason(), behind the file where the error names one.
 
     >>> in_words(FileNotFoundError(2, "No such file or directory", "a.jsonl"))
     'a.jsonl: No such file or directory'
     """
-    if isinstance(error, OSError) and error.strerror:
-        where = error.filename2 or error.filename
-        return f"{where}: {error.strerror}" if where else error.strerror
-    return str(error)
+    where = isinstance(error, OSError) and error.strerror and (error.filename2 or error.filename)
+    return f"{where}: {reason(error)}" if where else reason(error)
 
 
 def write_atomically(path, write):
@@ -86,7 +89,7 @@ def _read_all(path):
         line = e.object[:e.start].count(b"\n") + 1
         found = f"byte 0x{e.object[e.start]:02x}; save it as UTF-8"
     except (OSError, EOFError, zlib.error) as e:
-        found = f"{getattr(e, 'strerror', None) or e}; check the path"
+        found = f"{reason(e)}; check the path"
         if raw:
             line, found = raw.count(b"\n") + 1, f"damage ({e}); copy it again"
     raise ValueError(f"{path}{line and f':{line}'}: expected a .jsonl or .jsonl.gz file or a JSON "

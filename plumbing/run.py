@@ -271,7 +271,8 @@ class Folder:
             config = self._check_same_run(data, models)
             self._drop_scores()
             for former, name in FORMER_NAMES.items():
-                if f"{former}.pt" in os.listdir(self.out):
+                there = os.listdir(self.out)
+                if f"{former}.pt" in there and f"{name}.pt" not in there:
                     os.rename(self.path(f"{former}.pt"), self.path(f"{name}.pt"))
             self.keep_log(lambda record: True)
         write_text(self.path("config.json"), json.dumps(config, indent=1))

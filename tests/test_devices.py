@@ -31,7 +31,7 @@ def test_a_device_that_is_not_there_is_one_sentence(name, monkeypatch):
     """Bug: torch's traceback, after the model has been read."""
     if name[:4] == "cuda" and torch.cuda.is_available() or name == "mps" and (
             torch.backends.mps.is_available()):
-        pytest.skip("this machine has it")
+        pytest.skip("this machine has the device that is to be missing")
     with pytest.raises(ValueError, match=f"--device {name}: expected auto, or one that this"):
         devices.pick(name)
 

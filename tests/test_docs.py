@@ -142,12 +142,12 @@ def test_commits_that_are_named_are_in_the_history():
              if re.search(r"[a-f]", word) and re.search(r"\d", word)}
     assert named
     if shutil.which("git") is None or (ROOT / ".git" / "shallow").exists():
-        pytest.skip("no history here")
+        pytest.skip("no git history here to look a commit up in")
     for commit in named:
         asked = subprocess.run(["git", "merge-base", "--is-ancestor", commit, "HEAD"], cwd=ROOT,
                                capture_output=True)
         if b"not a git repository" in asked.stderr:
-            pytest.skip("no history here")
+            pytest.skip("no git history here to look a commit up in")
         assert asked.returncode == 0, commit
 
 
