@@ -8,11 +8,20 @@ per cell; whatever has a row is not done again, so a killed sweep goes on where 
 
     python experiments/sweep.py toy --seeds 5 --allow-code-execution     # -> toy.jsonl
     python experiments/sweep.py regimes --tasks toy-math                 # -> regimes.jsonl
+    python experiments/sweep.py equal --seeds 10 --allow-code-execution  # -> equal.jsonl
+    python experiments/sweep.py map --tasks toy-math --seeds 3           # -> map.jsonl
+    python experiments/sweep.py rivals --tasks toy-math --seeds 3        # -> rivals.jsonl
     python experiments/sweep.py toy --quick --tasks toy-math --out try.jsonl    # does it run?
     python experiments/analyse.py                                        # tables and figures
 
-The first two took about 2.5 hours each on two cores. Nothing of the training is written here again:
-a cell is train_wmss.py's own stages under its own flags, in this process.
+toy, regimes: each arm at its best of equally many settings. equal: the same rates for every arm.
+map: where mixing wins if a share of the data is wrong; rivals: what else helps there (both on
+validation, at one rate fixed in advance). Nothing of the training is written here again: a cell is
+train_wmss.py's own stages under its own flags, in this process.
+
+Declared for `equal` before any of its rows: joint, frozen and wmss less sft-steps and less
+sft-flops, on both tasks, each arm at the best of eight rates and, if it mixes, of three lambdas;
+stars by Holm over these twelve differences, ten seeds.
 """
 
 import dataclasses
@@ -37,6 +46,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import analyse
 import torch
 from analyse import choices, ece, key_of, pack, read_rows, setting_of, withdrawn
+from rules import RULES, log_odds, marks
 
 import eval_code
 import eval_math
@@ -96,11 +106,19 @@ TRAINED = {
     "wmss-both": dict(arm=["wmss"], gap="both"),
     "wmss-both-v1": dict(arm=["wmss"], gap="both", weights="v1"),
     "wmss-both-v2": dict(arm=["wmss"], gap="both", weights="v2", dedup=True)}
+# where the data are wrong: other ways to soften or to be robust, stopping after a quarter, and
+# masks of the mixing with a frozen weak model by the entropies or by another rule (rules.py)
+NEIGHBOURS = ("dft", "focal", "gce", "confidence", "distilled", "averaged")
+TRAINED |= {arm: dict(arm=[arm], gap="none") for arm in NEIGHBOURS}
+TRAINED["sft-early"] = dict(arm=["sft-steps"], gap="none", share=0.25)
+MASK = dict(arm=["wmss"], gap="token", weak="frozen")
+TRAINED["rule-entropy"] = MASK
+TRAINED |= {f"rule-{rule}": dict(MASK, rule=rule) for rule in RULES}
 # no training: z + mu (z - z_weak) and theta + mu (theta - theta_weak), from M1 and its weak model
 FREE = ("contrastive", "extrapolation")
 START = ("weak", "sft")                          # what all arms start from; nothing to choose
 MIXED = {"temperature", "frozen", "joint"}       # have a lambda
-MIXED |= {arm for arm in TRAINED if arm.startswith(("permuted", "wmss"))}
+MIXED |= {arm for arm in TRAINED if arm.startswith(("permuted", "wmss", "rule", "distilled"))}
 
 # flags of SFT, and those of stage 3 beside them
 FEW = dict(clean=200, sft_epochs=19.2, sft_lr=1e-3)
@@ -113,18 +131,46 @@ REGIMES = {
     "snapshot": ({}, dict(weak_snapshot="early")),              # weak: an early SFT snapshot
     "few-snapshot": (FEW, dict(wmss_epochs=5.0, weak_snapshot="early")),
     "two-rounds": ({}, dict(rounds=2))}
-ARMS = {"toy": (*START, *TRAINED, *FREE),
-        "regimes": (*START, "sft-steps", "sft-flops", "temperature", "frozen", "permuted", "joint",
-                    "wmss", "wmss-both", *FREE)}
+# The data carry the weak model's own mistakes: of the base's corpus a share w is right, of the
+# fine-tuning set a share q. Stage 3 is long enough to follow the data.
+SHARES = {f"w{w:g}-q{q:g}": (dict(noise=round(1 - w, 2), label_noise=round(1 - q, 2)),
+                             dict(wmss_epochs=12.0))
+          for w in (0.05, 0.2, 0.5) for q in (0.1, 0.3, 0.5, 0.7, 0.9)}
+OWN = tuple(REGIMES)
+REGIMES |= SHARES
 
-# val, test: problems; k: those of them that are sampled eight times
-FULL = dict(config={}, rates=6, lams=(0.3, 0.5, 0.7, 0.9),
+# ------------------------------------------------------------------------------------------------
+# the commands: what each of them trains, and how much of it
+#
+# rates: how many, over the whole range; or lrs: which, of a task or a regime. val, test: problems;
+# k: those of them that are sampled eight times. test 0: validation alone.
+
+FULL = dict(config={}, rates=6, lams=(0.3, 0.5, 0.7, 0.9), lrs={},
             val={"toy-math": 1400, "toy-code": 700}, test=2100, k=350)
-REGIME = dict(FULL, rates=5, lams=(0.3, 0.6, 0.9), val={"toy-math": 700, "toy-code": 480})
+SMALL = dict(FULL, val={"toy-math": 700, "toy-code": 480})
+PLAIN = (*START, "sft-steps", "sft-flops")
+COMMANDS = {
+    "toy": dict(FULL, regimes=("default",), arms=(
+        *START, *[arm for arm in TRAINED if arm not in NEIGHBOURS
+                  and not arm.startswith(("rule", "sft-early"))], *FREE)),
+    "regimes": dict(SMALL, rates=5, lams=(0.3, 0.6, 0.9), regimes=OWN, arms=(
+        *PLAIN, "temperature", "frozen", "permuted", "joint", "wmss", "wmss-both", *FREE)),
+    "equal": dict(
+        FULL, regimes=("default",), lams=(0.5, 0.7, 0.9),
+        arms=(*PLAIN, "temperature", "permuted", "frozen", "joint", "wmss"),
+        lrs={"toy-math": (4.43e-5, 7.27e-5, 9.32e-5, 1.19e-4, 1.53e-4, 1.96e-4, 2.51e-4, 4.13e-4),
+             "toy-code": (3.22e-4, 5.29e-4, 6.78e-4, 8.68e-4, 1.11e-3, 1.43e-3, 1.83e-3, 2.34e-3)}),
+    "map": dict(SMALL, test=0, regimes=tuple(SHARES), lams=(0.3, 0.5, 0.7),
+                lrs=dict.fromkeys(SHARES, (3.1e-4,)), arms=(*PLAIN, "frozen", "joint")),
+    "rivals": dict(SMALL, test=0, regimes=("default", "w0.05-q0.3"), lams=(0.5,),
+                   lrs={"default": (1e-4,), "w0.05-q0.3": (3.1e-4,)},
+                   arms=(*PLAIN, "sft-early", "smoothing", "temperature", *NEIGHBOURS,
+                         "permuted-frozen", "joint", "frozen", "rule-entropy",
+                         *(f"rule-{rule}" for rule in RULES)))}
 QUICK = dict(
     config=dict(corpus=64, clean=24, dim=16, n_heads=2, n_layers=1, base_steps=4, batch_size=8,
                 max_new_tokens=6),
-    rates=2, lams=(0.5,), val={"toy-math": 28, "toy-code": 16}, test=28, k=7)
+    rates=2, lams=(0.5,), val={"toy-math": 28, "toy-code": 16}, k=7)
 
 
 def rates(n):
@@ -132,32 +178,33 @@ def rates(n):
     return [float(f"{1e-5 * 300 ** (i / (n - 1)):.3g}") for i in range(n)]
 
 
-def settings(arm, size):
+def settings(arm, size, task="", regime=""):
     """What is tried for an arm on validation -> list of {lr, lam, mu}, None: has none.
 
-    Equally many settings for each arm but START.
+    Where a command does not say the rates: equally many settings for each arm but START.
     """
     n = size["rates"] * len(size["lams"])
+    lrs = size["lrs"].get(regime, size["lrs"].get(task))
     if arm in START:
         tried = [{}]
     elif arm in FREE:                       # 1/16 ... 13; mu = 1 is what mixing at lam = 1/2 fits
         tried = [dict(mu=float(f"{2 ** (k / 3 - 4):.4g}")) for k in range(n)]
     elif arm in MIXED:
-        tried = [dict(lam=lam, lr=lr) for lam in size["lams"] for lr in rates(size["rates"])]
+        tried = [dict(lam=lam, lr=lr) for lam in size["lams"] for lr in lrs or rates(size["rates"])]
     else:
-        tried = [dict(lr=lr) for lr in rates(n)]
+        tried = [dict(lr=lr) for lr in lrs or rates(n)]
     return [dict(lr=None, lam=None, mu=None) | s for s in tried]
 
 
-def plan(command, tasks, seeds, size):
+def plan(tasks, seeds, size):
     """All validation cells of a sweep -> list of dicts, see analyse.KEY, with their config."""
     cells = []
     for task in tasks:
-        for regime in REGIMES if command == "regimes" else ["default"]:
-            for arm in ARMS[command]:
+        for regime in size["regimes"]:
+            for arm in size["arms"]:
                 if regime == "two-rounds" and arm == "permuted":          # has no rounds
                     continue
-                for s in settings(arm, size):
+                for s in settings(arm, size, task, regime):
                     for seed in range(seeds):
                         cells.append(dict(kind="cell", regime=regime, task=task, seed=seed,
                                           arm=arm, **s, split="val", config=size["config"]))
@@ -170,10 +217,12 @@ def plan(command, tasks, seeds, size):
 
 def places(job):
     """What a job's cells start from -> {"base": (folder, flags), "m1": (folder, flags)}."""
-    folder = os.path.join(job["work"], f"{job['task']}-{job['seed']}")
-    flags = dict(job["size"]["config"], task=job["task"], seed=job["seed"],
-                 allow_code_execution=job["consent"])
     of_sft = REGIMES[job["regime"]][0]
+    noise = of_sft.get("noise", Config.noise)                        # of the base's corpus
+    corpus = "" if noise == Config.noise else f"-noise-{noise:g}"
+    folder = os.path.join(job["work"], f"{job['task']}-{job['seed']}{corpus}")
+    flags = dict(job["size"]["config"], task=job["task"], seed=job["seed"], noise=noise,
+                 allow_code_execution=job["consent"])
     name = next(r for r in REGIMES if REGIMES[r][0] == of_sft)       # regimes that share an M1
     sft = dict(flags, base=os.path.join(folder, "base.pt"), **of_sft)
     return dict(base=(folder, flags), m1=(os.path.join(folder, f"m1-{name}"), sft))
@@ -232,12 +281,15 @@ def train_cell(job, run_folder):
     how = TRAINED[arm]
     if stage3.get("rounds", 1) > 1 and arm in ("joint", "frozen"):   # the same, but with rounds
         how = dict(how, arm=["wmss"], weak=arm)
+    how = dict(how)
+    share, rule = how.pop("share", 1), how.pop("rule", None)
+    stage3 = dict(stage3, wmss_epochs=share * stage3.get("wmss_epochs", Config.wmss_epochs))
     lr = dict.fromkeys(RATE_FLAGS, job["lr"])
     lam = 0.5 if job["lam"] is None else job["lam"]                  # unused where it is None
     flags = {**sft, **stage3, **how, **lr, "lam": lam, "sft": live, "stages": "entropy,wmss"}
     run = Quiet(run_folder, **flags)
     kept = os.path.join(m1, f"gaps-{run.cfg.weights}-{os.path.basename(weak)}")
-    path, log = run_stage3(run, kept)
+    path, log = run_stage3(run, kept, rule)
     model, meta = load_checkpoint(path)
     fused = None
     if os.path.exists(run.folder.path("weak.pt")):
@@ -245,18 +297,25 @@ def train_cell(job, run_folder):
     return model.eval(), {}, dict(meta["spent"], fused=fused), log
 
 
-def run_stage3(run, kept):
+def run_stage3(run, kept, rule=None):
     """Stages 2 and 3 of a run -> (path of the arm's checkpoint, its log).
 
-    kept: where the gaps lie that all cells of an M1 share.
+    kept: where the gaps lie that all cells of an M1 share. rule: marks the tokens to mix, instead
+    of the entropies.
     """
+    path = run.folder.path("gaps.pt")
     if os.path.exists(kept):
-        shutil.copy(kept, run.folder.path("gaps.pt"))
-    run.train()
-    if os.path.exists(run.folder.path("gaps.pt")) and not os.path.exists(kept):
+        shutil.copy(kept, path)
+    elif run.cfg.gap != "none":
+        train_wmss.stage_entropy(run, 1)
         beside = f"{kept}.{os.getpid()}"
-        shutil.copy(run.folder.path("gaps.pt"), beside)
+        shutil.copy(path, beside)
         os.replace(beside, kept)
+    if rule:
+        gaps = train_wmss.load_gaps(run, 1)
+        gaps.codes = marks(rule, load(gaps.weak), load(gaps.live), run.samples)
+        gaps.save(path)
+    run.train()
     log = [{k: v for k, v in r.items() if k != "arm"} for r in run.folder.read_log() if "loss" in r]
     return run.folder.path(f"{run.cfg.arm[0]}.pt"), log
 
@@ -355,6 +414,8 @@ def do_cell(job):
 
     rows = answer(**how)
     result = row_of(rows, cost) | dict(log=log)
+    if not size["test"]:                             # how far the usual mistake is unlearned
+        result["log_odds"] = log_odds(model, problems, enc)
     if split == "test":
         result |= closer_look(job, model, how, problems, rows, enc)
         if cost.get("fused"):
@@ -371,7 +432,10 @@ def do(job):
     else:
         result = do_cell(job)
         if job["split"] == "val":                # such cells choose, and that is all
-            result = {k: result[k] for k in ("accuracy", "n", "error") if k in result}
+            kept = ("accuracy", "n", "error")
+            if not job["size"]["test"]:          # of these commands they are the result
+                kept += ("correct", "log_odds", "steps", "flops")
+            result = {k: result[k] for k in kept if k in result}
     return result | dict(total=time.time() - started)
 
 
@@ -514,22 +578,24 @@ def set_paths(a, name, work):
 
 def main(argv=None):
     parser = parser_of(__doc__, TASKS, "toy-code")
-    parser.add_argument("command", choices=("toy", "regimes"))
+    parser.add_argument("command", choices=tuple(COMMANDS))
     parser.add_argument("--seeds", type=int, default=5,
                         help="0, 1, ...: of base, data and order (%(default)s)")
-    parser.add_argument("--regimes", nargs="+", choices=tuple(REGIMES), help="only these (all)")
+    parser.add_argument("--regimes", nargs="+", help="only these (all)")
     a = parser.parse_args(argv)
-    size = QUICK if a.quick else FULL if a.command == "toy" else REGIME
-    cells = plan(a.command, a.tasks, a.seeds, size)
-    wrong = wrong_flags(a, ARMS[a.command], "toy-code")
-    if a.regimes and a.command == "toy":
-        wrong.append("--regimes belongs to the command regimes")
+    size = COMMANDS[a.command]
+    if a.quick:
+        size = dict(size, **QUICK, test=min(28, size["test"]))
+    cells = plan(a.tasks, a.seeds, size)
+    wrong = wrong_flags(a, size["arms"], "toy-code")
+    wrong += [f"--regimes: expected some of {', '.join(size['regimes'])}, found {regime}"
+              for regime in a.regimes or () if regime not in size["regimes"]]
     if a.seeds < 1:
         wrong.append("--seeds: expected 1 or more")
     if wrong:
         parser.error("\n  ".join(wrong))
     set_paths(a, a.command, "sweep-quick" if a.quick else "sweep")
-    arms, regimes = a.arms or ARMS[a.command], a.regimes or REGIMES
+    arms, regimes = a.arms or size["arms"], a.regimes or size["regimes"]
     rows, made, keep = open_rows(a.out, size["config"])
     extra = dict(work=a.work, size=size, consent=a.allow_code_execution)
     cells = [c | extra for c in cells if c["arm"] in arms and c["regime"] in regimes]
@@ -540,6 +606,8 @@ def main(argv=None):
             jobs = {places(c)[kind][0]: dict(c, kind=kind) for c in cells}.values()
             run_jobs(pool, do, kind, [job for job in jobs if not is_there(job)], rows, keep)
         run_jobs(pool, do, "val", cells, rows, keep)
+        if not size["test"]:
+            return
         chosen = choices(r for r in rows.values() if r["config"] == size["config"])
         best = [dict(c, split="test") for c in cells
                 if setting_of(c) == chosen[c["regime"], c["task"], c["arm"]]]

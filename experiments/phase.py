@@ -1,0 +1,217 @@
+"""When does mixing win? Rows of `sweep.py map` and `sweep.py rivals` -> phase.md and phase.svg.
+
+Theory, for a frozen weak model: where training ends the mix fits the data. With the log-odds of the
+right token against the usual mistake's that is
+
+    lam * (strong model's) + (1 - lam) * (weak model's) = those in the data = log(q / (1 - q)),
+
+q being the share of right solutions. The strong model is right where its own log-odds are above 0:
+for plain SFT (lam = 1) where q > 1/2, for mixing as soon as q is above border(). Nothing is trained
+here, and everything is on the validation split: this is a map, the test of it is mistakes.py.
+
+    python experiments/phase.py                  # of map.jsonl and rivals.jsonl beside it
+"""
+
+import math
+import os
+
+import numpy as np
+from analyse import crossed, grouped, interval, parser_of, places, read_rows, table, verdicts
+
+from plumbing import draw
+from plumbing.files import write_text
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PLAIN = ("sft-steps", "sft-flops")
+
+
+def log_odds(share):
+    return math.log(share / (1 - share))
+
+
+def expected(q, weak, lam):
+    """Log-odds of the strong model where training ends, weak: those of the weak one, in nats.
+
+    >>> expected(0.5, -3.0, 0.5), expected(0.5, -3.0, 1.0)
+    (3.0, 0.0)
+    """
+    return (log_odds(q) - (1 - lam) * weak) / lam
+
+
+def border(weak, lam):
+    """The share q of right solutions above which the strong model is right.
+
+    >>> border(-3.0, 1.0), round(border(-3.0, 0.5), 3)
+    (0.5, 0.182)
+    """
+    return 1 / (1 + math.exp(-(1 - lam) * weak))
+
+
+def shares_of(regime):
+    """w0.05-q0.3 -> (0.05, 0.3)"""
+    w, q = regime.split("-")
+    return float(w[1:]), float(q[1:])
+
+
+class Map:
+    """The rows of one task: of each (regime, arm, lam) one for each seed."""
+
+    def __init__(self, rows):
+        self.cells = {key: {r["seed"]: r for r in own}
+                      for key, own in grouped(rows, "regime", "arm", "lam").items()}
+        self.lams = sorted({lam for _, arm, lam in self.cells if arm == "frozen"})
+        self.regimes = sorted({regime for regime, *_ in self.cells}, key=shares_of)
+        self.weak = {w: np.mean([self.mean(regime, "weak", key="log_odds")
+                                 for regime in self.regimes if shares_of(regime)[0] == w])
+                     for w in sorted({shares_of(regime)[0] for regime in self.regimes})}
+
+    def mean(self, regime, arm, lam=None, key="accuracy"):
+        return float(np.mean([r[key] for r in self.cells[regime, arm, lam].values()]))
+
+    def less(self, regime, arm, lam, reference):
+        """(mean, half width) of the difference in points, over seeds and problems."""
+        ours, theirs = self.cells[regime, arm, lam], self.cells[regime, reference, None]
+        d = [100 * (verdicts(ours[s]) - verdicts(theirs[s])) for s in sorted(ours.keys() & theirs)]
+        return crossed(d)[:2]
+
+
+def map_table(found):
+    lines = []
+    for regime in found.regimes:
+        w, q = shares_of(regime)
+        for lam in found.lams:
+            line = [w, q, lam, "mixing" if q > border(found.weak[w], lam) and q < 0.5 else
+                    "both" if q > 0.5 else "neither"]
+            line += [f"{100 * found.mean(regime, arm):.1f}" for arm in ("weak", *PLAIN)]
+            for arm in ("frozen", "joint"):
+                if (regime, arm, lam) not in found.cells:
+                    line += ["", "", ""]
+                    continue
+                line.append(f"{100 * found.mean(regime, arm, lam):.1f}")
+                line += [interval(*found.less(regime, arm, lam, ref)) for ref in PLAIN]
+            line.append(f"{expected(q, found.weak[w], lam):+.1f}")
+            line.append(f"{found.mean(regime, 'frozen', lam, 'log_odds'):+.1f}")
+            lines.append(line)
+    head = ["w", "q", "lam", "right by theory", "base", *PLAIN]
+    for arm in ("frozen", "joint"):
+        head += [arm, *(f"less {ref}" for ref in PLAIN)]
+    return table([*head, "log-odds expected", "log-odds of frozen"], lines)
+
+
+def rivals_table(rows):
+    """Of each regime every arm, best first, and what it has over plain SFT for equal steps."""
+    parts = []
+    for (task, regime), own in grouped(rows, "task", "regime").items():
+        found = {arm: {r["seed"]: r for r in some} for (arm,), some in grouped(own, "arm").items()}
+        means = {arm: np.mean([r["accuracy"] for r in some.values()])
+                 for arm, some in found.items()}
+        lines = []
+        for arm in sorted(means, key=means.get, reverse=True):
+            line = [arm, f"{100 * means[arm]:.2f}"]
+            for ref in ("sft-steps", "frozen"):
+                d = [100 * (verdicts(found[arm][s]) - verdicts(found[ref][s]))
+                     for s in sorted(found[arm].keys() & found[ref])]
+                line.append("" if arm == ref else interval(*crossed(d)[:2]))
+            line.append(f"{np.mean([r['log_odds'] for r in found[arm].values()]):+.2f}")
+            lines.append(line)
+        head = ["arm", "accuracy, %", "less sft-steps", "less frozen", "log-odds"]
+        parts.append(f"**{task}, {regime}**, {len(found['sft-steps'])} seeds\n\n"
+                     + table(head, lines))
+    return "\n\n".join(parts)
+
+
+# -------------------------------------------------------------------------------------------------
+# the figure
+
+
+def curves_chart(found, w, lam):
+    """Accuracy against q at one weak model."""
+    drawn = {}
+    for i, (arm, at) in enumerate([(arm, None) for arm in PLAIN] + [("frozen", lam),
+                                                                    ("joint", lam)]):
+        points = [(shares_of(regime)[1], 100 * found.mean(regime, arm, at))
+                  for regime in found.regimes if shares_of(regime)[0] == w
+                  and (regime, arm, at) in found.cells]
+        if points:
+            drawn[arm] = (arm, draw.DASHES[i], points)
+    marks = [(q, draw.plain(q)) for q, _ in drawn["sft-steps"][2]]
+    return draw.curves(f"right answers, %: base right in {100 * w:g} %, λ {lam:g}", drawn, marks,
+                       "share q of the fine-tuning data that is right", 0, 100)
+
+
+def map_chart(found, lam, reference):
+    """Points of frozen over plain SFT at each (w, q), and theory's border."""
+    title = f"frozen less {reference}, points, λ {lam:g}"
+    ws = list(found.weak)
+    x = draw.scale(0, 1, draw.LEFT, draw.RIGHT)
+    y = draw.scale(0, len(ws), 30 + draw.TALL, 30)
+    parts = []
+    for k, w in enumerate(ws):
+        parts.append(draw.text(draw.LEFT - 6, y(k + 0.5) + 4, f"w {w:g}", "end"))
+        parts.append(draw.line(draw.LEFT, y(k), draw.RIGHT, y(k)))
+        edge = border(found.weak[w], lam)
+        if edge < 0.5:                  # between the two borders only mixing is right
+            parts.append(draw.box(x(edge), y(k + 1), x(0.5) - x(edge), y(k) - y(k + 1), "frozen",
+                                  'fill-opacity=".25"', "theory: mixing right, SFT wrong"))
+    for regime in found.regimes:
+        w, q = shares_of(regime)
+        mean, half = found.less(regime, "frozen", lam, reference)
+        words = f"{mean:+.0f}".replace("-", "−")
+        parts.append(draw.text(x(q), y(ws.index(w) + 0.5) + 4, words, "middle"))
+    for q in sorted({shares_of(regime)[1] for regime in found.regimes}):
+        parts.append(draw.text(x(q), draw.TALL + 46, draw.plain(q), "middle"))
+    parts.append(draw.text(draw.WIDTH / 2, draw.TALL + 63,
+                           "share q of the fine-tuning data that is right", "middle"))
+    sign = draw.box(2, -5, 22, 10, "frozen", 'fill-opacity=".25"')
+    height, signs = draw.legend({"theory: mixing right, SFT wrong": sign}, draw.TALL + 72)
+    return height, parts + signs, title
+
+
+def odds_chart(found):
+    """Log-odds after training against those that theory expects; the line is equality."""
+    points = []
+    for regime in found.regimes:
+        w, q = shares_of(regime)
+        points.append(("sft-flops", log_odds(q), found.mean(regime, "sft-flops", key="log_odds")))
+        for lam in found.lams:
+            points.append(("frozen", expected(q, found.weak[w], lam),
+                           found.mean(regime, "frozen", lam, "log_odds")))
+    ends = [v for _, *pair in points for v in pair]
+    low, high = math.floor(min(ends)), math.ceil(max(ends))
+    x = draw.scale(low, high, draw.LEFT, draw.RIGHT)
+    marks = [(v, draw.plain(v)) for v in draw.ticks(low, high)]
+    parts, y = draw.frame(low, high, x, marks, "log-odds that theory expects, nats")
+    parts.append(draw.line(x(low), y(low), x(high), y(high), "soft", 1, "4 3"))
+    parts += [draw.circle(x(a), y(b), arm, arm == "frozen") for arm, a, b in points]
+    signs = {arm: draw.circle(15, 0, arm, arm == "frozen") for arm in ("frozen", "sft-flops")}
+    height, signs = draw.legend(signs, draw.TALL + 72)
+    return height, parts + signs, "log-odds of right over mistaken, after training"
+
+
+def figure(found):
+    charts = [curves_chart(found, min(found.weak), 0.5)]
+    charts += [map_chart(found, lam, "sft-flops") for lam in found.lams]
+    return draw.stacked([*charts, odds_chart(found)], "when mixing wins")
+
+
+def main(argv=None):
+    parser = parser_of(__doc__)
+    parser.add_argument("--map", default=os.path.join(HERE, "map.jsonl"))
+    parser.add_argument("--rivals", default=os.path.join(HERE, "rivals.jsonl"))
+    parser.add_argument("--into", default=HERE, help="folder of phase.md and phase.svg")
+    a = parser.parse_args(argv)
+    parts = ["# When does mixing win?\n\nWritten by `python experiments/phase.py`; do not edit. "
+             "Validation split; one rate, fixed in advance. Words: experiments/phase.py."]
+    for (task,), rows in grouped(read_rows(a.map), "task").items():
+        found = Map(rows)
+        name = "phase.svg" if task == "toy-math" else f"phase-{task}.svg"
+        write_text(os.path.join(a.into, name), figure(found))
+        parts.append(f"## {task}\n\n{map_table(found)}\n\n{places(rows)}")
+    if os.path.exists(a.rivals):
+        rows = read_rows(a.rivals)
+        parts.append(f"## What else helps\n\n{rivals_table(rows)}\n\n{places(rows)}")
+    write_text(os.path.join(a.into, "phase.md"), "\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
