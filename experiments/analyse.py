@@ -299,6 +299,23 @@ def pairs_of(arms, references=REFERENCES):
     return out
 
 
+def declared(right, pairs):
+    """The differences that an experiment declared before its rows -> {(arm, reference): (mean, half
+    width of its 95 % interval, Holm's p over all of them)}, in points.
+
+    right: {(arm, seed): booleans (P,)}; a pair is compared on the seeds that both have.
+    """
+    found = {}
+    for arm, ref in pairs:
+        seeds = sorted({s for a, s in right if a == arm} & {s for a, s in right if a == ref})
+        if seeds:
+            found[arm, ref] = crossed([np.subtract(right[arm, s], right[ref, s], dtype=float)
+                                       for s in seeds])
+    adjusted = holm([p for _, _, p in found.values()])
+    return {pair: (100 * mean, 100 * half, p)
+            for (pair, (mean, half, _)), p in zip(found.items(), adjusted, strict=True)}
+
+
 def compare(by_task):
     """{task: arms} -> {task: pairs_of(arms)}, adjusted over all pairs, tasks and seeds (Holm).
 
@@ -345,6 +362,15 @@ def setting(row):
         if row[k] is not None:
             words.append(f"{k} {row[k]:g}" + (" (edge)" if k in row["edge"] else ""))
     return ", ".join(words) or "-"
+
+
+def declared_table(right, pairs):
+    """What declared() finds; a star where Holm's p is below 0.05."""
+    lines = []
+    for (arm, ref), (mean, half, p) in declared(right, pairs).items():
+        star = "*" if p < 0.05 else ""
+        lines.append([f"{arm} less {ref}", interval(mean, half) + star, f"{p:.2g}"])
+    return table(["difference", "points", "p (Holm)"], lines)
 
 
 def difference(pair):

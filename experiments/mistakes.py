@@ -30,7 +30,7 @@ from concurrent.futures import ProcessPoolExecutor
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np
-from analyse import crossed, holm, interval, pack, t_quantile, table, unpack
+from analyse import declared, interval, pack, t_quantile, table, unpack
 
 import train_wmss
 from plumbing import draw
@@ -80,14 +80,7 @@ def differences(rows, noise):
     """{(arm, reference): (mean, half width, Holm's p)} at one share of mistakes, in points."""
     right = {(r["model"], r["seed"]): unpack(r["correct"], r["n"]) for r in rows
              if r["label_noise"] == noise}
-    seeds = sorted({seed for _, seed in right})
-    found = {}
-    for arm, reference in DECLARED:
-        d = [np.subtract(right[arm, seed], right[reference, seed], dtype=float) for seed in seeds]
-        found[arm, reference] = crossed(d)
-    adjusted = holm([p for _, _, p in found.values()])
-    return {pair: (100 * mean, 100 * half, p)
-            for (pair, (mean, half, _)), p in zip(found.items(), adjusted, strict=True)}
+    return declared(right, DECLARED)
 
 
 def accuracies(rows, noise):

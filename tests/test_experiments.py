@@ -2,10 +2,12 @@
 train_wmss.py's own command line; the statistics against hand values, tables and simulations.
 """
 
+import concurrent.futures
 import contextlib
+import csv
 import doctest
-import gzip
 import io
+import itertools
 import json
 import math
 import os
@@ -30,9 +32,11 @@ from plumbing.tokenizer import toy_encoding
 sys.path.insert(0, os.path.join(ROOT, "experiments"))
 import analyse
 import mistakes
+import phase
 import real
 import rules
 import sweep
+import words
 
 ARMS = ["sft", "sft-steps", "joint", "contrastive"]
 
@@ -529,7 +533,7 @@ def test_wrong_flags_are_refused_before_work(capsys, flags, said):
 
 def test_worked_examples_are_true():
     """Bug: an example that nobody has run."""
-    for module, n in ((analyse, 8), (draw, 2)):
+    for module, n in ((analyse, 8), (draw, 2), (phase, 2), (words, 2)):
         result = doctest.testmod(module)
         assert result.failed == 0 and result.attempted == n
 
@@ -912,114 +916,108 @@ def test_the_longest_solutions_are_compared_seed_by_seed():
     assert line.startswith("| short | toy-code | sum | 2 | +10.00 [+10.00")
 
 
-@pytest.mark.parametrize(
-    "flags, said",
-    [
-        ([], "--allow-code-execution"),
-        (["--allow-code-execution"], "mbpp.jsonl"),
-        (["--tasks", "gsm8k"], "config.json"),
-    ],
-)
-def test_real_models_are_not_trained_without_consent_and_data(capsys, tmp_path, flags, said):
-    """Bug: a flag or a file that is missed only after an hour of training."""
+WORDS = [("Tom has number0 nuts and gets number1 .", "6.0 3.0", "+ number0 number1", "9.0"),
+         ("number0 and number1 nuts for number0 boys .", "8.0 16.0",
+          "/ + number0 number1 number0", "3.0"),
+         ("Tom has number0 nuts , and gets number1", "7.0 3.0", "+ number0 number1", "10.0"),
+         ("Another sum of number0 and number1 .", "1.0 2.0", "+ number0 number1", "4.0")]
+
+
+def words_csv(path, rows):
+    with open(path, "w", newline="") as f:
+        csv.writer(f).writerows([("Question", "Numbers", "Equation", "Answer"), *rows])
+
+
+def test_word_problems_are_worked_once_each_and_only_if_the_answer_is_right(tmp_path, monkeypatch):
+    """Bug: a question twice with other numbers, in training and in the test; a wrong equation."""
+    words_csv(tmp_path / "train.csv", WORDS)
+    monkeypatch.setattr(words, "FOLDS", (0, 0))
+    train, *_ = words.read_words(tmp_path / "train.csv")
+    assert {(p.prompt, p.completion, p.answer) for p in train} == {
+        ("Tom has 6 nuts and gets 3 .", "6 + 3 = 9", "9"),
+        ("8 and 16 nuts for 8 boys .", "8 + 16 = 24; 24 / 8 = 3", "3")}
+
+
+def test_the_temperature_and_the_loss_are_those_of_the_solutions():
+    """Bug: prompts counted in, a temperature that multiplies, the confidence of the label."""
+    samples = sweep.encode(sweep.TASKS["toy-math"]("val", 14), toy_encoding())
+    model = Fixed(0)
+    losses, confidence, right = real.calibration(model, samples, 100)
+    logits, y = [], []
+    for s in samples:
+        at = s.loss[1:].nonzero()[:, 0]
+        logits.append(model.table[s.tokens[at]])
+        y.append(s.tokens[at + 1])
+    logits, y = torch.cat(logits), torch.cat(y)
+    for t, loss in zip(real.TEMPERATURES, losses, strict=True):
+        p = (logits / t).softmax(-1)[torch.arange(len(y)), y]
+        assert loss == pytest.approx(-p.log().mean().item(), rel=1e-5)
+    assert sorted(confidence) == pytest.approx(sorted(logits.softmax(-1).amax(-1).tolist()))
+    assert sum(right) == int((logits.argmax(-1) == y).sum())
+
+
+def test_real_models_are_not_trained_without_data(capsys, tmp_path):
+    """Bug: a file that is missed only after an hour of training."""
+    flags = ["--base", str(tmp_path), "--data", str(tmp_path), "--out", str(tmp_path / "out.jsonl")]
     with pytest.raises(SystemExit):
-        real.main(
-            [
-                "--base",
-                str(tmp_path),
-                "--data",
-                str(tmp_path),
-                "--out",
-                str(tmp_path / "out.jsonl"),
-                *flags,
-            ]
-        )
-    assert said in capsys.readouterr().err and not (tmp_path / "out.jsonl").exists()
+        real.main(flags)
+    said = capsys.readouterr().err
+    assert "config.json" in said and "SVAMP.json" in said
+    assert not (tmp_path / "out.jsonl").exists()
     with pytest.raises(SystemExit):
-        real.main(["--base", str(tmp_path), "--data", str(tmp_path), "--tasks", "gsm8k", "--quick"])
+        real.main([*flags[:4], "--quick"])
     assert "name its --out" in capsys.readouterr().err
 
 
-def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(hf_folder, tmp_path):
+@contextlib.contextmanager
+def in_this_process(_n):
+    class Pool:
+        def submit(self, do, job):
+            done = concurrent.futures.Future()
+            done.set_result(do(job))
+            return done
+
+    yield Pool()
+
+
+def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(hf_folder, tmp_path, monkeypatch):
     """Bug: flags that no stage takes, a rate that no arm gets, a job that crashes after an hour; a
-    second start that trains again."""
-    for folder in ("mbpp", "humaneval", "gsm8k", "svamp"):
+    second start that trains again; a rate that was chosen on the test."""
+    for folder in ("mawps_asdiv", "svamp"):
         (tmp_path / folder).mkdir()
-    for part, n in (("train", 500), ("test", 1319)):
-        (tmp_path / "gsm8k" / f"{part}.jsonl").write_text(
-            "".join(
-                json.dumps(dict(question=f"{i}?", answer=f"Well.\n#### {i}")) + "\n"
-                for i in range(n)
-            )
-        )
-    (tmp_path / "svamp" / "SVAMP.json").write_text(
-        json.dumps([dict(ID=str(i), Body="So.", Question=f"{i}?", Answer=i) for i in range(1000)])
-    )
-    one = dict(
-        text="One.",
-        code="def f():\n    return 1",
-        test_list=["assert f() == 1"],
-        test_setup_code="",
-    )
-    (tmp_path / "mbpp" / "mbpp.jsonl").write_text(
-        "".join(json.dumps(one | dict(task_id=i + 1)) + "\n" for i in range(974))
-    )
-    human = dict(
-        prompt="def f():\n",
-        test="def check(f):\n    assert f() == 1",
-        entry_point="f",
-        canonical_solution="    return 1",
-    )
-    with gzip.open(tmp_path / "humaneval" / "HumanEval.jsonl.gz", "wt") as f:
-        f.writelines(json.dumps(human | dict(task_id=f"HumanEval/{i}")) + "\n" for i in range(164))
-    out = tmp_path / "rows.jsonl"
-    flags = [
-        "--base",
-        str(hf_folder),
-        "--data",
-        str(tmp_path),
-        "--reduced",
-        "--quick",
-        "--allow-code-execution",
-        "--out",
-        str(out),
-        "--work",
-        str(tmp_path / "work"),
-    ]
+    names = "ann bob cat dan eve fay gus hal ivy jan kit lea max ned ona pia".split()
+    rows = [(f"{a} and {b} own number0 and number1 .", f"{i} 3.0", "+ number0 number1", i + 3.0)
+            for i, (a, b) in enumerate(itertools.permutations(names, 2))]
+    words_csv(tmp_path / "mawps_asdiv" / "train.csv", rows)
+    monkeypatch.setattr(words, "FOLDS", (20, 30))
+    real.read_problems.cache_clear()
+    svamp = [dict(ID=str(i), Body="So.", Question=f"{i}?", Answer=i) for i in range(20)]
+    (tmp_path / "svamp" / "SVAMP.json").write_text(json.dumps(svamp))
+    flags = ["--base", str(hf_folder), "--data", str(tmp_path), "--quick", "--out",
+             str(tmp_path / "rows.jsonl"), "--work", str(tmp_path / "work")]
+    monkeypatch.setattr(sweep, "workers", in_this_process)
     for seeds in (["0"], ["0", "1"]):
         with contextlib.redirect_stdout(io.StringIO()) as said:
             real.main([*flags, "--arms", "sft-steps", "wmss", "--seeds", *seeds])
-    assert "m1: 0 to do" in said.getvalue() and "test: 0 to do" in said.getvalue()
-    found = analyse.read_rows(out)
-    for task, n, families in (("gsm8k", 3, {"gsm8k", "svamp"}), ("mbpp", 8, {"mbpp", "humaneval"})):
-        own = [r for r in found if r["task"] == task]
-        assert sorted(
-            (r["arm"], r["seed"], r["lr"], r["lam"]) for r in own if r["arm"] != "weak"
-        ) == [
-            ("sft", 0, None, None),
-            ("sft", 1, None, None),
-            ("sft-steps", 0, 3e-5, None),
-            ("sft-steps", 1, 3e-5, None),
-            ("wmss", 0, 3e-5, 0.5),
-            ("wmss", 1, 3e-5, 0.5),
-        ]
-        assert (
-            len(own) == 7
-            and {r["n"] for r in own} == {n}
-            and all(set(r["families"]) == families for r in own)
-        )
-    assert {r["arm"]: r["steps"] for r in found} == {
-        "weak": 0,
-        "sft": 0,
-        "sft-steps": 2,
-        "wmss": 2,
-    } and all(r["regime"] == "reduced" for r in found)
-    for stage in ("sft", "wmss"):
-        reduced, full = (
-            flags[f"{stage}_epochs"] * real.REDUCED_TRAIN / flags["batch_size"]
-            for flags in (real.REDUCED, real.COMMON | real.FLAGS["mbpp"])
-        )
-        assert reduced == full, "as many steps as on a GPU"
+    assert "val: 0 to do" in said.getvalue()
+    found = analyse.read_rows(tmp_path / "rows.jsonl")
+    val = [r for r in found if r["split"] == "val"]
+    assert sorted((r["arm"], r["lr"]) for r in val) == [
+        (arm, lr) for arm in ("sft-steps", "wmss") for lr in real.RATES]
+    best = {arm: max((r["accuracy"], r["lr"]) for r in val if r["arm"] == arm)[1]
+            for arm in ("sft-steps", "wmss")}
+    test = [r for r in found if r["split"] == "test"]
+    assert sorted((r["arm"], r["seed"], r["lr"]) for r in test if r["lr"]) == [
+        (arm, seed, best[arm]) for arm in ("sft-steps", "wmss") for seed in (0, 1)]
+    assert [(r["arm"], r["seed"]) for r in test if not r["lr"]] == [
+        ("weak", 0), ("sft", 0), ("sft", 1)]
+    for r in test:
+        assert r["n"] == 16 and set(r["families"]) == {"words", "svamp"}
+        assert r["nll_fitted"] > 0 and r["temperature"] in real.TEMPERATURES
+        assert 0 <= r["top1"] <= 1 and "pass@8" in r
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        real.main([*flags[4:], "--table"])
+    assert "| sft-steps | lr" in said.getvalue()
 
 
 DATA = os.path.join(os.path.dirname(ROOT), "shared", "data")
@@ -1027,29 +1025,13 @@ DATA = os.path.join(os.path.dirname(ROOT), "shared", "data")
 
 @pytest.mark.skipif(not os.path.isdir(DATA), reason="reads the public data sets in ../shared/data")
 def test_what_real_models_are_chosen_on_is_neither_trained_on_nor_reported():
-    """Bug: validation problems among the training rows or the test problems; a training prompt in
-    another form than the scored one."""
-    for task, reduced, counts in (
-        ("gsm8k", True, (374, 473, 332)),
-        ("gsm8k", False, (7000, 473, 2319)),
-        ("mbpp", True, (374, 90, 332)),
-        ("mbpp", False, (374, 90, 664)),
-    ):
-        found = real.read_problems(task, DATA, False, reduced)
-        assert tuple(len(found[k]) for k in ("train", "val", "test")) == counts
-
-        def question(row):
-            return json.loads(row).get("question") or json.loads(row)["prompt"]
-
-        train, val, test = (
-            {question(r) for r in found["train"]},
-            {p.prompt for p in found["val"]},
-            {p.prompt for p in found["test"]},
-        )
-        assert not train & val and not val & test and not train & test
-    assert json.loads(found["train"][0])["prompt"].startswith('"""\n') and found["val"][
-        0
-    ].prompt.startswith('"""\n')
+    """Bug: validation problems among the training rows or the test problems."""
+    real.read_problems.cache_clear()
+    found = real.read_problems(DATA, False)
+    assert (len(found["val"]), len(found["test"])) == (200, 1500) and len(found["train"]) > 1700
+    asked = {split: {words.masked(p.prompt) for p in found[split]} for split in found}
+    assert not asked["train"] & asked["val"] and not asked["val"] & asked["test"]
+    assert not asked["train"] & {words.masked(p.prompt) for p in found["test"][:500]}
 
 
 # ------------------------------------------------------------------------------------------------
