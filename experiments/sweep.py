@@ -68,6 +68,13 @@ ROOT = os.path.dirname(HERE)
 RATE_FLAGS = ("sft_steps_lr", "sft_flops_lr", "joint_lr", "wmss_lr", "mask_lr")  # one is the arm's
 
 
+# What Run.read_data() finds for the built-in tasks, by the flags that it looks at: a worker does
+# many cells, and need not draw the same thousand problems for each.
+DATA = {}
+DATA_FLAGS = ("task", "seed", "clean", "label_noise", "val_share")
+FOUND = ("data_report", "enc", "tokenizer", "samples", "held_out", "digest")
+
+
 class Quiet(Run):
     """A run in any folder that says nothing; its log.jsonl is read when it is done."""
 
@@ -79,6 +86,13 @@ class Quiet(Run):
         os.makedirs(out, exist_ok=True)
         open(folder.path("log.jsonl"), "a").close()
         self.read_data()
+
+    def read_data(self):
+        key = tuple(getattr(self.cfg, flag) for flag in DATA_FLAGS)
+        if key not in DATA or self.cfg.task == "text":
+            super().read_data()
+            DATA[key] = {name: getattr(self, name) for name in FOUND}
+        vars(self).update(DATA[key])
 
     def train(self):
         train_wmss.run_stages(self)

@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, rows of JSON, and the commit of this checkout."""
 
 import csv
+import functools
 import gzip
 import hashlib
 import json
@@ -147,6 +148,7 @@ def code_digest():
     return total.hexdigest()
 
 
+@functools.cache                # what a process runs is what it has imported; git takes 20 ms
 def commit():
     """Commit of this checkout, with -dirty where it has changes; "unknown" without git."""
     here = os.path.dirname(os.path.abspath(__file__))

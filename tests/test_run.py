@@ -578,4 +578,4 @@ def test_checkpoints_say_where_they_come_from(trained):
 def test_no_git_is_no_reason_not_to_run(monkeypatch):
     """Bug: FileNotFoundError: git, on a cluster node."""
     monkeypatch.setenv("PATH", "")
-    assert commit() == "unknown"
+    assert commit.__wrapped__() == "unknown"
