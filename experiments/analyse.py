@@ -1,4 +1,4 @@
-"""Rows of sweep.py and real.py -> TABLES.md and the figures. Nothing is trained or scored here.
+"""Rows of sweep.py and real.jsonl -> TABLES.md and the figures. Nothing is trained or scored here.
 
     python experiments/analyse.py                              # the rows beside this file
     python experiments/analyse.py --rows try.jsonl --into try  # any rows of `sweep.py toy`
@@ -45,21 +45,12 @@ OLD_NAMES = {
     "wmss": "wmss-both", "wmss-sample": "wmss", "wmss-token": "wmss-mask",
     "wmss-v1": "wmss-both-v1", "wmss-v2": "wmss-both-v2"}
 
-# How unfenced completions of MBPP and HumanEval were cut. Rows without the field are withdrawn.
-SCORER = "cut after the tested function"
-WRONG_SCORER = "cut at the first def (wrong)"
-WITHDRAWN = (
-    "**Withdrawn, nothing may rest on it:** unfenced answers were cut at the first line that "
-    "begins with `def`, often before the tested function, and the answers were not kept, so they "
-    "cannot be scored again.")
-
 
 def read_rows(path):
     """The rows of a .jsonl file, under today's names of the arms.
 
-    Each row has where it was made (the last line {"made": ...} before it) and its whole setting; a
-    row of MBPP and HumanEval also has the `scorer`, see SCORER. A line that a crash left
-    half-written is none.
+    Each row has where it was made (the last line {"made": ...} before it) and its whole setting. A
+    line that a crash left half-written is none.
     """
     rows = []
     made = {}
@@ -75,15 +66,8 @@ def read_rows(path):
             row = dict.fromkeys(SETTING) | made | row
             if made.get("vocabulary", 1) < VOCABULARY:
                 row["arm"] = OLD_NAMES.get(row["arm"], row["arm"])
-            if row["task"] == "mbpp":
-                row.setdefault("scorer", WRONG_SCORER)
             rows.append(row)
     return rows
-
-
-def withdrawn(row):
-    """Was this row scored by the scorer that cut programs before they began?"""
-    return row.get("scorer") == WRONG_SCORER
 
 
 def key_of(cell):
@@ -676,11 +660,11 @@ def tables_of(name, arms, pairs):
             f"closer {name}": closer_table(arms), f"watch {name}": watch_table(arms)}
 
 
-def real_blocks(rows, mark=""):
-    """The tables of rows of real.py, all of them valid or all of them withdrawn (then marked)."""
+def real_blocks(rows):
+    """The tables of real.jsonl."""
     out = {}
     if on("val", rows):
-        out["rates, real weights" + mark] = rates_table(rows)
+        out["rates, real weights"] = rates_table(rows)
     for regime in ("real", "reduced"):
         by_task = {}
         for task, arms in tested(rows, regime).items():
@@ -689,10 +673,24 @@ def real_blocks(rows, mark=""):
         for task, pairs in compare(by_task).items():
             arms = by_task[task]
             parts = (main_table(arms, pairs), family_table(arms), watch_table(arms))
-            out[f"{regime} {task}{mark}"] = "\n\n".join(parts)
-    if mark:
-        for name, body in out.items():
-            out[name] = WITHDRAWN + "\n\n" + body.replace("]*", "]")
+            out[f"{regime} {task}"] = "\n\n".join(parts)
+    return out
+
+
+def equal_blocks(rows):
+    """The tables of the run in which every arm had the same rates, and what it had declared."""
+    by_task, out, right = tested(rows), {}, {}
+    found = compare(by_task)
+    for task, arms in by_task.items():
+        out |= tables_of(f"equal rates, {task}", arms, found[task])
+        right |= {(f"{task} {arm}", seed): verdicts(r) for arm, own in arms.items()
+                  for seed, r in own.items()}
+    if rows:
+        pairs = [(f"{task} {arm}", f"{task} {ref}") for task in by_task
+                 for ref in REFERENCES[:2] for arm in ("joint", "frozen", "wmss")]
+        out["declared, equal rates"] = declared_table(right, pairs)
+        out["lambda, equal rates"] = lam_table(rows)
+        out["controls, equal rates"] = controls_table(rows)
     return out
 
 
@@ -705,9 +703,9 @@ def runs_of(toy, regimes):
     return runs
 
 
-def blocks(toy, regimes, real=()):
+def blocks(toy, regimes, real=(), equal=()):
     """Heading in TABLES.md -> its Markdown."""
-    out, power, runs = {}, {}, runs_of(toy, regimes)
+    out, power, runs = equal_blocks(equal), {}, runs_of(toy, regimes)
     again = [r for r in regimes if r["regime"] == "default"]
     others = [r for r in regimes if r["regime"] != "default"]
     for run, name, rows in (("ten seeds", "ten seeds, ", again), ("five seeds", "", toy)):
@@ -722,9 +720,8 @@ def blocks(toy, regimes, real=()):
                 "long solutions": long_table(runs)}
     if regimes:
         out |= {"regimes": regime_table(regimes), "controls, regimes": controls_table(others)}
-    out |= real_blocks([r for r in real if not withdrawn(r)])
-    out |= real_blocks([r for r in real if withdrawn(r)], " (withdrawn)")
-    for name, rows in (("toy", toy), ("regimes", regimes), ("real", real)):
+    out |= real_blocks(real)
+    for name, rows in (("toy", toy), ("regimes", regimes), ("real", real), ("equal", equal)):
         if rows:
             out[f"rows {name}"] = places(rows)
     return out
@@ -749,7 +746,7 @@ def forest_lines(toy, regimes, real):
                 marks = {ref: (100 * pair["mean"], 100 * pair["half"])
                          for (a, ref), pair in pairs.items() if a == arm}
                 if marks:
-                    group = "code" if task in ("toy-code", "mbpp") else "math"
+                    group = "code" if task == "toy-code" else "math"
                     out[group].append((f"{run}: {arm}", marks))
     return out
 
@@ -761,31 +758,34 @@ def parser_of(doc):
 
 def main(argv=None):
     parser = parser_of(__doc__)
-    parser.add_argument("--rows", help="rows of `sweep.py toy` (toy.jsonl, regimes.jsonl and "
-                        "real.jsonl beside this file, where none of the three is given)")
+    names = ("toy", "regimes", "real", "equal")
+    parser.add_argument("--rows", dest="toy", help="rows of `sweep.py toy` (where no rows are named"
+                        f": all of {', '.join(names)}.jsonl that lie beside this file)")
     parser.add_argument("--regimes", help="rows of `sweep.py regimes`")
-    parser.add_argument("--real", help="rows of real.py")
+    parser.add_argument("--real", help="rows of real weights")
+    parser.add_argument("--equal", help="rows of `sweep.py equal`")
     parser.add_argument("--into", default=HERE,
                         help="folder of TABLES.md and the figures (%(default)s)")
     a = parser.parse_args(argv)
-    paths = [a.rows, a.regimes, a.real]
-    if not any(paths):
-        paths = [os.path.join(HERE, f"{name}.jsonl") for name in ("toy", "regimes", "real")]
-    missing = [path for path in paths if path and not os.path.exists(path)]
+    paths = {name: getattr(a, name) for name in names}
+    if not any(paths.values()):
+        beside = {name: os.path.join(HERE, f"{name}.jsonl") for name in names}
+        paths = {name: path if os.path.exists(path) else None for name, path in beside.items()}
+    missing = [path for path in paths.values() if path and not os.path.exists(path)]
     if missing:
-        raise SystemExit(f"analyse: expected {', '.join(missing)}, found none; sweep.py and "
-                         "real.py write such files")
-    toy, regimes, real = (read_rows(path) if path else [] for path in paths)
-    write_text(os.path.join(a.into, "TABLES.md"), page(blocks(toy, regimes, real)))
+        raise SystemExit(f"analyse: expected {', '.join(missing)}, found none; sweep.py writes "
+                         "such files")
+    toy, regimes, real, equal = (read_rows(path) if path else [] for path in paths.values())
+    write_text(os.path.join(a.into, "TABLES.md"), page(blocks(toy, regimes, real, equal)))
     again = [r for r in regimes if r["regime"] == "default"]
     leading = [r for r in toy if (r["task"],) not in grouped(again, "task")] + again
-    valid = [r for r in real if not withdrawn(r)]
     drawn = {"rates.svg": rates_svg(leading), "lambda.svg": lambda_svg(leading),
-             "differences.svg": forest_svg(forest_lines(toy, regimes, valid))}
+             "differences.svg": forest_svg(forest_lines(toy, regimes, real))}
     for name, picture in drawn.items():
         write_text(os.path.join(a.into, name), picture)
-    print(f"wrote TABLES.md and {', '.join(drawn)} into {a.into} from {len(toy):,} rows, "
-          f"{len(regimes):,} of regimes, {len(real):,} of real.py")
+    counts = ", ".join(f"{len(rows):,} of {name}" for name, rows in
+                       zip(names, (toy, regimes, real, equal), strict=True) if rows)
+    print(f"wrote TABLES.md and {', '.join(drawn)} into {a.into} from rows: {counts}")
 
 
 if __name__ == "__main__":

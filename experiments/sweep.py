@@ -45,7 +45,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import analyse
 import torch
-from analyse import choices, ece, key_of, pack, read_rows, setting_of, withdrawn
+from analyse import choices, ece, key_of, pack, read_rows, setting_of
 from rules import RULES, log_odds, marks
 
 import eval_code
@@ -528,13 +528,13 @@ def mend(path):
 
 def open_rows(path, config):
     """Rows that are there -> ({key: row}, what is said of those to come, function that appends the
-    row of a job). Withdrawn rows do not count as being there."""
+    row of a job)."""
     mend(path)
     there = read_rows(path) if os.path.exists(path) else []
-    rows = {key_of(r): r for r in there if not withdrawn(r)}
+    rows = {key_of(r): r for r in there}
     versions = f"python {platform.python_version()}, torch {torch.__version__}"
     made = dict(commit=commit(), versions=versions, hardware=hardware(), config=config,
-                vocabulary=analyse.VOCABULARY, scorer=analyse.SCORER)
+                vocabulary=analyse.VOCABULARY)
     others = sorted({r["commit"] for r in rows.values()} - {made["commit"]})
     if others:
         print(f"{path} has rows of other commits, which are kept: {', '.join(others)}")
