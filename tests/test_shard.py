@@ -1,38 +1,35 @@
 """plumbing/shard.py: ranks that hold a shard of the models each train what one process trains, and
 leave the same files."""
 
-import subprocess
-import sys
+from functools import partial
 
 import pytest
 import torch
-from conftest import ROOT
+from forks import torchrun
 from runs import RATES, TINY, from_m1, interrupted, records, scores, trace, weights
 
 import train_wmss
 from data import micro_batches
 from model import load_checkpoint
+from plumbing.run import Ranks
 from plumbing.tasks import clean_set
 from plumbing.tokenizer import toy_encoding
 
 ARMS = ("wmss", "frozen", "permuted")
 # Few positions a pass: then ranks need different numbers of passes for their shares of a step
 WHOLE = ("--gap", "both", *RATES, "--arm", *ARMS, "--tokens-per-batch", "60", "--val-share", "0.3")
-RUNS = """
-import sys
-sys.path[:0] = [{root!r}, {root!r} + "/tests"]
-from runs import interrupted
-from train_wmss import main
-from plumbing.run import Ranks
-close, Ranks.close = Ranks.close, Ranks.barrier     # only the last run ends the processes
-fsdp, flags = ["--parallel", "fsdp"], {flags}
-main([*{whole}, *fsdp, "--name", "whole", "--checkpointing"])
-interrupted(1, *flags, "--name", "from-ddp")
-interrupted(2, *flags, "--name", "from-ddp", "--resume", *fsdp)
-main([*flags, "--name", "from-one", "--resume", *fsdp])
-Ranks.close = close
-main([*flags, "--name", "bf16", *fsdp, "--dtype", "bf16"])
-"""
+
+
+def in_shards(whole, flags):
+    """What each of three ranks does: four runs, of which only the last one ends the processes."""
+    fsdp, close = ["--parallel", "fsdp"], Ranks.close
+    Ranks.close = Ranks.barrier
+    train_wmss.main([*whole, *fsdp, "--name", "whole", "--checkpointing"])
+    interrupted(1, *flags, "--name", "from-ddp")
+    interrupted(2, *flags, "--name", "from-ddp", "--resume", *fsdp)
+    train_wmss.main([*flags, "--name", "from-one", "--resume", *fsdp])
+    Ranks.close = close
+    train_wmss.main([*flags, "--name", "bf16", *fsdp, "--dtype", "bf16"])
 
 
 @pytest.fixture(scope="module")
@@ -47,14 +44,11 @@ def shards(trained, some_settled, tmp_path_factory):
     whole = [*TINY, *WHOLE, *some_settled]
     flags = [*TINY, *from_m1(trained), *some_settled, "--gap", "both", "--arm", "wmss",
              "--save-every", "1"]
-    (folder / "runs.py").write_text(RUNS.format(root=ROOT, flags=flags, whole=whole))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
-                "3", "runs.py"]
     with pytest.MonkeyPatch.context() as m:
         m.chdir(folder)
         train_wmss.main([*whole, "--name", "one"])
         interrupted(2, *flags, "--name", "from-one")
-        done = subprocess.run(torchrun, cwd=folder, capture_output=True, text=True, timeout=300)
+        done = torchrun(partial(in_shards, whole, flags), folder, 3)
         assert done.returncode == 0, done.stderr[-3000:]
         train_wmss.main([*flags, "--name", "from-ddp", "--resume"])
     return folder / "out"

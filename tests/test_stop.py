@@ -3,14 +3,13 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from forks import torchrun
 from runs import TINY, from_m1, interrupted, refuse, same, trace, weights
 
 import train_wmss
@@ -18,32 +17,22 @@ from plumbing import stop
 from plumbing.run import Ranks
 from train_wmss import Config
 
-TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-# a program that is train_wmss.py and does something to itself before a step
-AT_STEP = """
-import os, signal, sys, time
-sys.path.insert(0, {root!r})
-import train_wmss
-real = train_wmss.lr_at
-def lr_at(step, *args):
-    if step == {step} and not os.path.exists("done") and os.environ.get("RANK", "0") == {rank!r}:
-        open("done", "w").close()
-        {action}
-    return real(step, *args)
-train_wmss.lr_at = lr_at
-train_wmss.main()
-"""
 
+def rank_1_gets(number, before, *flags):
+    """What a rank does: train_wmss.main(flags), but that rank 1 gets this signal before a step."""
+    def act():
+        real = train_wmss.lr_at
 
-def program(folder, action, step=5, rank="0"):
-    path = folder / "wmss.py"
-    path.write_text(AT_STEP.format(root=ROOT, action=action, step=step, rank=rank))
-    return str(path)
+        def lr_at(step, *args):
+            if step == before and os.environ["RANK"] == "1" and not os.path.exists("done"):
+                open("done", "w").close()
+                os.kill(os.getpid(), number)
+            return real(step, *args)
 
-
-def start(folder, *command):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=400, env=env)
+        train_wmss.lr_at = lr_at
+        sys.argv = ["train_wmss.py", *flags]
+        train_wmss.main()
+    return act
 
 
 @pytest.mark.parametrize("name", ("SIGTERM", "SIGINT", "SIGHUP"))
@@ -97,13 +86,12 @@ def test_two_ranks_stop_at_the_same_step_and_a_killed_rank_restarts_them(run, tm
     """Bug: a rank that saves while the other waits in the exchange of gradients; restarts that are
     refused because the folder is there; steps lost or done twice."""
     flags = [*TINY, "--name", "a", "--stages", "base", "--base-steps", "12", "--save-every", "2"]
-    path = program(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)", rank="1")
-    done = start(tmp_path, *TWO, "--max-restarts", "2", path, *flags, "--resume", "auto")
+    killed = rank_1_gets(signal.SIGKILL, 5, *flags, "--resume", "auto")
+    done = torchrun(killed, tmp_path, 2, "--max-restarts", "2")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "base: resumed after step 4" in done.stdout
     os.remove(tmp_path / "done")
-    path = program(tmp_path, "os.kill(os.getpid(), signal.SIGTERM)", rank="1")
-    done = start(tmp_path, *TWO, path, *flags, "--name", "b")
+    done = torchrun(rank_1_gets(signal.SIGTERM, 5, *flags, "--name", "b"), tmp_path, 2)
     assert done.returncode != 0 and "exitcode  : 143" in done.stderr
     sentence = "SIGTERM: base is saved after step 6 of 12; go on with: torchrun --nproc_per_node 2"
     assert sentence in " ".join(done.stderr.splitlines()[-2:]), "stands under torchrun's traceback"
