@@ -11,13 +11,16 @@ import shlex
 import shutil
 import subprocess
 import sys
+import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import yaml
 from conftest import TINY
+from forks import start
 
 import entropy
 from plumbing.cli import parse
@@ -296,18 +299,23 @@ def hunks(block):
 
 FORKS = [words for name, words in commands(FORKING)
          if name == "train_wmss.py" and "--name" in words]
-DRIVER = """
-import json, sys, traceback
-import torch
-torch.set_num_threads(1)
-import train_wmss
-tiny, forks = json.loads(sys.argv[1])
-for words in forks:
-    try:
-        train_wmss.main([*tiny, *words])
-    except BaseException:
-        traceback.print_exc()
-"""
+
+
+def run_forks(tree):
+    """Every command of docs/forking.md, by the program that lies in tree, in place of this one."""
+    own = {"plumbing", *(name.removesuffix(".py") for name in SIX)}
+    for name in list(sys.modules):
+        if name.partition(".")[0] in own:
+            del sys.modules[name]
+    sys.path.insert(0, str(tree))
+    os.chdir(tree.parent)
+    import train_wmss
+    assert train_wmss.__file__.startswith(str(tree))
+    for words in FORKS:
+        try:
+            train_wmss.main([*TINY, *words])
+        except BaseException:
+            traceback.print_exc()
 
 
 @pytest.fixture(scope="module")
@@ -325,9 +333,7 @@ def forked(tmp_path_factory):
             text = (tree / path).read_text()
             assert text.count(old) == 1, f"{path} does not have, once:\n{old}"
             (tree / path).write_text(text.replace(old, new))
-    ran = subprocess.run([sys.executable, "-c", DRIVER, json.dumps([TINY, FORKS])], cwd=folder,
-                         env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True,
-                         text=True)
+    ran = start(partial(run_forks, tree), folder)
     return folder / "out", ran.stderr
 
 
