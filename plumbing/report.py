@@ -5,6 +5,7 @@ The page's words and styles stand in report.html beside this file, a Jinja templ
 draws its charts. `gaps` is an entropy.Gaps throughout.
 """
 
+import functools
 import json
 import math
 import os
@@ -306,9 +307,17 @@ def few(v, unit=1):
     return f"{v * unit:.0f}" if v * unit >= 100 else f"{v * unit:.3g}"
 
 
+@functools.cache
+def template():
+    """report.html, compiled once: that takes longer than to fill it in."""
+    from jinja2 import Environment, FileSystemLoader
+    env = Environment(loader=FileSystemLoader(os.path.dirname(__file__)), autoescape=True)
+    env.filters |= dict(visible=visible, few=few)
+    return env.get_template("report.html")
+
+
 def page_of(gaps=None, samples=(), view=None, **data):
     """The text of report.html; gaps None: before they are measured."""
-    from jinja2 import Environment, FileSystemLoader
     data = {"pictures": {}} | data
     if gaps is not None:
         by_family = family_rows(gaps, samples)[:30]
@@ -317,11 +326,9 @@ def page_of(gaps=None, samples=(), view=None, **data):
                  for side in ("weak", "live")}
         data["gaps"] = dict(names, tokens=len(gaps.codes), by_code=code_rows(gaps),
                             tau=gaps.settings["tau"], h=gaps.settings["h"])
-    env = Environment(loader=FileSystemLoader(os.path.dirname(__file__)), autoescape=True)
-    env.filters |= dict(visible=visible, few=few)
     # "<" would let a text end the element of the page that it stands in
     tokens = json.dumps([s["tokens"] for s in view or []], ensure_ascii=False)
-    return env.get_template("report.html").render(
+    return template().render(
         data, samples=view, codes=CODES, colours=colours.css(), example=example_of(view or []),
         tokens=tokens.replace("<", "\\u003c"))
 
@@ -353,15 +360,17 @@ def write_report(run, load_gaps, wilson):
     A run of another program, whose log has no head, gets no page.
     """
     cfg, folder = run.cfg, run.folder
-    log, spent, same = folder.read_log(), {}, []
+    log, same = folder.read_log(), []
     heads = [r for r in log if "versions" in r]
     if not heads:
         return
     gaps = load_gaps(run, 1) if os.path.exists(folder.gaps(1)) else None
     for name, path in folder.models(ROWS).items():
-        meta = read_config(path)[1]
-        cost = {} if name in ("weak", "fused") else meta.get("spent") or meta
-        spent[name] = dict(flops=cost.get("flops"), seconds=cost.get("seconds"))
+        if name not in folder.spent:            # by an earlier page of this process
+            meta = {} if name in ("weak", "fused") else read_config(path)[1]
+            cost = meta.get("spent") or meta
+            folder.spent[name] = dict(flops=cost.get("flops"), seconds=cost.get("seconds"))
+    spent = {name: folder.spent[name] for name in ROWS if name in folder.spent}
     # arms that read the same batches as sft-steps can be compared with it step by step
     for arm in {r["arm"] for r in log if "arm" in r}:
         name = arm.partition("-round")[0]
@@ -417,15 +426,15 @@ def table_of(spent, rows, story, losses):
 
 def kept_view(run, gaps):
     """token_view of the run's gaps; the models are read once for all pages of a run."""
-    path = run.folder.path("tokens.json")
+    folder, path = run.folder, run.folder.path("tokens.json")
     made_of = [gaps.weak, gaps.live, gaps.commit, gaps.seconds]
-    if os.path.exists(path):
+    if not folder.view and os.path.exists(path):
         with open(path) as f:
-            kept = json.load(f)
-        if kept["made_of"] == made_of:
-            return kept["view"]
-    weak, live = (load_checkpoint(p, run.ranks.device, run.tokenizer)[0].eval()
-                  for p in (gaps.weak, gaps.live))
-    view = token_view(gaps, run.samples, run.enc, weak, live, run.cfg.lam)
-    write_text(path, json.dumps(dict(made_of=made_of, view=view)))
-    return view
+            folder.view = json.load(f)
+    if folder.view.get("made_of") != made_of:
+        weak, live = (load_checkpoint(p, run.ranks.device, run.tokenizer)[0].eval()
+                      for p in (gaps.weak, gaps.live))
+        view = token_view(gaps, run.samples, run.enc, weak, live, run.cfg.lam)
+        folder.view = dict(made_of=made_of, view=view)
+        write_text(path, json.dumps(folder.view))
+    return folder.view["view"]

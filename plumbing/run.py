@@ -169,6 +169,8 @@ class Folder:
         self.out = path or os.path.join("out", cfg.name)
         self.commit = commit()
         self.service = None                 # of --log-to
+        # what one page of report.html has read for the next: costs of models, tokens.json
+        self.spent, self.view = {}, {}
 
     def path(self, *names):
         return os.path.join(self.out, *names)
