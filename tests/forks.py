@@ -25,6 +25,7 @@ class Forked(multiprocessing.get_context("fork").Process):
     def run(self):
         os.setsid()                         # torchrun ends a rank's whole group
         os.environ.update(self.env)
+        torch.set_num_threads(1)            # a team of the parent's would be waited for
         for number, path in enumerate(self.files or (), 1):
             os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
         sys.stdout = open(1, "w", buffering=1, closefd=False)
