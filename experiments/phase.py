@@ -1,5 +1,7 @@
 """When does mixing win? Rows of `sweep.py map` and `sweep.py rivals` -> phase.md and phase.svg.
 
+Also when.svg, the figure of README.md: accuracy against q, dashed the border of each.
+
 Theory, for a frozen weak model: where training ends the mix fits the data. With the log-odds of the
 right token against the usual mistake's that is
 
@@ -135,8 +137,15 @@ def curves_chart(found, w, lam):
         if points:
             drawn[arm] = (arm, draw.DASHES[i], points)
     marks = [(q, draw.plain(q)) for q, _ in drawn["sft-steps"][2]]
-    return draw.curves(f"right answers, %: base right in {100 * w:g} %, λ {lam:g}", drawn, marks,
-                       "share q of the fine-tuning data that is right", 0, 100)
+    height, parts, title = draw.curves(
+        f"right answers, %: base's corpus right in {100 * w:g} %, λ {lam:g}", drawn, marks,
+        "share q of the fine-tuning data that is right", 0, 100)
+    x = draw.scale(marks[0][0], marks[-1][0], draw.LEFT, draw.RIGHT)
+    for words, q, y in (("mixing", border(found.weak[w], lam), 42), ("SFT", 0.5, 172)):
+        if marks[0][0] < q < marks[-1][0]:           # from here on right, by theory
+            parts.append(draw.line(x(q), 30, x(q), 30 + draw.TALL, "ink", 1, "4 3"))
+            parts.append(draw.text(x(q) + 4, y, f"{words} →"))
+    return height, parts, title
 
 
 def map_chart(found, lam, reference):
@@ -206,6 +215,9 @@ def main(argv=None):
         found = Map(rows)
         name = "phase.svg" if task == "toy-math" else f"phase-{task}.svg"
         write_text(os.path.join(a.into, name), figure(found))
+        if task == "toy-math":
+            first = curves_chart(found, min(found.weak), 0.5)
+            write_text(os.path.join(a.into, "when.svg"), draw.stacked([first], "when mixing wins"))
         parts.append(f"## {task}\n\n{map_table(found)}\n\n{places(rows)}")
     if os.path.exists(a.rivals):
         rows = read_rows(a.rivals)

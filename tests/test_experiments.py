@@ -1075,3 +1075,32 @@ def test_what_is_published_of_the_declared_family_is_that_of_its_rows(tmp_path):
         mistakes.publish(mistakes.read_rows(), tmp_path)
         for name in ("mistakes.md", "mistakes.svg"):
             assert (tmp_path / name).read_text() == (here / name).read_text()
+
+
+def map_rows(path, differs):
+    """Made-up rows of two seeds: `differs` of 8 problems go to mixing at q = 0.3, none at 0.7."""
+    lines = [dict(made=dict(commit="abc", versions="v", hardware="h", config={}, vocabulary=2))]
+    for q, seed, arm in itertools.product((0.3, 0.7), (0, 1), ("weak", "sft-steps", "sft-flops",
+                                                               "frozen", "joint")):
+        n_right = 4 + (differs if q == 0.3 and arm == "frozen" else 0)
+        mixes = arm in ("frozen", "joint")
+        lines.append(dict(
+            kind="cell", regime=f"w0.05-q{q}", task="toy-math", seed=seed, arm=arm, split="val",
+            accuracy=n_right / 8, n=8, correct=analyse.pack([i < n_right for i in range(8)]),
+            log_odds=-3.0 if arm == "weak" else 0.5, total=1.0, **dict(lam=0.5) if mixes else {}))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_map_tells_of_each_point_who_is_right_and_by_how_much(tmp_path):
+    map_rows(tmp_path / "map.jsonl", differs=2)
+    phase.main(["--map", f"{tmp_path}/map.jsonl", "--rivals", f"{tmp_path}/none.jsonl",
+                "--into", str(tmp_path)])
+    table = (tmp_path / "phase.md").read_text()
+    low, high = (line for line in table.splitlines() if line.startswith("| 0.05 |"))
+    # a weak model 3 nats on the wrong side: the border of lam 0.5 is 1 / (1 + e^1.5) = 0.18
+    assert "| mixing | 50.0 | 50.0 | 50.0 | 75.0 | +25.00" in low and "| both |" in high
+    assert "| 50.0 | +0.00 [" in high.split("both")[1]
+    for name in ("phase.svg", "when.svg"):
+        drawn = (tmp_path / name).read_text()
+        xml.dom.minidom.parseString(drawn)
+        assert "SFT →" in drawn
