@@ -17,6 +17,7 @@ import json
 import math
 import os
 import sys
+from itertools import product
 
 import numpy as np
 
@@ -196,14 +197,15 @@ def t_quantile(df, p=0.05):
 
 
 def error_of(d):
-    """Differences d (S, P) -> (mean, its standard error, degrees of freedom).
+    """Differences d (S, P) or (S,) -> (mean, its standard error, degrees of freedom).
 
     Random effects of seeds and of problems, crossed (Searle 1971): with mean squares of seeds,
     problems and the rest, the mean's variance is (MS_s + MS_p - MS_r) / (S P), its degrees of
     freedom Satterthwaite's; not below what either factor alone says. One seed: the problems'
-    variance alone, as the paired bootstrap of eval_math --compare.
+    variance alone, as the paired bootstrap of eval_math --compare; (S,): that of the seeds alone.
     """
     d = np.asarray(d, dtype=float)
+    d = d.reshape(len(d), -1)
     S, P = d.shape
     mean, seeds, problems = d.mean(), d.mean(1, keepdims=True), d.mean(0, keepdims=True)
     ms_s = P * ((seeds - mean) ** 2).sum() / max(1, S - 1)
@@ -219,7 +221,7 @@ def error_of(d):
 
 
 def crossed(d):
-    """Differences d (S, P) -> (mean, half width of its 95 % interval, two-sided p of mean 0).
+    """Differences d, see error_of -> (mean, half width of its 95 % interval, p of a mean of 0).
 
     >>> crossed([[1, 0, 0, 1]] * 2)[0]
     0.5
@@ -264,39 +266,41 @@ def verdicts(row):
     return np.array(unpack(row["correct"], row["n"]), dtype=int)
 
 
+def less(ours, theirs):
+    """{seed: row} of two arms -> differences of their verdicts (S, P), on the seeds that both have.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    return np.array([verdicts(ours[s]) - verdicts(theirs[s]) for s in seeds])
+
+
 def pairs_of(arms, references=REFERENCES):
     """Every arm against every reference, on the seeds that both have -> {(arm, ref): dict}."""
     out = {}
-    for arm in arms:
-        if arm == "weak":                        # nobody asks whether that one is worse
+    for arm, ref in product(arms, references):
+        d = less(arms[arm], arms.get(ref, {}))
+        if arm in (ref, "weak") or not len(d):   # nobody asks whether the weak one is worse
             continue
-        for ref in references:
-            seeds = sorted(set(arms[arm]) & set(arms.get(ref, ())))
-            if arm == ref or not seeds:
-                continue
-            d = np.stack([verdicts(arms[arm][s]) - verdicts(arms[ref][s]) for s in seeds])
-            mean, half, p = crossed(d)
-            by_seed = [mcnemar(int((row > 0).sum()), int((row < 0).sum())) for row in d]
-            _, error, df = error_of(d)
-            out[arm, ref] = dict(mean=mean, half=half, p=p, error=error, df=df, mcnemar=by_seed,
-                                 seeds=d.mean(1).tolist())
+        mean, half, p = crossed(d)
+        _, error, df = error_of(d)
+        by_seed = [mcnemar(int((row > 0).sum()), int((row < 0).sum())) for row in d]
+        out[arm, ref] = dict(mean=mean, half=half, p=p, error=error, df=df, mcnemar=by_seed,
+                             seeds=d.mean(1).tolist())
     return out
 
 
-def declared(right, pairs):
+def declared(arms, pairs):
     """The differences that an experiment declared before its rows -> {(arm, reference): (mean, half
     width of its 95 % interval, Holm's p over all of them)}, in points.
 
-    right: {(arm, seed): booleans (P,)}; a pair is compared on the seeds that both have.
+    arms: {arm: {seed: row}}; a pair is compared on the seeds that both have.
     """
     found = {}
     for arm, ref in pairs:
-        seeds = sorted({s for a, s in right if a == arm} & {s for a, s in right if a == ref})
-        if seeds:
-            found[arm, ref] = crossed([np.subtract(right[arm, s], right[ref, s], dtype=float)
-                                       for s in seeds])
+        d = less(arms.get(arm, {}), arms.get(ref, {}))
+        if len(d):
+            found[arm, ref] = crossed(100 * d)
     adjusted = holm([p for _, _, p in found.values()])
-    return {pair: (100 * mean, 100 * half, p)
+    return {pair: (mean, half, p)
             for (pair, (mean, half, _)), p in zip(found.items(), adjusted, strict=True)}
 
 
@@ -340,7 +344,15 @@ def interval(mean, half):
     return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
 
 
-def setting(row):
+def interval_of(d):
+    """Differences in points, see error_of -> "mean [low, high]"."""
+    mean, half, _ = crossed(d)
+    return interval(mean, half)
+
+
+def setting(seeds):
+    """The setting of an arm's rows {seed: row}, in words."""
+    row = next(iter(seeds.values()))
     words = []
     for k in ("lam", "lr", "mu"):
         if row[k] is not None:
@@ -348,11 +360,11 @@ def setting(row):
     return ", ".join(words) or "-"
 
 
-def declared_table(right, pairs):
+def declared_table(found, starred=True):
     """What declared() finds; a star where Holm's p is below 0.05."""
     lines = []
-    for (arm, ref), (mean, half, p) in declared(right, pairs).items():
-        star = "*" if p < 0.05 else ""
+    for (arm, ref), (mean, half, p) in found.items():
+        star = "*" if starred and p < 0.05 else ""
         lines.append([f"{arm} less {ref}", interval(mean, half) + star, f"{p:.2g}"])
     return table(["difference", "points", "p (Holm)"], lines)
 
@@ -364,10 +376,6 @@ def difference(pair):
     star = "*" if pair["holm"] < 0.05 else ""
     words = interval(100 * pair["mean"], 100 * pair["half"])
     return f"{words}{star} {pair['better']}/{pair['worse']}"
-
-
-def one_of(seeds):
-    return next(iter(seeds.values()))
 
 
 def accuracies(seeds):
@@ -389,7 +397,7 @@ def main_table(arms, pairs):
     head += [f"against {r}" for r in REFERENCES]
     lines = []
     for arm, seeds in arms.items():
-        line = [arm, setting(one_of(seeds)), steps_of(seeds), f"{tflops(seeds):.3f}"]
+        line = [arm, setting(seeds), steps_of(seeds), f"{tflops(seeds):.3f}"]
         line.append(mean_std(accuracies(seeds)))
         lines.append(line + [difference(pairs.get((arm, r))) for r in REFERENCES])
     return table(head, lines)
@@ -402,10 +410,9 @@ def flops_table(by_task):
         for arm in ("joint", "wmss-mask", "wmss", "wmss-both"):
             ref = "sft-flops" if arm == "joint" else "sft-flops-wmss"
             if arm in arms and ref in arms:
-                pair = pairs_of({k: arms[k] for k in (arm, ref)}, (ref,))[arm, ref]
                 spent, given = (f"{tflops(arms[k]):.3f}" for k in (arm, ref))
-                lines.append([task, arm, spent, ref, given,
-                              interval(100 * pair["mean"], 100 * pair["half"])])
+                less_plain = interval_of(100 * less(arms[arm], arms[ref]))
+                lines.append([task, arm, spent, ref, given, less_plain])
     return table(["task", "arm", "TFLOPs", "plain SFT", "TFLOPs", "difference"], lines)
 
 
@@ -432,7 +439,7 @@ def long_table(runs):
             d = [100 * (joint[s]["families"][family] - plain[s]["families"][family])
                  for s in sorted(joint.keys() & plain.keys())]
             if d:
-                lines.append([run, task, family, len(d), t_interval(d)])
+                lines.append([run, task, family, len(d), interval_of(d)])
     return table(["run", "task", "family", "seeds", "joint less sft-steps"], lines)
 
 
@@ -504,14 +511,6 @@ def lam_table(rows):
     return table(["task", "arm", *(f"lam {lam:g}" for lam in lams), "no mixing"], lines)
 
 
-def t_interval(d):
-    """Differences of seeds, in points -> "mean [low, high]" with a t interval over the seeds."""
-    half = math.inf
-    if len(d) > 1:
-        half = t_quantile(len(d) - 1) * np.std(d, ddof=1) / len(d) ** 0.5
-    return interval(np.mean(d), half)
-
-
 def controls_table(rows):
     """Of each regime, lambda and task, on validation, each arm at its best rate there: mixing less
     its controls and less joint, points, t intervals over seeds.
@@ -537,7 +536,7 @@ def controls_table(rows):
                     ref = "permuted-frozen"
                 other = best.get((task, ref), {})
                 d = [v - other[s] for s, v in best[task, arm].items() if s in other]
-                line.append("" if ref == arm else t_interval(d) if d else "-")
+                line.append("" if ref == arm else interval_of(d) if d else "-")
             lines.append(line)
     head = ["regime", "lam", "task", "arm", *(f"less {r}" for r in (*REFERENCES, "joint"))]
     return table(head, lines)
@@ -553,7 +552,7 @@ def regime_table(rows):
         for task, arms in by_task.items():
             for arm, seeds in arms.items():
                 if arm not in controls:
-                    line = [regime, task, arm, setting(one_of(seeds)), mean_std(accuracies(seeds))]
+                    line = [regime, task, arm, setting(seeds), mean_std(accuracies(seeds))]
                     lines.append(line + [difference(pairs[task].get((arm, r))) for r in REFERENCES])
             mean = {arm: np.mean(accuracies(arms[arm])) for arm in controls if arm in arms}
             if mean:
@@ -599,9 +598,8 @@ def rates_table(rows):
         for ref in REFERENCES:
             if ref == arm or (task, ref) not in mean:
                 line.append("")
-                continue
-            m, half, _ = crossed([100 * (mean[task, arm] - mean[task, ref])])
-            line.append(interval(m, half))
+            else:
+                line.append(interval_of([100 * (mean[task, arm] - mean[task, ref])]))
         lines.append(line)
     head = ["task", "arm", *(f"lr {lr:g}" for lr in rates), "mean"]
     return table(head + [f"less {r}" for r in REFERENCES], lines)
@@ -679,16 +677,15 @@ def real_blocks(rows):
 
 def equal_blocks(rows):
     """The tables of the run in which every arm had the same rates, and what it had declared."""
-    by_task, out, right = tested(rows), {}, {}
+    by_task, out, every = tested(rows), {}, {}
     found = compare(by_task)
     for task, arms in by_task.items():
         out |= tables_of(f"equal rates, {task}", arms, found[task])
-        right |= {(f"{task} {arm}", seed): verdicts(r) for arm, own in arms.items()
-                  for seed, r in own.items()}
+        every |= {f"{task} {arm}": seeds for arm, seeds in arms.items()}
     if rows:
         pairs = [(f"{task} {arm}", f"{task} {ref}") for task in by_task
                  for ref in REFERENCES[:2] for arm in ("joint", "frozen", "wmss")]
-        out["declared, equal rates"] = declared_table(right, pairs)
+        out["declared, equal rates"] = declared_table(declared(every, pairs))
         out["lambda, equal rates"] = lam_table(rows)
         out["controls, equal rates"] = controls_table(rows)
     return out

@@ -4,12 +4,7 @@ Pure functions of the rows (rates_svg, lambda_svg) or of differences (forest_svg
 them. Rows carry today's names of the arms, see analyse.read_rows.
 """
 
-import os
-import sys
-
 import numpy as np
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from plumbing import draw
 

@@ -17,13 +17,13 @@ here, and everything is on the validation split: this is a map, the test of it i
 import math
 import os
 
+import analyse
 import numpy as np
-from analyse import crossed, grouped, interval, parser_of, places, read_rows, table, verdicts
+from analyse import HERE, crossed, grouped, interval, interval_of, less, table
 
 from plumbing import draw
 from plumbing.files import write_text
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 PLAIN = ("sft-steps", "sft-flops")
 
 
@@ -72,9 +72,8 @@ class Map:
 
     def less(self, regime, arm, lam, reference):
         """(mean, half width) of the difference in points, over seeds and problems."""
-        ours, theirs = self.cells[regime, arm, lam], self.cells[regime, reference, None]
-        d = [100 * (verdicts(ours[s]) - verdicts(theirs[s])) for s in sorted(ours.keys() & theirs)]
-        return crossed(d)[:2]
+        d = less(self.cells[regime, arm, lam], self.cells[regime, reference, None])
+        return crossed(100 * d)[:2]
 
 
 def map_table(found):
@@ -111,9 +110,8 @@ def rivals_table(rows):
         for arm in sorted(means, key=means.get, reverse=True):
             line = [arm, f"{100 * means[arm]:.2f}"]
             for ref in ("sft-steps", "frozen"):
-                d = [100 * (verdicts(found[arm][s]) - verdicts(found[ref][s]))
-                     for s in sorted(found[arm].keys() & found[ref])]
-                line.append("" if arm == ref else interval(*crossed(d)[:2]))
+                d = 100 * less(found[arm], found[ref])
+                line.append("" if arm == ref else interval_of(d))
             line.append(f"{np.mean([r['log_odds'] for r in found[arm].values()]):+.2f}")
             lines.append(line)
         head = ["arm", "accuracy, %", "less sft-steps", "less frozen", "log-odds"]
@@ -204,24 +202,24 @@ def figure(found):
 
 
 def main(argv=None):
-    parser = parser_of(__doc__)
+    parser = analyse.parser_of(__doc__)
     parser.add_argument("--map", default=os.path.join(HERE, "map.jsonl"))
     parser.add_argument("--rivals", default=os.path.join(HERE, "rivals.jsonl"))
     parser.add_argument("--into", default=HERE, help="folder of phase.md and phase.svg")
     a = parser.parse_args(argv)
     parts = ["# When does mixing win?\n\nWritten by `python experiments/phase.py`; do not edit. "
              "Validation split; one rate, fixed in advance. Words: experiments/phase.py."]
-    for (task,), rows in grouped(read_rows(a.map), "task").items():
+    for (task,), rows in grouped(analyse.read_rows(a.map), "task").items():
         found = Map(rows)
         name = "phase.svg" if task == "toy-math" else f"phase-{task}.svg"
         write_text(os.path.join(a.into, name), figure(found))
         if task == "toy-math":
             first = curves_chart(found, min(found.weak), 0.5)
             write_text(os.path.join(a.into, "when.svg"), draw.stacked([first], "when mixing wins"))
-        parts.append(f"## {task}\n\n{map_table(found)}\n\n{places(rows)}")
+        parts.append(f"## {task}\n\n{map_table(found)}\n\n{analyse.places(rows)}")
     if os.path.exists(a.rivals):
-        rows = read_rows(a.rivals)
-        parts.append(f"## What else helps\n\n{rivals_table(rows)}\n\n{places(rows)}")
+        rows = analyse.read_rows(a.rivals)
+        parts.append(f"## What else helps\n\n{rivals_table(rows)}\n\n{analyse.places(rows)}")
     write_text(os.path.join(a.into, "phase.md"), "\n\n".join(parts) + "\n")
 
 

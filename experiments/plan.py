@@ -13,11 +13,6 @@ Shapes: C width, H query and K key/value heads, D head_dim, F ffn_dim, L layers,
 tokens: those of one pass, padding included. All results in bytes.
 """
 
-import os
-import sys
-
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
 from model import GPTConfig
 from plumbing.loss import chunk_of
 

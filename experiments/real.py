@@ -159,16 +159,15 @@ def tables(rows):
     lines = []
     for arm in sorted(arms, key=analyse.ORDER.index):
         seeds = arms[arm].values()
-        line = [arm, analyse.setting(next(iter(seeds))), len(seeds)]
+        line = [arm, analyse.setting(arms[arm]), len(seeds)]
         line += [mean_std([r["accuracy"] for r in seeds])]
         line += [mean_std([r["families"][name] for r in seeds]) for name in ("words", "svamp")]
         line += [mean_std([r.get(k) for r in seeds], scale, 3 if scale == 1 else 1)
                  for k, scale in columns.items()]
         lines.append(line)
     head = ["arm", "setting", "seeds", "both, %", "words", "SVAMP", *columns]
-    right = {(arm, seed): analyse.verdicts(r) for arm, own in arms.items()
-             for seed, r in own.items()}
-    return "\n\n".join([analyse.table(head, lines), analyse.declared_table(right, DECLARED)])
+    declared = analyse.declared(arms, DECLARED)
+    return "\n\n".join([analyse.table(head, lines), analyse.declared_table(declared)])
 
 
 def parse(argv):

@@ -42,17 +42,30 @@ def agreement(weak, live, y):
 RULES = {rule.__name__: rule for rule in (divergence, moved, surprise, agreement)}
 
 
+def log_p_of(model, b):
+    """Log-probabilities at the loss tokens of a batch -> (n, V)."""
+    return model.lm_head(model(b.x)[b.loss_mask]).log_softmax(-1)
+
+
 @torch.no_grad()
-def marks(rule, weak, live, samples):
-    """The loss tokens that a rule marks, in the order of Gaps.codes -> uint8 (M,), 1: marked."""
+def by_sample(measure, samples):
+    """measure(batch, y) gives values of a batch's loss tokens, whose labels are y (n,) -> the
+    values of each sample, in the order of the samples."""
     n_loss = {s.id: int(s.loss[1:].sum()) for s in samples}
     found = {}
     for b in micro_batches(samples, 64):
-        log_ps = [m.lm_head(m(b.x)[b.loss_mask]).log_softmax(-1) for m in (weak, live)]
-        marked = RULES[rule](*log_ps, b.y[b.loss_mask]).to(torch.uint8)
         ids = b.ids.tolist()
-        found.update(zip(ids, marked.split([n_loss[i] for i in ids]), strict=True))
-    return torch.cat([found[s.id] for s in samples])
+        values = measure(b, b.y[b.loss_mask])
+        found.update(zip(ids, values.split([n_loss[i] for i in ids]), strict=True))
+    return [found[s.id] for s in samples]
+
+
+def marks(rule, weak, live, samples):
+    """The loss tokens that a rule marks, in the order of Gaps.codes -> uint8 (M,), 1: marked."""
+    def marked(b, y):
+        return RULES[rule](log_p_of(weak, b), log_p_of(live, b), y)
+
+    return torch.cat(by_sample(marked, samples)).to(torch.uint8)
 
 
 @torch.no_grad()
@@ -73,7 +86,7 @@ def log_odds(model, problems, enc):
         mistaken.append(int(other.tokens[at]))
     total = 0.0
     for b in micro_batches(cut, 64):
-        log_p = model.lm_head(model(b.x)[b.loss_mask]).log_softmax(-1)
+        log_p = log_p_of(model, b)
         y_wrong = torch.tensor([mistaken[i] for i in b.ids.tolist()])
         total += (label_of(log_p, b.y[b.loss_mask]) - label_of(log_p, y_wrong)).sum().item()
     return total / len(cut)

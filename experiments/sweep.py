@@ -46,12 +46,12 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import analyse
 import torch
 from analyse import choices, ece, key_of, pack, read_rows, setting_of
-from rules import RULES, log_odds, marks
+from rules import RULES, by_sample, label_of, log_odds, log_p_of, marks
 
 import eval_code
 import eval_math
 import train_wmss
-from data import encode, micro_batches
+from data import encode
 from model import load_checkpoint, read_config
 from plumbing.files import commit
 from plumbing.run import FREE_ON_RESUME, Folder, Ranks, Run
@@ -372,21 +372,16 @@ def judge(job, rows, problems):
     return [r | VERDICTS[r["id"], r["completion"]] for r in rows]
 
 
-@torch.no_grad()
 def likelihoods(model, samples):
     """Of each sample the log-probability of its completion, in the order given; and of all loss
     tokens (confidence, was the top right)."""
-    n_loss = {s.id: int(s.loss[1:].sum()) for s in samples}
-    total, confidence, right = {}, [], []
-    for b in micro_batches(samples, 64):
-        y = b.y[b.loss_mask]                             # the rows' loss tokens, end to end
-        logp = model.lm_head(model(b.x)[b.loss_mask]).log_softmax(-1)
-        ids = b.ids.tolist()
-        of_y = logp.gather(-1, y[:, None])[:, 0].double().split([n_loss[i] for i in ids])
-        total.update(zip(ids, (row.sum().item() for row in of_y), strict=True))
-        confidence.append(logp.amax(-1).exp())
-        right.append(logp.argmax(-1) == y)
-    return [total[s.id] for s in samples], torch.cat(confidence), torch.cat(right)
+    def measured(b, y):                                  # (n, 3)
+        logp = log_p_of(model, b)
+        return torch.stack([label_of(logp, y), logp.amax(-1).exp(), logp.argmax(-1) == y], -1)
+
+    found = by_sample(measured, samples)
+    _, confidence, right = torch.cat(found).T
+    return [part[:, 0].double().sum().item() for part in found], confidence, right
 
 
 def closer_look(job, model, how, problems, rows, enc):
@@ -518,20 +513,13 @@ def run_jobs(pool, do, name, jobs, rows, keep):
                   f"{minutes / count * (len(todo) - count):.1f} to go", flush=True)
 
 
-def mend(path):
-    """Drop a last line that a crash left half-written."""
-    if os.path.exists(path):
-        with open(path, "rb+") as f:
-            whole = f.read()
-            f.truncate(whole.rfind(b"\n") + 1)
-
-
 def open_rows(path, config):
     """Rows that are there -> ({key: row}, what is said of those to come, function that appends the
     row of a job)."""
-    mend(path)
-    there = read_rows(path) if os.path.exists(path) else []
-    rows = {key_of(r): r for r in there}
+    with open(path, "ab+") as f:                # a last line that a crash left half-written goes
+        f.seek(0)
+        f.truncate(f.read().rfind(b"\n") + 1)
+    rows = {key_of(r): r for r in read_rows(path)}
     versions = f"python {platform.python_version()}, torch {torch.__version__}"
     made = dict(commit=commit(), versions=versions, hardware=hardware(), config=config,
                 vocabulary=analyse.VOCABULARY)
@@ -540,7 +528,7 @@ def open_rows(path, config):
         print(f"{path} has rows of other commits, which are kept: {', '.join(others)}")
 
     def append(line):
-        with open(path, "a") as f:              # one write: whole or, after a crash, mended
+        with open(path, "a") as f:              # one write: whole or, after a crash, cut away
             f.write(json.dumps(line) + "\n")
             f.flush()
             os.fsync(f.fileno())
