@@ -110,13 +110,9 @@ def exact(response, boxed, reference):
     """The last box against the reference by eval_math's exact equality."""
     if eval_math.is_equal(boxed, reference):
         return True
-    return False if _is_readable(reference) else None
-
-
-def _is_readable(reference):
-    if len(reference) > latex.MAX_CHARS:
-        return False
-    return latex.read(normalise(reference)) is not None
+    if len(reference) > latex.MAX_CHARS or latex.read(normalise(reference)) is None:
+        return None
+    return False
 
 
 def official():
@@ -247,7 +243,12 @@ def filter_rows(sources, out, run, verdict, system, resume):
                     state["crc"] = zlib.crc32(kept, state["crc"])
                 else:
                     state["dropped"][reason] += 1
-                _count_source(state["sources"], source[:80], bool(kept))
+                count = state["sources"].get(source[:80])
+                if count is None:       # the state must stay small: at most 1,000 sources
+                    name = source[:80] if len(state["sources"]) < 1000 else "(others)"
+                    count = state["sources"].setdefault(name, [0, 0])
+                count[0] += 1
+                count[1] += bool(kept)
                 if state["rows"] % SAVE_EVERY == 0:
                     save()
             state.update(file=state["file"] + 1, line=0, skip=0)
@@ -286,15 +287,6 @@ def _parse(line, where):
         cut = "" if line.endswith(b"\n") else " and there the end of the file"
         raise ValueError(f"{where}: expected one JSON value, found {line[:60]!r}{cut}; fetch the "
                          "file again, or remove that line; then --overwrite") from None
-
-
-def _count_source(sources, name, kept):
-    """Add a row to its source's [rows, kept]; the state must stay small: at most 1,000 sources."""
-    if name not in sources and len(sources) >= 1000:
-        name = "(others)"
-    count = sources.setdefault(name, [0, 0])
-    count[0] += 1
-    count[1] += kept
 
 
 def read_record(path, run):

@@ -621,6 +621,7 @@ def places(rows):
 
 ORDER = ("weak", "sft", "sft-steps", "sft-flops", "temperature", "frozen", "permuted", "joint",
          "wmss", "wmss-mask", "wmss-both")
+EQUAL = [(arm, ref) for ref in REFERENCES[:2] for arm in ("joint", "frozen", "wmss")]  # declared
 HEAD = """# Tables
 
 Written by `python experiments/analyse.py` from the rows beside it; do not edit. What the arms and
@@ -652,10 +653,27 @@ NOTE = {
     "reduced": "On two cores.", "real": "On a GPU."}
 
 
-def tables_of(name, arms, pairs):
-    """The tables of one task in one run -> {heading: Markdown}."""
-    return {f"main {name}": main_table(arms, pairs), f"families {name}": family_table(arms),
-            f"closer {name}": closer_table(arms), f"watch {name}": watch_table(arms)}
+def run_blocks(rows, before, behind, pairs=()):
+    """The tables of one run of the default regime -> ({heading: Markdown}, what compare() finds).
+
+    before, behind: the run's name in the headings, where a task follows and where none does.
+    pairs: of arms, declared before the rows, for each task.
+    """
+    by_task, out, every, declares = tested(rows), {}, {}, []
+    found = compare(by_task)
+    for task, arms in by_task.items():
+        name = before + task
+        out[f"main {name}"] = main_table(arms, found[task])
+        out[f"families {name}"] = family_table(arms)
+        out[f"closer {name}"] = closer_table(arms)
+        out[f"watch {name}"] = watch_table(arms)
+        every |= {f"{task} {arm}": seeds for arm, seeds in arms.items()}
+        declares += [(f"{task} {arm}", f"{task} {ref}") for arm, ref in pairs]
+    if declares:
+        out[f"declared{behind}"] = declared_table(declared(every, declares))
+    if rows:
+        out |= {f"lambda{behind}": lam_table(rows), f"controls{behind}": controls_table(rows)}
+    return out, found
 
 
 def real_blocks(rows):
@@ -675,22 +693,6 @@ def real_blocks(rows):
     return out
 
 
-def equal_blocks(rows):
-    """The tables of the run in which every arm had the same rates, and what it had declared."""
-    by_task, out, every = tested(rows), {}, {}
-    found = compare(by_task)
-    for task, arms in by_task.items():
-        out |= tables_of(f"equal rates, {task}", arms, found[task])
-        every |= {f"{task} {arm}": seeds for arm, seeds in arms.items()}
-    if rows:
-        pairs = [(f"{task} {arm}", f"{task} {ref}") for task in by_task
-                 for ref in REFERENCES[:2] for arm in ("joint", "frozen", "wmss")]
-        out["declared, equal rates"] = declared_table(declared(every, pairs))
-        out["lambda, equal rates"] = lam_table(rows)
-        out["controls, equal rates"] = controls_table(rows)
-    return out
-
-
 def runs_of(toy, regimes):
     """{run: what tested() finds}; the ten-seed run of the code task comes first."""
     runs = {"ten seeds": tested(regimes), "five seeds": tested(toy)}
@@ -702,17 +704,15 @@ def runs_of(toy, regimes):
 
 def blocks(toy, regimes, real=(), equal=()):
     """Heading in TABLES.md -> its Markdown."""
-    out, power, runs = equal_blocks(equal), {}, runs_of(toy, regimes)
     again = [r for r in regimes if r["regime"] == "default"]
     others = [r for r in regimes if r["regime"] != "default"]
-    for run, name, rows in (("ten seeds", "ten seeds, ", again), ("five seeds", "", toy)):
-        power[run] = compare(runs[run])
-        for task, arms in runs[run].items():
-            out |= tables_of(name + task, arms, power[run][task])
-        if runs[run]:
-            out[f"lambda {name}".strip(", ")] = lam_table(rows)
-            out[f"controls {name}".strip(", ")] = controls_table(rows)
+    out, _ = run_blocks(equal, "equal rates, ", ", equal rates", EQUAL)
+    ten, of_ten = run_blocks(again, "ten seeds, ", " ten seeds")
+    five, of_five = run_blocks(toy, "", "")
+    out |= ten | five
     if toy or regimes:
+        runs = runs_of(toy, regimes)
+        power = {"ten seeds": of_ten, "five seeds": of_five}
         out |= {"equal FLOPs": flops_table(runs["five seeds"]), "power": power_table(power),
                 "long solutions": long_table(runs)}
     if regimes:

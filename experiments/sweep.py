@@ -267,14 +267,6 @@ def load(path):
     return load_checkpoint(path)[0].eval()
 
 
-@torch.no_grad()
-def extrapolated(model, old, mu):
-    """theta + mu (theta - theta_old), in place."""
-    for p, q in zip(model.parameters(), old.parameters(), strict=True):
-        p += mu * (p - q)
-    return model
-
-
 def train_cell(job, run_folder):
     """Stage 3 of a cell, or what stands in for it -> (model, how to decode, cost, log records)."""
     m1, sft = places(job)["m1"]
@@ -291,7 +283,10 @@ def train_cell(job, run_folder):
     if arm == "contrastive":
         return load(live), dict(weak=load(weak), lam=1 + job["mu"]), nothing, []
     if arm == "extrapolation":
-        return extrapolated(load(live), load(weak), job["mu"]), {}, nothing, []
+        model = load(live)
+        for p, q in zip(model.parameters(), load(weak).parameters(), strict=True):
+            p.data += job["mu"] * (p.data - q.data)
+        return model, {}, nothing, []
     how = TRAINED[arm]
     if stage3.get("rounds", 1) > 1 and arm in ("joint", "frozen"):   # the same, but with rounds
         how = dict(how, arm=["wmss"], weak=arm)
