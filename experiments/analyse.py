@@ -764,15 +764,15 @@ def main(argv=None):
     parser.add_argument("--into", default=HERE,
                         help="folder of TABLES.md and the figures (%(default)s)")
     a = parser.parse_args(argv)
-    paths = {name: getattr(a, name) for name in names}
-    if not any(paths.values()):
-        beside = {name: os.path.join(HERE, f"{name}.jsonl") for name in names}
-        paths = {name: path if os.path.exists(path) else None for name, path in beside.items()}
-    missing = [path for path in paths.values() if path and not os.path.exists(path)]
+    paths = [getattr(a, name) for name in names]
+    missing = [path for path in paths if path and not os.path.exists(path)]
     if missing:
         raise SystemExit(f"analyse: expected {', '.join(missing)}, found none; sweep.py writes "
                          "such files")
-    toy, regimes, real, equal = (read_rows(path) if path else [] for path in paths.values())
+    if not any(paths):
+        paths = [os.path.join(HERE, f"{name}.jsonl") for name in names]
+    toy, regimes, real, equal = (read_rows(path) if path and os.path.exists(path) else []
+                                 for path in paths)
     write_text(os.path.join(a.into, "TABLES.md"), page(blocks(toy, regimes, real, equal)))
     again = [r for r in regimes if r["regime"] == "default"]
     leading = [r for r in toy if (r["task"],) not in grouped(again, "task")] + again

@@ -26,6 +26,7 @@ import os
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -173,9 +174,7 @@ def main(argv=None):
     done = {r["seed"] for r in read_rows()}
     seeds = [seed for seed in args.seeds if seed not in done]
     with ProcessPoolExecutor(args.workers) as pool:
-        futures = [pool.submit(run_seed, seed, args.n) for seed in seeds]
-        for future in futures:
-            rows = future.result()
+        for rows in pool.map(partial(run_seed, n=args.n), seeds):
             with open(ROWS, "a") as f:
                 f.write("".join(json.dumps(row) + "\n" for row in rows))
     if args.table:

@@ -19,7 +19,7 @@ import os
 
 import analyse
 import numpy as np
-from analyse import HERE, crossed, grouped, interval, interval_of, less, table
+from analyse import HERE, grouped, interval_of, less, table
 
 from plumbing import draw
 from plumbing.files import write_text
@@ -71,9 +71,8 @@ class Map:
         return float(np.mean([r[key] for r in self.cells[regime, arm, lam].values()]))
 
     def less(self, regime, arm, lam, reference):
-        """(mean, half width) of the difference in points, over seeds and problems."""
-        d = less(self.cells[regime, arm, lam], self.cells[regime, reference, None])
-        return crossed(100 * d)[:2]
+        """The differences in points (S, P), see analyse.less."""
+        return 100 * less(self.cells[regime, arm, lam], self.cells[regime, reference, None])
 
 
 def map_table(found):
@@ -89,7 +88,7 @@ def map_table(found):
                     line += ["", "", ""]
                     continue
                 line.append(f"{100 * found.mean(regime, arm, lam):.1f}")
-                line += [interval(*found.less(regime, arm, lam, ref)) for ref in PLAIN]
+                line += [interval_of(found.less(regime, arm, lam, ref)) for ref in PLAIN]
             line.append(f"{expected(q, found.weak[w], lam):+.1f}")
             line.append(f"{found.mean(regime, 'frozen', lam, 'log_odds'):+.1f}")
             lines.append(line)
@@ -110,8 +109,7 @@ def rivals_table(rows):
         for arm in sorted(means, key=means.get, reverse=True):
             line = [arm, f"{100 * means[arm]:.2f}"]
             for ref in ("sft-steps", "frozen"):
-                d = 100 * less(found[arm], found[ref])
-                line.append("" if arm == ref else interval_of(d))
+                line.append("" if arm == ref else interval_of(100 * less(found[arm], found[ref])))
             line.append(f"{np.mean([r['log_odds'] for r in found[arm].values()]):+.2f}")
             lines.append(line)
         head = ["arm", "accuracy, %", "less sft-steps", "less frozen", "log-odds"]
@@ -127,8 +125,8 @@ def rivals_table(rows):
 def curves_chart(found, w, lam):
     """Accuracy against q at one weak model."""
     drawn = {}
-    for i, (arm, at) in enumerate([(arm, None) for arm in PLAIN] + [("frozen", lam),
-                                                                    ("joint", lam)]):
+    for i, arm in enumerate((*PLAIN, "frozen", "joint")):
+        at = None if arm in PLAIN else lam
         points = [(shares_of(regime)[1], 100 * found.mean(regime, arm, at))
                   for regime in found.regimes if shares_of(regime)[0] == w
                   and (regime, arm, at) in found.cells]
@@ -162,7 +160,7 @@ def map_chart(found, lam, reference):
                                   'fill-opacity=".25"', "theory: mixing right, SFT wrong"))
     for regime in found.regimes:
         w, q = shares_of(regime)
-        mean, half = found.less(regime, "frozen", lam, reference)
+        mean = found.less(regime, "frozen", lam, reference).mean()
         words = f"{mean:+.0f}".replace("-", "−")
         parts.append(draw.text(x(q), y(ws.index(w) + 0.5) + 4, words, "middle"))
     for q in sorted({shares_of(regime)[1] for regime in found.regimes}):
