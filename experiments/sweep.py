@@ -284,8 +284,9 @@ def train_cell(job, run_folder):
         return load(live), dict(weak=load(weak), lam=1 + job["mu"]), nothing, []
     if arm == "extrapolation":
         model = load(live)
-        for p, q in zip(model.parameters(), load(weak).parameters(), strict=True):
-            p.data += job["mu"] * (p.data - q.data)
+        with torch.no_grad():
+            for p, q in zip(model.parameters(), load(weak).parameters(), strict=True):
+                p += job["mu"] * (p - q)
         return model, {}, nothing, []
     how = TRAINED[arm]
     if stage3.get("rounds", 1) > 1 and arm in ("joint", "frozen"):   # the same, but with rounds
