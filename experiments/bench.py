@@ -4,17 +4,16 @@ take turns (A B B A ...).
     python experiments/bench.py                      # every part; long on two cores
     python experiments/bench.py P3 P4 --json bench.json      # some; the numbers go to a file too
     python experiments/bench.py P1b --nanogpt ../nanoGPT/model.py    # github.com/karpathy/nanoGPT
-    python experiments/bench.py plan                 # memory of a GPU: formulas, and their check
-    python experiments/bench.py scaling              # step and loss against T, V, layers, batch
-    python experiments/bench.py gpu gpu-generate     # on a GPU, beside transformers
+    PYTHONPATH=OLD python experiments/bench.py P2authors --authors ../Weak-Driven-Learning
+    python experiments/bench.py grade programs --data DATA  # gsm8k/test.jsonl, humaneval/Human...
+    python experiments/bench.py plan gpu       # memory of a GPU by formulas; steps on a GPU
+    python experiments/bench.py scaling              # how cost grows; or scaling-text, one of them
     python experiments/bench.py --quick              # toy size, to see it run; numbers mean nothing
 
 A ratio above 1 means that ours is better; P2 is the cost of a step over that of SFT, lower is
-better. Before anything is told, the sides must have computed the same thing: the same losses,
-entropies, tokens. Wall-clock times; the ratio of CPU seconds stands beside that of the wall clock,
-since a neighbour on the same cores distorts it less (one thread: hardly at all).
-
-Shapes: B batch, T time, C width, V vocabulary, N rows (tokens) with a loss.
+better. First the sides must have computed the same thing: losses, entropies, tokens. Wall-clock
+times; beside them the ratio of CPU seconds, which a neighbour on the same cores distorts less.
+Sizes: bench.json. Shapes: B batch, T time, C width, V vocabulary.
 """
 
 import importlib.util
@@ -28,102 +27,63 @@ import sys
 import time
 from contextlib import redirect_stdout
 from functools import partial
-from statistics import fmean, median
-from unittest.mock import patch
+from statistics import fmean, linear_regression, median
+from tempfile import TemporaryDirectory
+from unittest.mock import Mock, patch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import train_wmss  # first: it sets what torch reads from the environment
 
 # isort: split
+import peers
 import torch
 import torch.nn.functional as F
 from analyse import parser_of
-from plan import peak, table
+from peers import between, clocks, loss_tokens, timed
+from plan import parameters, peak, table
 from sweep import cpu_name
-from torch.nn.utils.rnn import pad_sequence
 
-from data import Sample, micro_batches
+from data import Sample, micro_batches, toy_math
 from entropy import measure
+from eval_code import score
+from eval_math import complete, grade, judge, summary
 from model import GPT, GPTConfig
+from plumbing.code_benchmarks import load_problems
 from plumbing.controls import ARMS, Watch
-from plumbing.decode import Decoder
-from plumbing.files import commit, write_text
-from plumbing.loss import chunk_of, linear_cross_entropy
+from plumbing.files import commit, read_rows, write_text
+from plumbing.loss import linear_cross_entropy
 from plumbing.run import Folder, Ranks, Run
+from plumbing.scoring import official_grader
+from plumbing.text import load_text
 from plumbing.tokenizer import toy_encoding
 
-# (prompt, completion) tokens of 64 problems at even quantiles of the total length in GSM8K's train
-# split: SmolLM2's tokenizer, end token included; mean 62 + 125, as of all 7,473 (61 + 126; the
-# longest has 540)
-GSM8K_LENGTHS = [
-    (26, 57), (37, 54), (35, 61), (39, 61), (38, 66), (47, 61), (48, 63), (50, 64), (37, 80),
-    (42, 77), (64, 58), (39, 86), (42, 86), (30, 100), (45, 87), (51, 83), (44, 92), (42, 97),
-    (52, 89), (49, 95), (48, 98), (51, 97), (40, 111), (27, 126), (80, 76), (38, 120), (87, 73),
-    (61, 101), (46, 119), (58, 109), (88, 82), (76, 96), (71, 104), (68, 110), (49, 132), (74, 109),
-    (62, 124), (50, 139), (62, 130), (60, 135), (64, 135), (60, 142), (53, 152), (137, 71),
-    (45, 167), (58, 157), (60, 159), (43, 180), (89, 138), (74, 156), (77, 158), (77, 163),
-    (84, 161), (90, 160), (67, 190), (67, 196), (111, 161), (60, 221), (108, 181), (118, 183),
-    (94, 221), (73, 258), (82, 270), (114, 293)]
-
-# SmolLM2-135M, 4 of its 30 layers
-SHAPE = dict(vocab_size=49152, dim=576, n_layers=4, n_heads=9, n_kv_heads=3, ffn_dim=1536,
-             rope_theta=1e5, norm_eps=1e-5, max_seq_len=1024)
-FULL = dict(
-    shape=SHAPE, batch=8, rounds=4, steps=2, blocks=(4, 512), loss=(4096, 151936, 1024),
-    loss_rounds=2, entropy=32, prompts=32, new_tokens=256,
-    growth=dict(T=(128, 256, 512, 1024), V=(12288, 24576, 49152, 98304), layers=(2, 4, 8, 16),
-                batch=(2, 4, 8, 16)),
-    loss_growth=dict(tokens=(1024, 2048, 4096, 8192), V=(16384, 32768, 65536, 131072)))
-TINY = dict(vocab_size=256, dim=32, n_layers=2, n_heads=4, n_kv_heads=2, ffn_dim=64,
-            max_seq_len=1024)
-QUICK = dict(
-    shape=TINY, batch=4, rounds=2, steps=1, blocks=(2, 32), loss=(64, 2048, 32), loss_rounds=1,
-    entropy=4, prompts=4, new_tokens=8, growth=dict(T=(16, 32), V=(128, 256)),
-    loss_growth=dict(tokens=(32, 64), V=(512, 1024)))
-QWEN = dict(vocab_size=151936, dim=1024, n_layers=28, n_heads=16, n_kv_heads=8, head_dim=128,
-            ffn_dim=3072, rope_theta=1e6, qk_norm=True, max_seq_len=1024)
-# ranks, --parallel, arm, passes of a step: whose peaks are measured beside the formulas' on a CPU
-PLANNED = [(1, "ddp", "joint", 2), (2, "fsdp", "joint", 2), (2, "fsdp", "sft-steps", 1),
-           (2, "ddp", "joint", 2)]
-# dense bf16 FLOP/s of the data sheets, which MFU is a share of
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-
-# ------------------------------------------------------------------------------------------------
-# measuring
+with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "bench.json")) as sizes:
+    SIZES = json.load(sizes)
+SHAPE, QWEN, TINY = (SIZES[name] for name in ("smollm2", "qwen", "tiny"))
+RESULTS = {}            # what main() returns; with --json a file holds it, also while it grows
 
 
-def clocks():
-    """Now: (wall, CPU) seconds, all threads of this process together."""
-    return time.perf_counter(), time.process_time()
-
-
-def between(marks):
-    """Readings of the clocks -> the (wall, CPU) seconds from each to the next."""
-    return [(b[0] - a[0], b[1] - a[1]) for a, b in zip(marks, marks[1:], strict=False)]
-
-
-def timed(act, *args):
-    """-> the (wall, CPU) seconds of act(*args), what it returned"""
-    before = clocks()
-    result = act(*args)
-    return between([before, clocks()]), result
+def save():
+    if RESULTS["run"]["json"]:
+        write_text(RESULTS["run"]["json"], json.dumps(RESULTS, indent=1))
 
 
 def race(inputs, **sides):
     """Every side on every input, in turns -> ({name: times}, {name: results}), a list each, one
-    entry for each input.
+    entry for each input. A side is a function of the input -> list of (wall, CPU) seconds, result.
 
-    A side is a function of the input that returns (list of (wall, CPU) seconds, its result). The
-    order turns round from one input to the next: whoever goes second finds the machine warmer, or
-    more tired.
+    The order turns round from one input to the next: who goes second finds the machine warmer.
     """
-    times = {name: [] for name in sides}
-    results = {name: [] for name in sides}
+    times, results = ({name: [] for name in sides} for _ in range(2))
     order = list(sides)
     for given in inputs:
         for name in order:
             spent, result = sides[name](given)
+            wall, cpu = map(sum, zip(*spent, strict=True))
+            print(f"{'':12s}{name:10s}{wall:8.2f} s{cpu:10.2f} s of CPU", flush=True)
+            RESULTS["sides"].append(dict(side=name, wall=wall, cpu=cpu))
+            save()
             times[name].append(spent)
             results[name].append(result)
         order.reverse()
@@ -134,29 +94,38 @@ def same(what, a, b, rtol):
     """SystemExit unless a and b agree, relative to the largest value: else times say nothing."""
     a, b = (torch.as_tensor(v, dtype=torch.float64) for v in (a, b))
     if a.shape != b.shape or not (a - b).abs().max() <= rtol * b.abs().max():
-        raise SystemExit(f"bench: {what} differ, so their times say nothing: "
-                         f"{a.flatten()[:4].tolist()} and {b.flatten()[:4].tolist()}")
+        a, b = (v.flatten()[:4].tolist() for v in (a, b))
+        raise SystemExit(f"bench: {what} differ, so their times say nothing: {a} and {b}")
 
 
-def middle(rounds, clock=0):
-    """Rounds of (wall, CPU) seconds -> the median of one of the clocks."""
+def middle(rounds, clock=0):        # the median of (wall, CPU) seconds
     return median(t[clock] for spent in rounds for t in spent)
 
 
-def entry(what, unit, peer_name, ours, peer, amount, goal, peer_amount=None, **more):
+def entry(what, unit, peer_name, ours, peer, amount, goal, **more):
     """The record of one comparison. ours, peer: per round (wall, CPU) seconds of `amount` units."""
-    share = (peer_amount or amount) / amount           # of the work that ours does
-    spread = [middle([a]) / middle([b]) / share for a, b in zip(peer, ours, strict=True)]
-    ratio, ratio_cpu = (middle(peer, k) / middle(ours, k) / share for k in (0, 1))
+    spread = [middle([a]) / middle([b]) for a, b in zip(peer, ours, strict=True)]
+    ratio, ratio_cpu = (middle(peer, k) / middle(ours, k) for k in (0, 1))
     rate = amount / middle(ours)
     return dict(what=what, ratio=ratio, ours=rate, peer=rate / ratio, peer_name=peer_name,
                 unit=unit, spread=[min(spread), max(spread)], rounds=len(ours),
-                ratio_cpu=ratio_cpu, goal=goal, **more)
+                ratio_cpu=ratio_cpu, goal=goal, more=more)
+
+
+def peaks(what, peer_name, ours, peer, goal, **more):
+    """The record of a comparison of memory. ours, peer: bytes at the peak, one for each round."""
+    spread = [b / a for a, b in zip(ours, peer, strict=True)]
+    return dict(what=what, ratio=median(peer) / median(ours), ours=median(ours) / 1e9,
+                peer=median(peer) / 1e9, unit="GB", peer_name=peer_name,
+                spread=[min(spread), max(spread)], rounds=len(ours), goal=goal, more=more)
 
 
 def _answer(queue, act, args, threads):
     torch.set_num_threads(threads)
-    queue.put(act(*args))
+    try:
+        queue.put(act(*args))
+    except Exception as e:              # as what can surely be sent
+        queue.put((LookupError if isinstance(e, LookupError) else RuntimeError)(str(e)))
 
 
 def apart(threads, act, *args, world=1):
@@ -175,6 +144,9 @@ def apart(threads, act, *args, world=1):
     results = [queue.get() for _ in processes]
     for process in processes:
         process.join()
+    for found in results:
+        if isinstance(found, Exception):
+            raise found
     return results
 
 
@@ -184,10 +156,6 @@ def memory(kind="VmHWM"):
         return next(int(line.split()[1]) * 1024 for line in f if line.startswith(kind))
 
 
-# ------------------------------------------------------------------------------------------------
-# what is measured: models, ragged samples of GSM8K's lengths, our steps and a stock trainer's
-
-
 def fresh(shape, seed=0):
     torch.manual_seed(seed)
     return GPT(GPTConfig(**shape))
@@ -195,7 +163,7 @@ def fresh(shape, seed=0):
 
 def gsm8k_like(shape, n=64):
     """n samples of random tokens with GSM8K's lengths, shuffled."""
-    lengths = random.Random(0).sample(GSM8K_LENGTHS, len(GSM8K_LENGTHS))
+    lengths = random.Random(0).sample(SIZES["lengths"], 64)
     g = torch.Generator().manual_seed(0)
     samples = []
     for i, (p, c) in enumerate(lengths):
@@ -205,20 +173,15 @@ def gsm8k_like(shape, n=64):
 
 
 def prompts_of(samples):
-    return [s.tokens[:int((~s.loss).sum())].tolist() for s in samples]
-
-
-def loss_tokens(samples):
-    return sum(int(s.loss[1:].sum()) for s in samples)
+    return [s.tokens[~s.loss].tolist() for s in samples]
 
 
 def inputs_of(samples):
-    """Tokens that a model reads of the samples."""
-    return sum(len(s.tokens) - 1 for s in samples)
+    return sum(len(s.tokens) - 1 for s in samples)              # tokens that a model reads
 
 
 def batches_of(samples, n, size):
-    """n batches of indices, in the order of the samples and from the start again."""
+    """n batches of indices, in the order of the samples and from the start again"""
     return list((torch.arange(n * size) % len(samples)).view(n, size))
 
 
@@ -229,21 +192,9 @@ def rounds_of(samples, size):
     return [batches[i:i + n] for i in range(0, len(batches), n)]
 
 
-def per_step(samples, rounds):
-    """Loss tokens of a step that is timed, which the first of a round is not."""
-    timed = torch.cat([batch for batches in rounds for batch in batches[1:]])
-    steps = sum(len(batches) - 1 for batches in rounds)
-    return loss_tokens([samples[i] for i in timed.tolist()]) / steps
-
-
 def spread_logits(model):
-    """Random models' logits nearly tie and their entropies are all alike; this one's do not."""
-    model.norm.weight.data.mul_(8)
+    model.norm.weight.data.mul_(8)      # random models' logits nearly tie, all entropies are alike
     return model
-
-
-def print_nothing(*words):
-    pass
 
 
 class Bench(Run):
@@ -252,7 +203,7 @@ class Bench(Run):
     def __init__(self, threads, **config):
         cfg = train_wmss.Config(**dict(threads=threads, log_every=1) | config)
         folder = Folder(cfg)
-        folder.log, folder.say, folder.keep_log = self.read_clocks, print_nothing, print_nothing
+        folder.log, folder.say, folder.keep_log = self.read_clocks, Mock(), Mock()
         super().__init__(cfg, Ranks(cfg), folder)
         self.enc, self.tokenizer = toy_encoding(), ""
         self.marks, self.losses, self.steps = [], [], []
@@ -263,123 +214,68 @@ class Bench(Run):
         self.losses.append(record["loss"])
 
     def train(self, arm, model, weak, samples, batches, lr=1e-4):
-        """train_wmss.train(), which logs often here, for the clocks. What a logged step tells of
-        its tokens, which no peer tells and training at one step in 50, is left out."""
+        """train_wmss.train(), which logs often here, for the clocks, and not what tokens say."""
         control = ARMS[arm].control and ARMS[arm].control(self.cfg)
-        with patch.object(Watch, "begin", print_nothing):
+        with patch.object(Watch, "begin"):
             return train_wmss.train(self, "bench", model, samples, batches, lr, weak=weak,
                                     joint=arm != "frozen", control=control)
 
 
-def pair_of(arm, shape):
-    """The strong model, and the weak one of an arm that has one."""
+def pair_of(arm, shape):            # the strong model, and the weak one of an arm that has one
     return fresh(shape), None if arm == "sft-steps" else fresh(shape, 1)
 
 
-def our_steps(threads, samples, arm, models, batches):
-    """Train in place -> (wall, CPU) seconds of all steps but the first; losses."""
+def our_steps(threads, samples, arm, models, batches, lr=1e-4):
+    """Train in place -> (wall, CPU) seconds of all steps but the first; losses"""
     run = Bench(threads, batch_size=len(batches[0]))
-    run.train(arm, *models, samples, batches)
+    run.train(arm, *models, samples, batches, lr)
     return between(run.marks), run.losses
 
 
-def their_steps(model, loss_of, samples, batches, rows=None):
-    """The same as a stock trainer does it: padded to the longest, `rows` samples at a time."""
-    params = list(model.parameters())
-    device = params[0].device.type
-    opt = torch.optim.AdamW(params, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    marks, losses = [], []
-    for i, batch in enumerate(batches):
-        opt.param_groups[0]["lr"] = train_wmss.lr_at(i, len(batches), 1e-4, 0.1)
-        picked = [samples[j] for j in batch.tolist()]
-        n, size, total = loss_tokens(picked), rows or len(picked), 0.0
-        for k in range(0, len(picked), size):
-            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-                loss = loss_of(model, picked[k:k + size], n)
-            loss.backward()
-            total = total + loss.detach()
-        torch.nn.utils.clip_grad_norm_(params, 1.0)
-        opt.step()
-        opt.zero_grad(set_to_none=True)
-        losses.append(total)
-        if device == "cuda" and i in (0, 2, len(batches) - 1):
-            torch.cuda.synchronize()
-        marks.append(clocks())
-    return between(marks), [loss.item() for loss in losses]
+def peak_of(act, shape):
+    """-> bytes that act(shape) takes at its peak beyond what was there before, what it returns"""
+    for s in ({**TINY, "qk_norm": shape.get("qk_norm", False)}, shape):
+        before = memory("VmRSS")                # first for what libraries and threads take
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")                        # the peak starts again from here
+        result = act(s)
+    return memory() - before, result
 
 
-# ------------------------------------------------------------------------------------------------
-# transformers, a peer
+def p1(part, size, args):
+    """SFT on ragged text against a public trainer: the same samples, an epoch in each turn, at a
+    rate of next to nothing, so that every order of the samples gives the same loss."""
+    kind, batch, lr = part.removeprefix("P1"), size["batch"], 1e-9
+    samples = peers.grouped(gsm8k_like(size["shape"]), batch, size["epoch"])
+    model = spread_logits(fresh(size["shape"]))
 
+    def epoch(steps, order):
+        batches = list(order.view(-1, batch))
+        spent, (_, losses) = timed(partial(steps, batches=batches, lr=lr))
+        counts = [loss_tokens([samples[i] for i in rows.tolist()]) for rows in batches]
+        return spent, fmean(losses, counts)
 
-def llama(model):
-    """transformers' model (Llama, with q and k norms Qwen3) with our weights, no stop token."""
-    try:
-        import transformers
-    except ImportError:
-        raise LookupError("pip install -r tests/requirements.txt (transformers)") from None
-    c = model.cfg
-    kind = "Qwen3" if c.qk_norm else "Llama"
-    cfg = getattr(transformers, kind + "Config")(
-        vocab_size=c.vocab_size, hidden_size=c.dim, num_hidden_layers=c.n_layers,
-        num_attention_heads=c.n_heads, num_key_value_heads=c.n_kv_heads, head_dim=c.head_dim,
-        intermediate_size=c.ffn_dim, rms_norm_eps=c.norm_eps, max_position_embeddings=c.max_seq_len,
-        tie_word_embeddings=c.tie_embeddings, attn_implementation="sdpa",
-        rope_parameters=dict(rope_type="default", rope_theta=c.rope_theta), bos_token_id=None,
-        eos_token_id=None)
-    peer = getattr(transformers, kind + "ForCausalLM")(cfg)
-    weights = {}
-    for name, value in model.state_dict().items():
-        weights[name if name.startswith("lm_head") else "model." + name] = value
-    peer.load_state_dict(weights)
-    peer.generation_config.eos_token_id = peer.generation_config.pad_token_id = None
-    return peer
+    def peer(order):
+        if not kind:
+            return epoch(partial(peers.their_steps, peers.llama(model), peers.padded_loss,
+                                 samples), order)
+        picked = [samples[i] for i in (order.sort().values if "group" in kind else order)]
+        return peers.trainer_epoch(kind, peers.llama(model), picked, batch, lr)
 
-
-def generate_like_transformers(peer, n, prompts):
-    """n new tokens for each prompt, left-padded, with transformers."""
-    longest = max(map(len, prompts))
-    x = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=peer.device)
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts],
-                        device=peer.device)
-    tokens = peer.generate(x, attention_mask=mask, max_new_tokens=n, do_sample=False,
-                           pad_token_id=0)
-    return tokens[:, longest:].tolist()
-
-
-def padded_loss(model, rows, n):
-    """transformers' own loss over n tokens; labels are -100 where nothing is to be learned."""
-    x = pad_sequence([s.tokens for s in rows], batch_first=True)
-    labels = pad_sequence([s.tokens.masked_fill(~s.loss, -100) for s in rows], batch_first=True,
-                          padding_value=-100)
-    attention = pad_sequence([torch.ones_like(s.tokens) for s in rows], batch_first=True)
-    x, labels, attention = (t.to(model.device) for t in (x, labels, attention))
-    return model(input_ids=x, attention_mask=attention, use_cache=False, labels=labels,
-                 num_items_in_batch=n).loss
-
-
-# ------------------------------------------------------------------------------------------------
-# the parts
-
-
-def p1(size, args):
-    """SFT on ragged text against a stock trainer: random padded batches, transformers' model."""
-    model, samples = fresh(size["shape"]), gsm8k_like(size["shape"])
-    rounds = rounds_of(samples, size)
-    times, losses = race(rounds, ours=partial(our_steps, args.threads, samples, "sft-steps",
-                                              (model, None)),
-                         peer=partial(their_steps, llama(model), padded_loss, samples))
-    same("the losses of the two trainings", losses["ours"], losses["peer"], 2e-4)
-    return dict(P1=entry("SFT on GSM8K's lengths", "loss tokens/s",
-                         "transformers' model in random padded batches", times["ours"],
-                         times["peer"], per_step(samples, rounds), 2.0))
+    ours = partial(epoch, partial(our_steps, args.threads, samples, "sft-steps", (model, None)))
+    orders = [torch.randperm(len(samples)) for _ in range(max(2, size["rounds"] - 1))]
+    race([torch.arange(batch)], ours=ours, peer=peer)       # warm
+    times, found = race(orders, ours=ours, peer=peer)
+    same("the losses of the two trainings", found["ours"], found["peer"], 1e-6)
+    name, goal = SIZES["trainers"][part]
+    return {part: entry("SFT on GSM8K's lengths", "loss tokens/s", name, times["ours"],
+                        times["peer"], loss_tokens(samples), goal)}
 
 
 def p1b(size, args):
     """The same trainer on full blocks against nanoGPT's model of the same parameter count."""
     if not args.nanogpt:
-        raise LookupError("pass --nanogpt PATH/model.py "
-                          "(git clone https://github.com/karpathy/nanoGPT)")
+        raise LookupError("pass --nanogpt MODEL.PY, of https://github.com/karpathy/nanoGPT")
     spec = importlib.util.spec_from_file_location("nanogpt", args.nanogpt)
     nano = importlib.util.module_from_spec(spec)
     sys.modules["nanogpt"] = nano
@@ -388,16 +284,14 @@ def p1b(size, args):
     ffn = size["shape"]["dim"] * 8 // 3                          # 12 C^2 a layer, as GPT-2 has
     model = fresh({**size["shape"], "n_kv_heads": None, "ffn_dim": ffn})
     c = model.cfg
-    torch.manual_seed(0)
     with redirect_stdout(None):
         peer = nano.GPT(nano.GPTConfig(
             block_size=T, vocab_size=c.vocab_size, n_layer=c.n_layers, n_head=c.n_heads,
             n_embd=c.dim, dropout=0.0, bias=False))
-    ours, theirs = (sum(p.numel() for p in m.parameters()) for m in (model, peer))
-    same("the numbers of parameters", ours, theirs - T * c.dim, 0.01)      # no position embeddings
-    blocks = torch.randint(c.vocab_size, (4 * B, T + 1), generator=torch.Generator().manual_seed(0))
-    everything = torch.ones(T + 1, dtype=torch.bool)
-    samples = [Sample(i, "", block, everything) for i, block in enumerate(blocks)]
+    n, theirs = (sum(p.numel() for p in m.parameters()) for m in (model, peer))
+    same("the numbers of parameters", n, theirs - T * c.dim, 0.01)      # no position embeddings
+    samples = [Sample(i, "", torch.randint(c.vocab_size, (T + 1,)), torch.ones(T + 1).bool())
+               for i in range(4 * B)]
 
     def block_loss(m, rows, n):
         x = torch.stack([s.tokens for s in rows])
@@ -405,7 +299,7 @@ def p1b(size, args):
 
     times, _ = race(rounds_of(samples, {**size, "batch": B}),
                     ours=partial(our_steps, args.threads, samples, "sft-steps", (model, None)),
-                    peer=partial(their_steps, peer, block_loss, samples))
+                    peer=partial(peers.their_steps, peer, block_loss, samples))
     return dict(P1b=entry(f"full blocks of {T}", "tokens/s", "nanoGPT's model of equal size",
                           times["ours"], times["peer"], B * T, 1.1))
 
@@ -416,25 +310,58 @@ def p2(size, args):
     sides = {arm: partial(our_steps, args.threads, samples, arm, pair_of(arm, size["shape"]))
              for arm in ("sft-steps", "joint", "frozen")}
     times, _ = race(rounds_of(samples, size), **sides)
-    found = {}
-    for arm, goal in (("joint", 1.9), ("frozen", 1.33)):
-        found[f"P2{arm}"] = entry(f"cost of a {arm} step in steps of SFT", "steps/s",
-                                  f"SFT against {arm}", times["sft-steps"], times[arm], 1,
-                                  f"at most {goal}")
-    return found
+    goals = dict(joint="at most 1.9", frozen="at most 1.33")
+    return {f"P2{arm}": entry(f"cost of a {arm} step in steps of SFT", "steps/s",
+                              f"SFT against {arm}", times["sft-steps"], times[arm], 1, goal)
+            for arm, goal in goals.items()}
+
+
+def joint_steps(size, path, checkpointing):
+    """Joint training, ours or (path) the authors', a sample a pass -> times, losses, peak"""
+    def act(shape):
+        samples, models = gsm8k_like(shape), pair_of("joint", shape)
+        batches = batches_of(samples, size["steps"] + 1, size["batch"])
+        if not path:
+            return our_steps(torch.get_num_threads(), samples, "joint", models, batches)
+        models = peers.authors_model(path, *models, checkpointing)
+        return peers.their_steps(models, peers.padded_loss, samples, batches, 1)
+
+    peak, (times, losses) = peak_of(act, size["shape"])
+    return times, (losses, peak)
+
+
+def p2authors(size, args):
+    """A joint step beside that of the authors' release, without checkpointing and with."""
+    if not args.authors:
+        raise LookupError("pass --authors, https://github.com/chenzehao82/Weak-Driven-Learning")
+    size = size["authors"]
+
+    def side(*given):
+        return lambda _: apart(args.threads, joint_steps, size, *given)[0]
+
+    times, found = race(range(size["rounds"]), ours=side("", False),
+                        fast=side(args.authors, False), small=side(args.authors, True))
+    losses, (ours, fast, small) = zip(*(results[0] for results in found.values()), strict=True)
+    same("the losses", losses[1:], losses[:1] * 2, 2e-4)
+    state = 32 * parameters(GPTConfig(**size["shape"]))     # weights, gradients, moments of both
+    what, of = f"joint step, {size['batch']} samples", "the authors' model"
+    return dict(
+        P2authors=entry(what, "steps/s", of, times["ours"], times["fast"], 1, 1.5),
+        P2authorsGB=peaks(f"peak of a {what}", of + " with checkpointing", [ours], [small], 4.0,
+                          of_which_state_gb=state / 1e9, without_checkpointing_gb=fast / 1e9,
+                          ratio_beyond_state=(small - state) / max(1, ours - state)))
 
 
 def naive_mixed_loss(branches, y):
     """The official loss, restated: both models' full logits stacked, fused, upcast."""
     (lam, h_s, w_s), (_, h_w, w_w) = branches
-    z = torch.stack([h_s @ w_s.T, h_w @ w_w.T])
-    return F.cross_entropy((lam * z[0] + (1 - lam) * z[1]).float(), y, reduction="sum")
+    z_s, z_w = torch.stack([h_s @ w_s.T, h_w @ w_w.T])
+    return F.cross_entropy((lam * z_s + (1 - lam) * z_w).float(), y, reduction="sum")
 
 
 def loss_once(loss_of, rows, vocab, width, rounds=1):
     """Forward and backward of the mixed loss -> times, and a dict: peak bytes beyond what was there
-    before, the part of it that the gradients handed to the caller take, samples of loss and
-    gradients."""
+    before, those of the gradients handed to the caller, samples of loss and gradients."""
     g = torch.Generator().manual_seed(0)
     h_s, h_w = (torch.randn(rows, width, generator=g).requires_grad_() for _ in range(2))
     w_s, w_w = (torch.randn(vocab, width, generator=g).mul_(width ** -0.5).requires_grad_()
@@ -467,16 +394,13 @@ def p3(size, args):
     same("the losses", a["loss"], b["loss"], 1e-5)
     same("the gradients", a["probe"], b["probe"], 1e-4)
     ours, naive = ([x["peak"] for x in found[name]] for name in ("ours", "naive"))
-    spread = [n / o for o, n in zip(ours, naive, strict=True)]
-    ours, naive = median(ours), median(naive)
     wall, cpu = (middle(times["ours"], k) / middle(times["naive"], k) for k in (0, 1))
-    return dict(P3=dict(
-        what=f"peak of the mixed loss, {rows:,} tokens, V {vocab:,}, width {width:,}",
-        ratio=naive / ours, ours=ours / 1e9, peer=naive / 1e9, unit="GB",
-        peer_name="both full logits stacked, fused, upcast", spread=[min(spread), max(spread)],
-        rounds=size["loss_rounds"], goal=8.0, time_over_naive=wall, time_over_naive_cpu=cpu,
-        of_which_gradients_gb=a["grads"] / 1e9,
-        ratio_beyond_gradients=(naive - a["grads"]) / max(1, ours - a["grads"])))
+    grads = a["grads"]
+    return dict(P3=peaks(
+        f"peak of the mixed loss, {rows:,} tokens, V {vocab:,}, width {width:,}",
+        "both full logits stacked, fused, upcast", ours, naive, 8.0, time_over_naive=wall,
+        time_over_naive_cpu=cpu, of_which_gradients_gb=grads / 1e9,
+        ratio_beyond_gradients=(median(naive) - grads) / max(1, median(ours) - grads)))
 
 
 @torch.no_grad()
@@ -485,79 +409,58 @@ def naive_entropy(model, samples):
     out = []
     for s in samples:
         p = torch.softmax(model.logits(s.tokens[None, :-1])[0].float(), dim=-1)        # (T, V)
-        ent = -(p * torch.log(p + 1e-12)).sum(-1)
-        out.append(ent[s.loss[1:]])      # where tokens are predicted: the official is off by one
+        out.append(-(p * torch.log(p + 1e-12)).sum(-1)[s.loss[1:]])     # the official is off by one
     return torch.cat(out)
 
 
 def p4(size, args):
-    """Entropies of two models against batch 1, and against trunk and one matmul."""
+    """Entropies of two models against batch 1."""
     samples = gsm8k_like(size["shape"], size["entropy"])
     weak, live = (spread_logits(fresh(size["shape"], seed)) for seed in (0, 1))
-    chunk, rows = chunk_of(size["shape"]["vocab_size"]), train_wmss.Config.micro_batch
-
-    def ours(some):
-        return timed(measure, weak, live, some, rows)
-
-    def batch_one(some):
-        return timed(lambda: [naive_entropy(m, some) for m in (weak, live)])
-
-    @torch.no_grad()
-    def heads(some):                         # the logits are computed and dropped
-        for b in micro_batches(some, rows):
-            for m in (weak, live):
-                for h in m(b.x)[b.loss_mask].split(chunk):
-                    m.lm_head(h)
-
+    ours = partial(timed, measure, weak, live)
+    naive = partial(timed, lambda some: [naive_entropy(m, some) for m in (weak, live)])
     ours(samples[:2])                                            # warm
-    times, found = race([samples] * size["rounds"], ours=ours, naive=batch_one,
-                        roof=partial(timed, heads))
+    times, found = race([samples] * size["rounds"], ours=ours, naive=naive)
     for name, want in zip(("ent_weak", "ent_live"), found["naive"][0], strict=True):
         same("the entropies", getattr(found["ours"][0], name), want, 1e-4)
     tokens = 2 * inputs_of(samples)                              # of both models
     return dict(P4=entry("entropies of two models", "tokens/s", "batch 1, full fp32 probabilities",
-                         times["ours"], times["naive"], tokens, 5.0),
-                P4roof=entry("the same against its roof", "tokens/s",
-                             "trunk's forward and one head matmul", times["ours"], times["roof"],
-                             tokens, 0.85))
-
-
-@torch.no_grad()
-def generate_uncached(model, n, prompt):
-    """Generation as nanoGPT has it: the whole sequence through the trunk again for every token."""
-    x = torch.tensor([prompt])
-    for _ in range(n):
-        x = torch.cat([x, model.lm_head(model(x)[:, -1:]).argmax(-1)], 1)
-    return x[0, len(prompt):].tolist()
+                         times["ours"], times["naive"], tokens, 5.0))
 
 
 def p5(size, args):
-    """Greedy generation from prompts of GSM8K's lengths, as many tokens for every row."""
+    """Greedy generation, as many tokens for every prompt; theirs also with a static cache, compiled
+    but for --quick."""
     n, prompts = size["new_tokens"], prompts_of(gsm8k_like(size["shape"], size["prompts"]))
     model = spread_logits(fresh(size["shape"]).eval())
-    peer = llama(model).eval()
+    theirs = partial(peers.generate_like_transformers, peers.llama(model).eval(), n, prompts)
+    sides = dict(ours=partial(model.generate, prompts, n), hf=theirs,
+                 static=partial(theirs, **peers.compiled_cache(not args.quick)))
+    record = {}
     model.generate(prompts[:2], 2)                               # warm
-    times, found = race([prompts] * size["rounds"],
-                        ours=partial(timed, partial(model.generate, max_new_tokens=n)),
-                        peer=partial(timed, partial(generate_like_transformers, peer, n)))
-    one = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))[len(prompts) // 2]
-    spent, tokens = timed(generate_uncached, model, n, prompts[one])       # the median prompt
-    same("the tokens", found["ours"][0][one], tokens, 0)
-    same("the tokens", found["ours"][0], found["peer"][0], 0)
-    return dict(P5=entry(f"greedy, {len(prompts)} prompts, {n} new tokens", "new tokens/s",
-                         "no cache, one prompt alone", times["ours"], [spent] * size["rounds"],
-                         n * len(prompts), 10.0, peer_amount=n),
-                P5hf=entry("the same", "new tokens/s", "transformers' generate(), padded left",
-                           times["ours"], times["peer"], n * len(prompts), 1.3))
+    try:
+        sides["static"]()
+    except Exception as e:              # of the compiler: several classes
+        del sides["static"]
+        record["P5static"] = dict(not_measured=f"torch.compile: {type(e).__name__}: {e}"[:200])
+    times, found = race([timed] * max(2, size["rounds"] // 2), **{
+        name: partial(lambda act, timed: timed(act), act) for name, act in sides.items()})
+    what = f"greedy, {len(prompts)} prompts, {n} new tokens"
+    for name in [*sides][1:]:
+        same("the tokens", found["ours"][0], found[name][0], 0)
+        record["P5" + name] = entry(what, "new tokens/s", f"transformers' generate() ({name})",
+                                    times["ours"], times[name], n * len(prompts), 1.3)
+    return record
 
 
 def step_of_rank(shape, batch, steps, sync):
-    """As the rank that the environment names -> rank, (times, losses)."""
+    """As the rank that the environment names -> rank, (times, losses), bytes at its peak."""
     if not sync:                     # no gradient is exchanged: what these cores can do at best
         Ranks.data_parallel = lambda ranks, module: module
-    samples = gsm8k_like(shape)
-    return int(os.environ["RANK"]), our_steps(1, samples, "sft-steps", (fresh(shape), None),
-                                              batches_of(samples, steps + 1, batch))
+    samples, before = gsm8k_like(shape), memory("VmRSS")
+    found = our_steps(1, samples, "sft-steps", (fresh(shape), None),
+                      batches_of(samples, steps + 1, batch))
+    return int(os.environ["RANK"]), found, memory() - before
 
 
 def p7(size, args):
@@ -566,20 +469,47 @@ def p7(size, args):
         return lambda _: min(apart(1, step_of_rank, size["shape"], 2 * size["batch"],
                                    size["steps"], sync, world=world))[1]
 
-    times, losses = race(range(max(2, size["rounds"] // 2)), one=side(1, True), two=side(2, True),
-                         alone=side(2, False))
+    times, losses = race([0, 1], one=side(1, True), two=side(2, True), alone=side(2, False))
     same("the losses of one rank and two", losses["one"][0], losses["two"][0], 1e-4)
-    return dict(P7=entry("step on two gloo ranks, one thread each", "steps/s",
-                         "one rank, one thread (ideal: 2)", times["two"], times["one"], 1, 1.7,
+    return dict(P7=entry("step on two gloo ranks", "steps/s", "one rank (ideal: 2)", times["two"],
+                         times["one"], 1, 1.7,
                          without_exchange=middle(times["one"]) / middle(times["alone"])))
 
 
-# ------------------------------------------------------------------------------------------------
-# views: how cost grows
+def graders(size, args):
+    """Verdicts on worked answers, every second one wrong: ours beside the paper's scorer."""
+    if args.data:
+        rows = [row["answer"] for _, row in read_rows(args.data + "/gsm8k/test.jsonl")]
+    else:
+        rows = [f"{p.completion} #### {p.answer}" for p in toy_math("test", size["answers"])]
+    pairs, said = [], "none"
+    for i, row in enumerate(rows[:size["answers"]]):
+        body, _, gold = row.rpartition("#### ")
+        said = said if i % 2 else gold                      # or that of the row before
+        pairs.append((f"{body}\nThe answer is \\boxed{{{said}}}.", gold))
+    official = official_grader()
+    times, found = race(
+        [pairs] * size["rounds"], ours=partial(timed, lambda a: [grade(*p).correct for p in a]),
+        peer=partial(timed, lambda a: [official(*p) for p in a]))
+    same("the verdicts", found["ours"][0], found["peer"][0], 0)
+    return dict(grade=entry(f"grading {len(pairs)} answers", "answers/s", "math-verify",
+                            times["ours"], times["peer"], len(pairs), "none"))
+
+
+def programs(size, args):
+    """Published solutions and their tests in our sandbox, and as HumanEval runs them."""
+    data = f"humaneval={args.data}/humaneval/HumanEval.jsonl.gz" if args.data else "toy-code"
+    jobs = [(p, p.answer) for p in load_problems(data)[:size["programs"]]]
+    ours = partial(score, jobs, workers=args.threads, allow_code_execution=True)
+    times, found = race(range(size["rounds"]), ours=lambda _: timed(ours),
+                        peer=lambda _: timed(peers.run_plainly, jobs, args.threads))
+    same("the verdicts", [v.status == "pass" for v in found["ours"][0]], found["peer"][0], 0)
+    return dict(programs=entry(f"running {len(jobs)} programs", "programs/s",
+                               "HumanEval's harness, unconfined", times["ours"], times["peer"],
+                               len(jobs), "none"))
 
 
 def row(name, *cells):
-    """A line of a view's table."""
     print(f"{name:>34s}" + "".join(f"{cell:>16s}" for cell in cells), flush=True)
 
 
@@ -597,59 +527,100 @@ def step_point(shape, T, V, layers, batch):
     return middle([timed(step)[0] for _ in range(3)]), memory() - before
 
 
-def loss_point(tokens, V):
+def loss_point(_, tokens, V):
     """(seconds, peak bytes beyond inputs and gradients) of the mixed loss, forward + backward."""
     times, found = loss_once(linear_cross_entropy, tokens, V, 64, 3)
     return middle([times]), found["peak"] - found["grads"]
 
 
-def scaling(size, args):
-    """Forward + backward of a step and of the loss, one dimension changed at a time."""
-    steps = dict(T=size["blocks"][1] // 2, V=size["shape"]["vocab_size"],
-                 layers=size["shape"]["n_layers"], batch=4)
-    loss = {name: values[-2] for name, values in size["loss_growth"].items()}
-    record = {}
-    for what, act, base, growth in (
-            ("step", partial(step_point, size["shape"]), steps, size["growth"]),
-            ("mixed loss, width 64", loss_point, loss, size["loss_growth"])):
-        row(what, *base, "seconds", "GB")
-        record[what] = []
+def rank_point(shape, ranks):
+    """(seconds, peak bytes of a rank) of a step whose batch of 8 is shared by gloo ranks."""
+    found = apart(1, step_of_rank, shape, 8, 2, True, world=ranks)
+    return middle([min(found)[1][0]]), max(peak for _, _, peak in found)
+
+
+def spent_on(act, *args):
+    """(seconds, peak bytes beyond what was there before) of act(*args)."""
+    before = memory("VmRSS")
+    ((seconds, _),), _ = timed(act, *args)
+    return seconds, memory() - before
+
+
+def entropy_point(_, samples):
+    """Of the entropy pass of two tiny models over samples of 24 tokens."""
+    cut = [(s.tokens[-24:], s.loss[-24:]) for s in gsm8k_like(TINY)]
+    some = [Sample(i, "", *cut[i % 64]) for i in range(samples)]
+    return spent_on(measure, fresh(TINY), fresh(TINY, 1), some)
+
+
+def text_point(_, rows, characters):
+    """Of reading and tokenising a file, one token a character."""
+    with TemporaryDirectory() as folder:
+        with open(folder + "/rows.jsonl", "w") as f:
+            for i in range(rows):
+                f.write(json.dumps(dict(prompt=f"{i}:", completion="7" * (characters - 30))) + "\n")
+        return spent_on(partial(load_text, [f.name], toy_encoding(), cache=folder))
+
+
+def score_point(_, problems):
+    """Of answering, grading and summing up problems, with a tiny model."""
+    enc, asked = toy_encoding(), toy_math("train", problems)
+    model = fresh({**TINY, "vocab_size": enc.n_vocab}).eval()
+    return spent_on(lambda: summary(judge(complete(model, enc, asked, max_new_tokens=16))))
+
+
+GROWTH = dict(step=step_point, loss=loss_point, ranks=rank_point, text=text_point,
+              entropy=entropy_point, scores=score_point)
+
+
+def scaling(kinds, size, args):
+    """How cost grows, one dimension changed at a time, and the exponent k of a fit cost = c n^k."""
+    record = RESULTS.setdefault("scaling", {})
+    for kind in kinds:
+        growth, points, exponents = size["growth"][kind], [], {}
+        base = size["base"].get(kind, dict.fromkeys(growth))
+        record[kind] = dict(points=points, exponents=exponents)
+        row(kind, *base, "seconds", "GB")
         for name, values in growth.items():
             for value in values:
                 point = {**base, name: value}
-                ((seconds, peak),) = apart(args.threads, act, *point.values())
-                record[what].append(dict(point, seconds=seconds, gb=peak / 1e9))
-                where = [f"{v:,}" for v in point.values()]
-                row(name, *where, f"{seconds:.3f}", f"{peak / 1e9:.2f}")
+                ((seconds, peak),) = apart(args.threads, GROWTH[kind], size["shape"],
+                                           *point.values())
+                points.append(dict(point, seconds=seconds, gb=max(peak, 1) / 1e9))
+                where = map("{:,}".format, point.values())
+                row(kind, *where, f"{seconds:.3f}", f"{peak / 1e9:.3f}")
+                save()
+            logs = [[math.log(p[of]) for p in points[-len(values):]]
+                    for of in (name, "seconds", "gb")]
+            exponents[name] = [linear_regression(logs[0], costs).slope for costs in logs[1:]]
+            row(f"exponent in {name}", *[""] * len(base), *(f"{k:.2f}" for k in exponents[name]))
     return {"scaling": record}
 
 
 def footprint(shape, ranks, parallel, arm, passes, samples):
     """Two steps as the rank that the environment names -> bytes that they took at their peak."""
-    for s in (TINY, shape):                     # first for what libraries and threads take
-        before = memory("VmRSS")
-        with open("/proc/self/clear_refs", "w") as f:
-            f.write("5")                        # the peak starts again from here
+    def act(s):
         run = Bench(1, batch_size=ranks * samples, micro_batch=samples // passes,
                     parallel=parallel, chunk_rows=128)
-        run.train(arm, *pair_of(arm, s), gsm8k_like(s), batches_of(gsm8k_like(s), 2,
-                                                                   ranks * samples))
-    return memory() - before
+        given = gsm8k_like(s)
+        run.train(arm, *pair_of(arm, s), given, batches_of(given, 2, ranks * samples))
+
+    return peak_of(act, shape)[0]
 
 
 def plan(size, args):
     """Memory of a GPU, from formulas; and the formulas beside peaks measured on this CPU."""
     print(table())
-    shape, n = {**size["shape"], "n_layers": 2}, size["batch"] // 2
-    samples, record = gsm8k_like(shape), {}
+    shape, n, record = {**size["shape"], "n_layers": 2}, size["batch"] // 2, {}
+    samples = gsm8k_like(shape)
     row("measured on the CPU", "formula GB", "peak GB", "ratio")
-    for case in PLANNED[:2] if args.quick else PLANNED:
+    for case in SIZES["planned"][:2 if args.quick else None]:
         ranks, parallel, arm, passes = case
         tokens = []                             # of each pass of each rank
         for step in batches_of(samples, 2, ranks * n):
-            rows = [samples[i] for i in step.tolist()]
             for rank in range(ranks):
-                tokens += [len(b.y) for b in micro_batches(rows, n // passes, rank, ranks)]
+                rows = micro_batches([samples[i] for i in step], n // passes, rank, ranks)
+                tokens += [len(b.y) for b in rows]
         want = peak(GPTConfig(**shape), arm, parallel, ranks, passes, tokens=max(tokens),
                     kind="fp32", chunk_rows=128)
         with patch.dict(os.environ, MALLOC_MMAP_THRESHOLD_="1000000"):      # freed is given back
@@ -660,71 +631,47 @@ def plan(size, args):
     return {"plan": record}
 
 
-# ------------------------------------------------------------------------------------------------
-# on a GPU, bf16
-
-
-def need_gpu(args):
-    """The device; LookupError where it is no GPU, but for --quick."""
-    if not torch.cuda.is_available() and not args.quick:
-        raise LookupError("no GPU here")
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def gpu_steps(shape, samples, batch, steps, tokens_per_batch, compiled, arm):
-    """Train through train() on the device of the run -> dict: seconds per step (those of the first
-    steps left out, torch.compile's with them), FLOP/s, seconds until the first step's end, loss."""
+def gpu_steps(shape, samples, batch, steps, tokens_per_batch, arm, compiled, device):
+    """Train through train(), or (arm "peer") transformers' model, padded, a quarter at a time ->
+    dict: seconds per step (the first ones left out), FLOP/s, seconds of the first step, loss."""
+    batches = batches_of(samples, steps, batch)
+    if arm == "peer":
+        times, losses = peers.their_steps(peers.llama(fresh(shape)).to(device), peers.padded_loss,
+                                          samples, batches, batch // 4)
+        return dict(seconds=fmean(wall for wall, _ in times[2:]), flops=math.nan, first=math.nan,
+                    loss=losses[0])
     run = Bench(0, batch_size=batch, micro_batch=batch, tokens_per_batch=tokens_per_batch,
                 compile=compiled, log_every=max(1, steps // 4))
     models = pair_of(arm, shape)
     torch.compiler.reset()
     start = time.perf_counter()
-    state = run.train(arm, *models, samples, batches_of(samples, steps, batch), lr=1e-5)
+    state = run.train(arm, *models, samples, batches, lr=1e-5)
     span, n = run.marks[-1][0] - run.marks[1][0], run.steps[-1] - run.steps[1]
     return dict(seconds=span / n, flops=state["flops"] / steps * n / span,
                 first=run.marks[0][0] - start, loss=run.losses[0])
 
 
-def gpu_peer_steps(shape, samples, batch, steps, device):
-    """The same steps with transformers' model under bf16 autocast, padded, a quarter at a time."""
-    model = llama(fresh(shape)).to(device)
-    times, losses = their_steps(model, padded_loss, samples, batches_of(samples, steps, batch),
-                                batch // 4)
-    return dict(seconds=fmean(wall for wall, _ in times[2:]), flops=math.nan, first=math.nan,
-                loss=losses[0])
-
-
 def gpu(size, args):
     """MFU of SFT and joint steps, compiled or not, beside transformers."""
-    device = need_gpu(args)
+    if not torch.cuda.is_available() and not args.quick:
+        raise LookupError("no GPU here")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     card = torch.cuda.get_device_name() if device == "cuda" else "CPU"
-    peak = next((v for k, v in PEAK.items() if k in card), math.nan)
-    both, every = ("sft-steps", "joint"), ("sft-steps", "joint", "frozen", "permuted")
-    shapes = {"SmolLM2-135M": ({**SHAPE, "n_layers": 30}, 40, {False: every, True: both}),
-              "Qwen3-0.6B": (QWEN, 20, {False: both, True: both})}
-    batch, tokens_per_batch = 64, 16384
-    if args.quick:
-        shapes, batch, tokens_per_batch = {"toy": (TINY, 20, {False: every})}, 4, 64
-    print(f"{card}: training on GSM8K's lengths, {batch} samples a step, bf16 autocast, fp32 "
-          f"weights; MFU of {peak / 1e12:.0f} TFLOP/s")
+    peak = next((v for k, v in SIZES["flops"].items() if k in card), math.nan)
+    record, (batch, tokens_per_batch, shapes) = dict(card=card), size["gpu"]
+    print(f"{card}: {batch} samples a step, bf16 autocast; MFU of {peak / 1e12:.0f} TFLOP/s")
     row("", "s/step", "tok/s", "MFU", "GB", "first step, s")
-    record = dict(card=card)
-    for shape_name, (shape, steps, arms_of) in shapes.items():
+    for shape_name, (shape, steps, *arms_of) in shapes.items():
         samples = gsm8k_like(shape)
-        sides = {}
-        for compiled, arms in arms_of.items():
-            for arm in arms:
-                n = steps // 4 if arm == "permuted" else steps   # slow, and no goal
-                sides[f"{arm}, compiled" if compiled else arm] = partial(
-                    gpu_steps, shape, samples, batch, n, tokens_per_batch, compiled, arm)
-        sides["sft-steps, transformers"] = partial(gpu_peer_steps, shape, samples, batch, steps,
-                                                   device)
-        for what, act in sides.items():
+        sides = {f"{arm}, compiled" if compiled else arm: (arm, compiled)
+                 for compiled, arms in enumerate(arms_of) for arm in arms}
+        for what, (arm, compiled) in {**sides, "sft-steps, transformers": ("peer", False)}.items():
+            n = steps // 4 if arm == "permuted" else steps   # slow, and no goal
             if device == "cuda":
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
             try:
-                r = act()
+                r = gpu_steps(shape, samples, batch, n, tokens_per_batch, arm, compiled, device)
             except torch.cuda.OutOfMemoryError:
                 row(f"{shape_name} {what}", "out of memory")
                 continue
@@ -738,54 +685,23 @@ def gpu(size, args):
     return {"gpu": record}
 
 
-def gpu_generate(size, args):
-    """Generation with and without CUDA graphs (no token differs: tests/test_cuda.py)."""
-    device, record = need_gpu(args), {}
-    shape, n, times = (TINY, 8, 1) if args.quick else ({**SHAPE, "n_layers": 30}, 256, 4)
-    model = fresh(shape).to(device).eval()
-    prompts = prompts_of(gsm8k_like(shape) * times)
-    peer = llama(fresh(shape)).eval().to(device)
-    if device == "cuda":
-        peer = peer.bfloat16()
-
-    def ours(graphs):
-        with (patch.object(Decoder, "graphs", graphs),
-              torch.autocast(device, torch.bfloat16, enabled=device == "cuda")):
-            model.generate(prompts, n)
-
-    sides = {"CUDA graphs": partial(ours, True), "no graphs": partial(ours, False),
-             "transformers generate": partial(generate_like_transformers, peer, n, prompts)}
-    row(f"greedy, {len(prompts)} prompts, {n} new tokens", "seconds", "tok/s")
-    for what, act in sides.items():
-        act()
-        low, seconds, high = sorted(timed(act)[0][0][0] for _ in range(3))
-        tokens = len(prompts) * n / seconds
-        record[what] = dict(seconds=seconds, tokens=tokens, spread=[low, high])
-        row(what, f"{seconds:.2f}", f"{tokens:,.0f}")
-    return {"gpu-generate": record}
-
-
-# ------------------------------------------------------------------------------------------------
-# command line
-
-PARTS = dict(P1=p1, P1b=p1b, P2=p2, P3=p3, P4=p4, P5=p5, P7=p7)
-VIEWS = {"plan": plan, "scaling": scaling, "gpu": gpu, "gpu-generate": gpu_generate}
-MORE = ("time_over_naive", "time_over_naive_cpu", "of_which_gradients_gb",
-        "ratio_beyond_gradients", "without_exchange")
+PARTS = {part: partial(p1, part) for part in SIZES["trainers"]} | dict(
+    P1b=p1b, P2=p2, P2authors=p2authors, P3=p3, P4=p4, P5=p5, P7=p7, grade=graders,
+    programs=programs)
+VIEWS = dict(plan=plan, gpu=gpu, scaling=partial(scaling, tuple(GROWTH)))
+VIEWS |= {f"scaling-{kind}": partial(scaling, (kind,)) for kind in GROWTH}
 
 
 def show(record):
     for part, r in record.items():
         if "not_measured" in r:
-            print(f"{part:10s}not measured: {r['not_measured']}", flush=True)
+            print(f"{part:12s}not measured: {r['not_measured']}", flush=True)
         elif "ratio" in r:
-            words = [f"goal {r['goal']}", *(f"{k.replace('_', ' ')} {r[k]:.2f}"
-                                            for k in MORE if k in r)]
-            if "ratio_cpu" in r:
-                words.insert(0, f"CPU {r['ratio_cpu']:.2f}")
-            print(f"{part:10s}{r['what']}: {r['ours']:,.4g} against {r['peer']:,.4g} {r['unit']}, "
+            words = [f"CPU {r['ratio_cpu']:.2f}"] if "ratio_cpu" in r else []
+            words += [f"{name.replace('_', ' ')} {value:.2f}" for name, value in r["more"].items()]
+            print(f"{part:12s}{r['what']}: {r['ours']:,.4g} against {r['peer']:,.4g} {r['unit']}, "
                   f"{r['peer_name']}: {r['ratio']:.2f}x ({r['spread'][0]:.2f}-"
-                  f"{r['spread'][1]:.2f}), {', '.join(words)}", flush=True)
+                  f"{r['spread'][1]:.2f}), goal {r['goal']}, {', '.join(words)}", flush=True)
 
 
 def main(argv=None):
@@ -794,31 +710,32 @@ def main(argv=None):
     flag("parts", nargs="*", metavar="PART",
          help=f"{' '.join(PARTS)} (the default: all of these), {' '.join(VIEWS)}")
     flag("--json", metavar="FILE", help="write the numbers there")
-    flag("--threads", type=int, default=len(os.sched_getaffinity(0)),
-         help="CPU threads [all cores]; P7 always gives each rank one")
+    flag("--threads", type=int, default=len(os.sched_getaffinity(0)), help="[all cores]")
     flag("--nanogpt", metavar="PATH", help="nanoGPT's model.py, the peer of P1b")
+    flag("--authors", metavar="FOLDER", help="the authors' released code, the peer of P2authors")
+    flag("--data", metavar="FOLDER", help="of GSM8K and HumanEval, for grade and programs")
     flag("--quick", action="store_true", help="toy sizes: does every part run?")
     args = parser.parse_args(argv)
     unknown = [p for p in args.parts if p not in PARTS | VIEWS]
     if unknown:
-        raise SystemExit(f"bench: unknown part {', '.join(unknown)}; expected some of "
-                         f"{', '.join(PARTS | VIEWS)}")
+        known = ", ".join(PARTS | VIEWS)
+        raise SystemExit(f"bench: unknown part {', '.join(unknown)}; expected some of {known}")
     torch.set_num_threads(args.threads)
+    size = "quick" if args.quick else "full"
     head = dict(commit=commit(), torch=torch.__version__, python=platform.python_version(),
-                cpu=cpu_name(), threads=args.threads, load=os.getloadavg()[0],
-                size="quick" if args.quick else "full")
+                cpu=cpu_name(), threads=args.threads, load=os.getloadavg()[0], size=size)
     print("bench | " + " | ".join(f"{k} {v}" for k, v in head.items()), flush=True)
-    results = {"run": head}
+    RESULTS.clear()
+    RESULTS.update(run=dict(head, json=args.json), sides=[])
     for part in args.parts or PARTS:
         try:
-            record = (PARTS | VIEWS)[part](QUICK if args.quick else FULL, args)
+            record = (PARTS | VIEWS)[part](SIZES[size], args)
         except LookupError as missing:                           # a peer that is not there
-            record = {part: dict(not_measured=missing.args[0])}
+            record = {part: dict(not_measured=str(missing.args[0]))}
         show(record)
-        results.update(record)
-        if args.json:
-            write_text(args.json, json.dumps(results, indent=1))
-    return results
+        RESULTS.update(record)
+        save()
+    return RESULTS
 
 
 if __name__ == "__main__":
