@@ -86,7 +86,7 @@ def test_sides_that_compute_different_things_are_no_benchmark():
 
 def test_an_unknown_part_is_refused_before_anything_runs():
     """Bug: a typo that costs ten minutes, or measures nothing and says so nowhere."""
-    with pytest.raises(SystemExit, match="unknown part P9; expected some of P1, P1b"):
+    with pytest.raises(SystemExit, match="unknown part P9; expected some of P1, P1group"):
         bench.main(["P1", "P9"])
 
 
