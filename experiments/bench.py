@@ -266,7 +266,7 @@ def p1(part, size, args):
     orders = [torch.randperm(len(samples)) for _ in range(max(2, size["rounds"] - 1))]
     race([torch.arange(batch)], ours=ours, peer=peer)       # warm
     times, found = race(orders, ours=ours, peer=peer)
-    same("the losses of the two trainings", found["ours"], found["peer"], 1e-6)
+    same("the losses of the two trainings", found["ours"], found["peer"], 1e-4)
     name, goal = SIZES["trainers"][part]
     return {part: entry("SFT on GSM8K's lengths", "loss tokens/s", name, times["ours"],
                         times["peer"], loss_tokens(samples), goal)}
