@@ -6,7 +6,8 @@ take turns (A B B A ...).
     python experiments/bench.py P1b --nanogpt ../nanoGPT/model.py    # github.com/karpathy/nanoGPT
     PYTHONPATH=OLD python experiments/bench.py P2authors --authors ../Weak-Driven-Learning
     python experiments/bench.py grade programs --data DATA  # gsm8k/test.jsonl, humaneval/Human...
-    python experiments/bench.py plan gpu       # memory of a GPU by formulas; steps on a GPU
+    python experiments/bench.py plan           # memory of a GPU, by formulas
+    python experiments/bench.py gpu gpu-profile gpu-generate        # on a GPU
     python experiments/bench.py scaling              # how cost grows; or scaling-text, one of them
     python experiments/bench.py --quick              # toy size, to see it run; numbers mean nothing
 
@@ -27,6 +28,7 @@ import sys
 import time
 from contextlib import redirect_stdout
 from functools import partial
+from itertools import product
 from statistics import fmean, linear_regression, median
 from tempfile import TemporaryDirectory
 from unittest.mock import Mock, patch
@@ -51,6 +53,7 @@ from eval_math import complete, grade, judge, summary
 from model import GPT, GPTConfig
 from plumbing.code_benchmarks import load_problems
 from plumbing.controls import ARMS, Watch
+from plumbing.decode import Decoder
 from plumbing.files import commit, read_rows, write_text
 from plumbing.loss import linear_cross_entropy
 from plumbing.run import Folder, Ranks, Run
@@ -316,40 +319,50 @@ def p2(size, args):
             for arm, goal in goals.items()}
 
 
-def joint_steps(size, path, checkpointing):
-    """Joint training, ours or (path) the authors', a sample a pass -> times, losses, peak"""
+def joint_steps(shape, samples, batches, path, checkpointing):
+    """Joint training, ours or (path) the authors', a sample a pass -> times, (losses, peak)"""
     def act(shape):
-        samples, models = gsm8k_like(shape), pair_of("joint", shape)
-        batches = batches_of(samples, size["steps"] + 1, size["batch"])
+        models = pair_of("joint", shape)
         if not path:
             return our_steps(torch.get_num_threads(), samples, "joint", models, batches)
         models = peers.authors_model(path, *models, checkpointing)
         return peers.their_steps(models, peers.padded_loss, samples, batches, 1)
 
-    peak, (times, losses) = peak_of(act, size["shape"])
+    peak, (times, losses) = peak_of(act, shape)
     return times, (losses, peak)
 
 
 def p2authors(size, args):
-    """A joint step beside that of the authors' release, without checkpointing and with."""
+    """A joint step beside that of the authors' release: its speed on GSM8K's lengths; its peak of
+    memory on samples as long as theirs, one a pass, with their checkpointing."""
     if not args.authors:
         raise LookupError("pass --authors, https://github.com/chenzehao82/Weak-Driven-Learning")
     size = size["authors"]
+    shape, n, batch = size["shape"], size["long"], size["batch"]
+    short = gsm8k_like(shape)
+    long = [Sample(i, "", torch.randint(shape["vocab_size"], (n,)), torch.arange(n) >= n // 4)
+            for i in range(2)]
 
-    def side(*given):
-        return lambda _: apart(args.threads, joint_steps, size, *given)[0]
+    def side(samples, steps, batch, *given):
+        batches = batches_of(samples, steps, batch)
+        return lambda _: apart(args.threads, joint_steps, shape, samples, batches, *given)[0]
 
-    times, found = race(range(size["rounds"]), ours=side("", False),
-                        fast=side(args.authors, False), small=side(args.authors, True))
-    losses, (ours, fast, small) = zip(*(results[0] for results in found.values()), strict=True)
-    same("the losses", losses[1:], losses[:1] * 2, 2e-4)
-    state = 32 * parameters(GPTConfig(**size["shape"]))     # weights, gradients, moments of both
-    what, of = f"joint step, {size['batch']} samples", "the authors' model"
+    steps = size["steps"] + 1
+    times, found = race(range(size["rounds"]), ours=side(short, steps, batch, "", False),
+                        peer=side(short, steps, batch, args.authors, False))
+    _, found_long = race([0], ours=side(long, 2, 1, "", False),
+                         peer=side(long, 2, 1, args.authors, True))
+    for ours, theirs in ((found["ours"], found["peer"]), (found_long["ours"], found_long["peer"])):
+        same("the losses", ours[0][0], theirs[0][0], 2e-4)
+    (_, ours), (_, theirs) = found_long["ours"][0], found_long["peer"][0]
+    state = 32 * parameters(GPTConfig(**shape))     # weights, gradients, moments of both
+    what, of = f"joint step, {batch} samples", "the authors' model"
     return dict(
-        P2authors=entry(what, "steps/s", of, times["ours"], times["fast"], 1, 1.5),
-        P2authorsGB=peaks(f"peak of a {what}", of + " with checkpointing", [ours], [small], 4.0,
-                          of_which_state_gb=state / 1e9, without_checkpointing_gb=fast / 1e9,
-                          ratio_beyond_state=(small - state) / max(1, ours - state)))
+        P2authors=entry(what, "steps/s", of, times["ours"], times["peer"], 1, 1.5),
+        P2authorsGB=peaks(f"peak of a joint step, a sample of {n:,} tokens",
+                          of + " with checkpointing", [ours], [theirs], 4.0,
+                          of_which_state_gb=state / 1e9,
+                          ratio_beyond_state=(theirs - state) / max(1, ours - state)))
 
 
 def naive_mixed_loss(branches, y):
@@ -631,6 +644,13 @@ def plan(size, args):
     return {"plan": record}
 
 
+def need_gpu(args):
+    """The device; LookupError where it is no GPU, but for --quick."""
+    if not torch.cuda.is_available() and not args.quick:
+        raise LookupError("no GPU here")
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def gpu_steps(shape, samples, batch, steps, tokens_per_batch, arm, compiled, device):
     """Train through train(), or (arm "peer") transformers' model, padded, a quarter at a time ->
     dict: seconds per step (the first ones left out), FLOP/s, seconds of the first step, loss."""
@@ -653,9 +673,7 @@ def gpu_steps(shape, samples, batch, steps, tokens_per_batch, arm, compiled, dev
 
 def gpu(size, args):
     """MFU of SFT and joint steps, compiled or not, beside transformers."""
-    if not torch.cuda.is_available() and not args.quick:
-        raise LookupError("no GPU here")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = need_gpu(args)
     card = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     peak = next((v for k, v in SIZES["flops"].items() if k in card), math.nan)
     record, (batch, tokens_per_batch, shapes) = dict(card=card), size["gpu"]
@@ -685,10 +703,56 @@ def gpu(size, args):
     return {"gpu": record}
 
 
+def gpu_profile(size, args):
+    """Where the time of a step goes: the share of it in which the device computes (low: it waits
+    for Python's launches), and the ten kernels that take longest, in % of what it computes."""
+    device, (batch, tokens_per_batch, shapes), record = need_gpu(args), size["gpu"], {}
+    for (name, (shape, *_)), arm in product(shapes.items(), ("sft-steps", "joint")):
+        steps = partial(gpu_steps, shape, gsm8k_like(shape), batch, 8, tokens_per_batch, arm,
+                        False, device)
+        steps()                                                      # warm
+        with torch.profiler.profile() as profile:
+            ((wall, _),), _ = timed(steps)
+        kernels = {e.key: e.self_device_time_total if device == "cuda" else e.self_cpu_time_total
+                   for e in profile.key_averages() if e.device_type.name == device.upper()}
+        total = sum(kernels.values())                                # microseconds
+        row(f"{name} {arm}", f"{total / 1e6 / wall:.0%} busy", f"{wall:.2f} s")
+        longest = sorted(kernels, key=kernels.get, reverse=True)[:10]
+        shares = {kernel: kernels[kernel] / total for kernel in longest}
+        for kernel, share in shares.items():
+            print(f"    {share:6.1%}  {kernel[:90]}", flush=True)
+        record[f"{name} {arm}"] = dict(busy=total / 1e6 / wall, shares=shares)
+    return {"gpu-profile": record}
+
+
+def gpu_generate(size, args):
+    """Generation with and without CUDA graphs (no token differs: tests/test_cuda.py)."""
+    device, record = need_gpu(args), {}
+    shape, n, times = (TINY, 8, 1) if args.quick else ({**SHAPE, "n_layers": 30}, 256, 4)
+    model, prompts = fresh(shape).to(device).eval(), prompts_of(gsm8k_like(shape) * times)
+    peer = peers.llama(fresh(shape)).eval().to(device, torch.bfloat16 if device == "cuda" else None)
+
+    def ours(graphs):
+        with (patch.object(Decoder, "graphs", graphs),
+              torch.autocast(device, torch.bfloat16, enabled=device == "cuda")):
+            model.generate(prompts, n)
+
+    sides = {"CUDA graphs": partial(ours, True), "no graphs": partial(ours, False),
+             "transformers": partial(peers.generate_like_transformers, peer, n, prompts)}
+    row(f"greedy, {len(prompts)} prompts, {n} new tokens", "seconds", "tok/s")
+    for what, act in sides.items():
+        act()
+        low, seconds, high = sorted(timed(act)[0][0][0] for _ in range(3))
+        record[what] = dict(seconds=seconds, spread=[low, high])
+        row(what, f"{seconds:.2f}", f"{len(prompts) * n / seconds:,.0f}")
+    return {"gpu-generate": record}
+
+
 PARTS = {part: partial(p1, part) for part in SIZES["trainers"]} | dict(
     P1b=p1b, P2=p2, P2authors=p2authors, P3=p3, P4=p4, P5=p5, P7=p7, grade=graders,
     programs=programs)
-VIEWS = dict(plan=plan, gpu=gpu, scaling=partial(scaling, tuple(GROWTH)))
+VIEWS = {"plan": plan, "gpu": gpu, "gpu-profile": gpu_profile, "gpu-generate": gpu_generate,
+         "scaling": partial(scaling, tuple(GROWTH))}
 VIEWS |= {f"scaling-{kind}": partial(scaling, (kind,)) for kind in GROWTH}
 
 
