@@ -128,7 +128,7 @@ def _answer(queue, act, args, threads):
     try:
         queue.put(act(*args))
     except Exception as e:              # as what can surely be sent
-        queue.put((LookupError if isinstance(e, LookupError) else RuntimeError)(str(e)))
+        queue.put((peers.Missing if isinstance(e, peers.Missing) else RuntimeError)(str(e)))
 
 
 def apart(threads, act, *args, world=1):
@@ -278,7 +278,7 @@ def p1(part, size, args):
 def p1b(size, args):
     """The same trainer on full blocks against nanoGPT's model of the same parameter count."""
     if not args.nanogpt:
-        raise LookupError("pass --nanogpt MODEL.PY, of https://github.com/karpathy/nanoGPT")
+        raise peers.Missing("pass --nanogpt MODEL.PY, of https://github.com/karpathy/nanoGPT")
     spec = importlib.util.spec_from_file_location("nanogpt", args.nanogpt)
     nano = importlib.util.module_from_spec(spec)
     sys.modules["nanogpt"] = nano
@@ -319,10 +319,15 @@ def p2(size, args):
             for arm, goal in goals.items()}
 
 
-def joint_steps(shape, samples, batches, path, checkpointing):
-    """Joint training, ours or (path) the authors', a sample a pass -> times, (losses, peak)"""
+def joint_steps(shape, tokens, steps, batch, path, checkpointing):
+    """Joint training, ours or (path) the authors', a sample a pass, of so many tokens or (0) of
+    GSM8K's lengths -> times, (losses, peak)"""
     def act(shape):
-        models = pair_of("joint", shape)
+        models, samples = pair_of("joint", shape), gsm8k_like(shape)
+        if tokens:
+            row = torch.randint(shape["vocab_size"], (tokens,))
+            samples = [Sample(0, "", row, torch.arange(tokens) >= tokens // 4)]
+        batches = batches_of(samples, steps, batch)
         if not path:
             return our_steps(torch.get_num_threads(), samples, "joint", models, batches)
         models = peers.authors_model(path, *models, checkpointing)
@@ -334,32 +339,28 @@ def joint_steps(shape, samples, batches, path, checkpointing):
 
 def p2authors(size, args):
     """A joint step beside that of the authors' release: its speed on GSM8K's lengths; its peak of
-    memory on samples as long as theirs, one a pass, with their checkpointing."""
+    memory on samples as long as theirs, with their checkpointing."""
     if not args.authors:
-        raise LookupError("pass --authors, https://github.com/chenzehao82/Weak-Driven-Learning")
+        raise peers.Missing("pass --authors, https://github.com/chenzehao82/Weak-Driven-Learning")
     size = size["authors"]
-    shape, n, batch = size["shape"], size["long"], size["batch"]
-    short = gsm8k_like(shape)
-    long = [Sample(i, "", torch.randint(shape["vocab_size"], (n,)), torch.arange(n) >= n // 4)
-            for i in range(2)]
+    shape, tokens, batch = size["shape"], size["long"], size["batch"]
 
-    def side(samples, steps, batch, *given):
-        batches = batches_of(samples, steps, batch)
-        return lambda _: apart(args.threads, joint_steps, shape, samples, batches, *given)[0]
+    def side(*given):
+        return lambda _: apart(args.threads, joint_steps, shape, *given)[0]
 
-    steps = size["steps"] + 1
-    times, found = race(range(size["rounds"]), ours=side(short, steps, batch, "", False),
-                        peer=side(short, steps, batch, args.authors, False))
-    _, found_long = race([0], ours=side(long, 2, 1, "", False),
-                         peer=side(long, 2, 1, args.authors, True))
+    short, long = (0, size["steps"] + 1, batch), (tokens, 2, 1)
+    times, found = race(range(size["rounds"]), ours=side(*short, "", False),
+                        peer=side(*short, args.authors, False))
+    _, found_long = race([0], ours=side(*long, "", False), peer=side(*long, args.authors, True))
     for ours, theirs in ((found["ours"], found["peer"]), (found_long["ours"], found_long["peer"])):
         same("the losses", ours[0][0], theirs[0][0], 2e-4)
     (_, ours), (_, theirs) = found_long["ours"][0], found_long["peer"][0]
     state = 32 * parameters(GPTConfig(**shape))     # weights, gradients, moments of both
-    what, of = f"joint step, {batch} samples", "the authors' model"
+    of = "the authors' model"
     return dict(
-        P2authors=entry(what, "steps/s", of, times["ours"], times["peer"], 1, 1.5),
-        P2authorsGB=peaks(f"peak of a joint step, a sample of {n:,} tokens",
+        P2authors=entry(f"joint step, {batch} samples", "steps/s", of, times["ours"],
+                        times["peer"], 1, 1.5),
+        P2authorsGB=peaks(f"peak of a joint step, a sample of {tokens:,} tokens",
                           of + " with checkpointing", [ours], [theirs], 4.0,
                           of_which_state_gb=state / 1e9,
                           ratio_beyond_state=(theirs - state) / max(1, ours - state)))
@@ -645,9 +646,9 @@ def plan(size, args):
 
 
 def need_gpu(args):
-    """The device; LookupError where it is no GPU, but for --quick."""
+    """The device; peers.Missing where it is no GPU, but for --quick."""
     if not torch.cuda.is_available() and not args.quick:
-        raise LookupError("no GPU here")
+        raise peers.Missing("no GPU here")
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -794,7 +795,7 @@ def main(argv=None):
     for part in args.parts or PARTS:
         try:
             record = (PARTS | VIEWS)[part](SIZES[size], args)
-        except LookupError as missing:                           # a peer that is not there
+        except peers.Missing as missing:                           # a peer that is not there
             record = {part: dict(not_measured=str(missing.args[0]))}
         show(record)
         RESULTS.update(record)

@@ -1,6 +1,6 @@
 """Public peers of bench.py, set up as their users would: transformers' model, Trainer and generate,
 TRL's SFTTrainer, the authors' released joint model, HumanEval's harness. Nothing is ours but the
-clocks. What is not installed raises LookupError with the command that installs it.
+clocks. What is not installed raises Missing with the command that installs it.
 """
 
 import importlib
@@ -17,6 +17,10 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 import train_wmss
+
+
+class Missing(Exception):
+    """A peer, or a device, that is not here; its text says how to get it."""
 
 
 def clocks():
@@ -42,7 +46,7 @@ def need(*names):
     try:
         return [importlib.import_module(name) for name in names]
     except ImportError as e:
-        raise LookupError(f"{e}: pip install -r tests/requirements.txt trl accelerate") from None
+        raise Missing(f"{e}: pip install -r tests/requirements.txt trl accelerate") from None
 
 
 def loss_tokens(samples):
@@ -79,7 +83,7 @@ def authors_model(path, strong, weak, checkpointing):
     """The authors' joint model with our weights, from a checkout of their release."""
     sys.path.insert(0, path)
     if not need("transformers")[0].__version__.startswith("4."):
-        raise LookupError("the authors' code takes an older transformers: pip install --target OLD "
+        raise Missing("the authors' code takes an older transformers: pip install --target OLD "
                           "transformers==4.57.1, then PYTHONPATH=OLD python bench.py P2authors ...")
     config, modeling = need("EnsembleQwen3.configuration_qwen3", "EnsembleQwen3.modeling_qwen3")
     peer = modeling.QwenBoostForCausalLM(config_of(
