@@ -228,9 +228,9 @@ def pair_of(arm, shape):            # the strong model, and the weak one of an a
     return fresh(shape), None if arm == "sft-steps" else fresh(shape, 1)
 
 
-def our_steps(threads, samples, arm, models, batches, lr=1e-4):
+def our_steps(threads, samples, arm, models, batches, lr=1e-4, **flags):
     """Train in place -> (wall, CPU) seconds of all steps but the first; losses"""
-    run = Bench(threads, batch_size=len(batches[0]))
+    run = Bench(threads, batch_size=len(batches[0]), **flags)
     run.train(arm, *models, samples, batches, lr)
     return between(run.marks), run.losses
 
@@ -319,9 +319,9 @@ def p2(size, args):
             for arm, goal in goals.items()}
 
 
-def joint_steps(shape, tokens, steps, batch, path, checkpointing):
-    """Joint training, ours or (path) the authors', a sample a pass, of so many tokens or (0) of
-    GSM8K's lengths -> times, (losses, peak)"""
+def joint_steps(shape, tokens, steps, batch, path):
+    """Joint training, ours or (path) the authors', theirs a sample a pass, on GSM8K's lengths or,
+    with checkpointing, on a sample of so many tokens -> times, (losses, peak)"""
     def act(shape):
         models, samples = pair_of("joint", shape), gsm8k_like(shape)
         if tokens:
@@ -329,41 +329,39 @@ def joint_steps(shape, tokens, steps, batch, path, checkpointing):
             samples = [Sample(0, "", row, torch.arange(tokens) >= tokens // 4)]
         batches = batches_of(samples, steps, batch)
         if not path:
-            return our_steps(torch.get_num_threads(), samples, "joint", models, batches)
-        models = peers.authors_model(path, *models, checkpointing)
+            return our_steps(torch.get_num_threads(), samples, "joint", models, batches,
+                             checkpointing=tokens > 0)
+        models = peers.authors_model(path, *models, tokens > 0)
         return peers.their_steps(models, peers.padded_loss, samples, batches, 1)
 
     peak, (times, losses) = peak_of(act, shape)
     return times, (losses, peak)
 
 
-def p2authors(size, args):
-    """A joint step beside that of the authors' release: its speed on GSM8K's lengths; its peak of
-    memory on samples as long as theirs, with their checkpointing."""
+def p2authors(part, size, args):
+    """A joint step beside that of the authors' release: its speed on GSM8K's lengths or (GB) its
+    peak of memory on a sample as long as theirs."""
     if not args.authors:
         raise peers.Missing("pass --authors, https://github.com/chenzehao82/Weak-Driven-Learning")
-    size = size["authors"]
+    size, of = size["authors"], "the authors' model"
     shape, tokens, batch = size["shape"], size["long"], size["batch"]
+    given = (tokens, 2, 1) if part == "P2authorsGB" else (0, size["steps"] + 1, batch)
 
-    def side(*given):
-        return lambda _: apart(args.threads, joint_steps, shape, *given)[0]
+    def side(path):
+        return lambda _: apart(args.threads, joint_steps, shape, *given, path)[0]
 
-    short, long = (0, size["steps"] + 1, batch), (tokens, 2, 1)
-    times, found = race(range(size["rounds"]), ours=side(*short, "", False),
-                        peer=side(*short, args.authors, False))
-    _, found_long = race([0], ours=side(*long, "", False), peer=side(*long, args.authors, True))
-    for ours, theirs in ((found["ours"], found["peer"]), (found_long["ours"], found_long["peer"])):
-        same("the losses", ours[0][0], theirs[0][0], 2e-4)
-    (_, ours), (_, theirs) = found_long["ours"][0], found_long["peer"][0]
+    rounds = 1 if part == "P2authorsGB" else size["rounds"]
+    times, found = race(range(rounds), ours=side(""), peer=side(args.authors))
+    (losses, ours), (theirs, peer) = found["ours"][0], found["peer"][0]
+    same("the losses", losses, theirs, 2e-4)
+    if part == "P2authors":
+        return {part: entry(f"joint step, {batch} samples", "steps/s", of, times["ours"],
+                            times["peer"], 1, 1.5)}
     state = 32 * parameters(GPTConfig(**shape))     # weights, gradients, moments of both
-    of = "the authors' model"
-    return dict(
-        P2authors=entry(f"joint step, {batch} samples", "steps/s", of, times["ours"],
-                        times["peer"], 1, 1.5),
-        P2authorsGB=peaks(f"peak of a joint step, a sample of {tokens:,} tokens",
-                          of + " with checkpointing", [ours], [theirs], 4.0,
-                          of_which_state_gb=state / 1e9,
-                          ratio_beyond_state=(theirs - state) / max(1, ours - state)))
+    beyond = dict(of_which_state_gb=state / 1e9,
+                  ratio_beyond_state=(peer - state) / max(1, ours - state))
+    return {part: peaks(f"peak of a joint step, {tokens:,} tokens, checkpointing", of, [ours],
+                        [peer], 4.0, **beyond)}
 
 
 def naive_mixed_loss(branches, y):
@@ -749,9 +747,9 @@ def gpu_generate(size, args):
     return {"gpu-generate": record}
 
 
-PARTS = {part: partial(p1, part) for part in SIZES["trainers"]} | dict(
-    P1b=p1b, P2=p2, P2authors=p2authors, P3=p3, P4=p4, P5=p5, P7=p7, grade=graders,
-    programs=programs)
+PARTS = {part: partial(p1, part) for part in SIZES["trainers"]}
+PARTS |= {part: partial(p2authors, part) for part in ("P2authors", "P2authorsGB")}
+PARTS |= dict(P1b=p1b, P2=p2, P3=p3, P4=p4, P5=p5, P7=p7, grade=graders, programs=programs)
 VIEWS = {"plan": plan, "gpu": gpu, "gpu-profile": gpu_profile, "gpu-generate": gpu_generate,
          "scaling": partial(scaling, tuple(GROWTH))}
 VIEWS |= {f"scaling-{kind}": partial(scaling, (kind,)) for kind in GROWTH}
