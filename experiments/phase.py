@@ -80,7 +80,7 @@ def map_table(found):
     for regime in found.regimes:
         w, q = shares_of(regime)
         for lam in found.lams:
-            line = [w, q, lam, "mixing" if q > border(found.weak[w], lam) and q < 0.5 else
+            line = [w, q, lam, "mixing" if border(found.weak[w], lam) < q <= 0.5 else
                     "both" if q > 0.5 else "neither"]
             line += [f"{100 * found.mean(regime, arm):.1f}" for arm in ("weak", *PLAIN)]
             for arm in ("frozen", "joint"):
@@ -133,9 +133,11 @@ def curves_chart(found, w, lam):
         if points:
             drawn[arm] = (arm, draw.DASHES[i], points)
     marks = [(q, draw.plain(q)) for q, _ in drawn["sft-steps"][2]]
+    tens = [right / 10 for *_, points in drawn.values() for _, right in points]
     height, parts, title = draw.curves(
         f"right answers, %: base's corpus right in {100 * w:g} %, λ {lam:g}", drawn, marks,
-        "share q of the fine-tuning data that is right", 0, 100)
+        "share q of the fine-tuning data that is right", 10 * math.floor(min(tens)),
+        10 * math.ceil(max(tens)))
     x = draw.scale(marks[0][0], marks[-1][0], draw.LEFT, draw.RIGHT)
     for words, q, y in (("mixing", border(found.weak[w], lam), 42), ("SFT", 0.5, 172)):
         if marks[0][0] < q < marks[-1][0]:           # from here on right, by theory
