@@ -41,7 +41,7 @@ import train_wmss  # first: it sets what torch reads from the environment
 import peers
 import torch
 import torch.nn.functional as F
-from analyse import parser_of
+from analyse import HERE, parser_of
 from peers import between, clocks, loss_tokens, timed
 from plan import parameters, peak, table
 from sweep import cpu_name
@@ -61,9 +61,9 @@ from plumbing.scoring import official_grader
 from plumbing.text import load_text
 from plumbing.tokenizer import toy_encoding
 
-with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "bench.json")) as sizes:
+with open(os.path.join(HERE, "bench.json")) as sizes:
     SIZES = json.load(sizes)
-SHAPE, QWEN, TINY = (SIZES[name] for name in ("smollm2", "qwen", "tiny"))
+SHAPES = SIZES["shapes"]
 RESULTS = {}            # what main() returns; with --json a file holds it, also while it grows
 
 
@@ -78,7 +78,8 @@ def race(inputs, **sides):
 
     The order turns round from one input to the next: who goes second finds the machine warmer.
     """
-    times, results = ({name: [] for name in sides} for _ in range(2))
+    times = {name: [] for name in sides}
+    results = {name: [] for name in sides}
     order = list(sides)
     for given in inputs:
         for name in order:
@@ -101,7 +102,8 @@ def same(what, a, b, rtol):
         raise SystemExit(f"bench: {what} differ, so their times say nothing: {a} and {b}")
 
 
-def middle(rounds, clock=0):        # the median of (wall, CPU) seconds
+def middle(rounds, clock=0):
+    """Rounds of (wall, CPU) seconds -> the median of one of the clocks."""
     return median(t[clock] for spent in rounds for t in spent)
 
 
@@ -180,7 +182,8 @@ def prompts_of(samples):
 
 
 def inputs_of(samples):
-    return sum(len(s.tokens) - 1 for s in samples)              # tokens that a model reads
+    """Tokens that a model reads of the samples."""
+    return sum(len(s.tokens) - 1 for s in samples)
 
 
 def batches_of(samples, n, size):
@@ -196,7 +199,8 @@ def rounds_of(samples, size):
 
 
 def spread_logits(model):
-    model.norm.weight.data.mul_(8)      # random models' logits nearly tie, all entropies are alike
+    """Random models' logits nearly tie and their entropies are all alike; this one's do not."""
+    model.norm.weight.data.mul_(8)
     return model
 
 
@@ -217,14 +221,16 @@ class Bench(Run):
         self.losses.append(record["loss"])
 
     def train(self, arm, model, weak, samples, batches, lr=1e-4):
-        """train_wmss.train(), which logs often here, for the clocks, and not what tokens say."""
+        """train_wmss.train(), which logs often here, for the clocks. What a logged step tells of
+        its tokens, which no peer tells and training at one step in 50, is left out."""
         control = ARMS[arm].control and ARMS[arm].control(self.cfg)
         with patch.object(Watch, "begin"):
             return train_wmss.train(self, "bench", model, samples, batches, lr, weak=weak,
                                     joint=arm != "frozen", control=control)
 
 
-def pair_of(arm, shape):            # the strong model, and the weak one of an arm that has one
+def pair_of(arm, shape):
+    """The strong model, and the weak one of an arm that has one."""
     return fresh(shape), None if arm == "sft-steps" else fresh(shape, 1)
 
 
@@ -236,13 +242,18 @@ def our_steps(threads, samples, arm, models, batches, lr=1e-4, **flags):
 
 
 def peak_of(act, shape):
-    """-> bytes that act(shape) takes at its peak beyond what was there before, what it returns"""
-    for s in ({**TINY, "qk_norm": shape.get("qk_norm", False)}, shape):
-        before = memory("VmRSS")                # first for what libraries and threads take
+    """-> bytes that act(shape) takes at its peak beyond what was there before, what it returns;
+    a toy goes first, for what libraries and threads take"""
+    for s in ({**SHAPES["toy"], "qk_norm": shape.get("qk_norm", False)}, shape):
+        before = memory("VmRSS")
         with open("/proc/self/clear_refs", "w") as f:
             f.write("5")                        # the peak starts again from here
         result = act(s)
     return memory() - before, result
+
+
+# ------------------------------------------------------------------------------------------------
+# the parts
 
 
 def p1(part, size, args):
@@ -344,24 +355,23 @@ def p2authors(part, size, args):
     if not args.authors:
         raise peers.Missing("pass --authors, https://github.com/chenzehao82/Weak-Driven-Learning")
     size, of = size["authors"], "the authors' model"
-    shape, tokens, batch = size["shape"], size["long"], size["batch"]
+    shape, tokens, batch = SHAPES[size["shape"]], size["long"], size["batch"]
     given = (tokens, 2, 1) if part == "P2authorsGB" else (0, size["steps"] + 1, batch)
 
     def side(path):
         return lambda _: apart(args.threads, joint_steps, shape, *given, path)[0]
 
-    rounds = 1 if part == "P2authorsGB" else size["rounds"]
-    times, found = race(range(rounds), ours=side(""), peer=side(args.authors))
+    rounds = range(1 if part == "P2authorsGB" else size["rounds"])
+    times, found = race(rounds, ours=side(""), peer=side(args.authors))
     (losses, ours), (theirs, peer) = found["ours"][0], found["peer"][0]
     same("the losses", losses, theirs, 2e-4)
     if part == "P2authors":
         return {part: entry(f"joint step, {batch} samples", "steps/s", of, times["ours"],
                             times["peer"], 1, 1.5)}
     state = 32 * parameters(GPTConfig(**shape))     # weights, gradients, moments of both
-    beyond = dict(of_which_state_gb=state / 1e9,
-                  ratio_beyond_state=(peer - state) / max(1, ours - state))
     return {part: peaks(f"peak of a joint step, {tokens:,} tokens, checkpointing", of, [ours],
-                        [peer], 4.0, **beyond)}
+                        [peer], 4.0, of_which_state_gb=state / 1e9,
+                        ratio_beyond_state=(peer - state) / max(1, ours - state))}
 
 
 def naive_mixed_loss(branches, y):
@@ -445,18 +455,18 @@ def p5(size, args):
     but for --quick."""
     n, prompts = size["new_tokens"], prompts_of(gsm8k_like(size["shape"], size["prompts"]))
     model = spread_logits(fresh(size["shape"]).eval())
-    theirs = partial(peers.generate_like_transformers, peers.llama(model).eval(), n, prompts)
-    sides = dict(ours=partial(model.generate, prompts, n), hf=theirs,
+    theirs = partial(peers.generate_like_transformers, peers.llama(model).eval(), n)
+    sides = dict(ours=partial(model.generate, max_new_tokens=n), hf=theirs,
                  static=partial(theirs, **peers.compiled_cache(not args.quick)))
     record = {}
     model.generate(prompts[:2], 2)                               # warm
     try:
-        sides["static"]()
+        sides["static"](prompts)                                 # compiles, too
     except Exception as e:              # of the compiler: several classes
         del sides["static"]
         record["P5static"] = dict(not_measured=f"torch.compile: {type(e).__name__}: {e}"[:200])
-    times, found = race([timed] * max(2, size["rounds"] // 2), **{
-        name: partial(lambda act, timed: timed(act), act) for name, act in sides.items()})
+    turns = {name: partial(timed, act) for name, act in sides.items()}
+    times, found = race([prompts] * max(2, size["rounds"] // 2), **turns)
     what = f"greedy, {len(prompts)} prompts, {n} new tokens"
     for name in [*sides][1:]:
         same("the tokens", found["ours"][0], found[name][0], 0)
@@ -560,9 +570,9 @@ def spent_on(act, *args):
 
 def entropy_point(_, samples):
     """Of the entropy pass of two tiny models over samples of 24 tokens."""
-    cut = [(s.tokens[-24:], s.loss[-24:]) for s in gsm8k_like(TINY)]
+    cut = [(s.tokens[-24:], s.loss[-24:]) for s in gsm8k_like(SHAPES["toy"])]
     some = [Sample(i, "", *cut[i % 64]) for i in range(samples)]
-    return spent_on(measure, fresh(TINY), fresh(TINY, 1), some)
+    return spent_on(measure, fresh(SHAPES["toy"]), fresh(SHAPES["toy"], 1), some)
 
 
 def text_point(_, rows, characters):
@@ -577,7 +587,7 @@ def text_point(_, rows, characters):
 def score_point(_, problems):
     """Of answering, grading and summing up problems, with a tiny model."""
     enc, asked = toy_encoding(), toy_math("train", problems)
-    model = fresh({**TINY, "vocab_size": enc.n_vocab}).eval()
+    model = fresh({**SHAPES["toy"], "vocab_size": enc.n_vocab}).eval()
     return spent_on(lambda: summary(judge(complete(model, enc, asked, max_new_tokens=16))))
 
 
@@ -678,7 +688,8 @@ def gpu(size, args):
     record, (batch, tokens_per_batch, shapes) = dict(card=card), size["gpu"]
     print(f"{card}: {batch} samples a step, bf16 autocast; MFU of {peak / 1e12:.0f} TFLOP/s")
     row("", "s/step", "tok/s", "MFU", "GB", "first step, s")
-    for shape_name, (shape, steps, *arms_of) in shapes.items():
+    for shape_name, (steps, *arms_of) in shapes.items():
+        shape = SHAPES[shape_name]
         samples = gsm8k_like(shape)
         sides = {f"{arm}, compiled" if compiled else arm: (arm, compiled)
                  for compiled, arms in enumerate(arms_of) for arm in arms}
@@ -706,7 +717,8 @@ def gpu_profile(size, args):
     """Where the time of a step goes: the share of it in which the device computes (low: it waits
     for Python's launches), and the ten kernels that take longest, in % of what it computes."""
     device, (batch, tokens_per_batch, shapes), record = need_gpu(args), size["gpu"], {}
-    for (name, (shape, *_)), arm in product(shapes.items(), ("sft-steps", "joint")):
+    for name, arm in product(shapes, ("sft-steps", "joint")):
+        shape = SHAPES[name]
         steps = partial(gpu_steps, shape, gsm8k_like(shape), batch, 8, tokens_per_batch, arm,
                         False, device)
         steps()                                                      # warm
@@ -727,7 +739,8 @@ def gpu_profile(size, args):
 def gpu_generate(size, args):
     """Generation with and without CUDA graphs (no token differs: tests/test_cuda.py)."""
     device, record = need_gpu(args), {}
-    shape, n, times = (TINY, 8, 1) if args.quick else ({**SHAPE, "n_layers": 30}, 256, 4)
+    name, n, times = ("toy", 8, 1) if args.quick else ("SmolLM2-135M", 256, 4)
+    shape = SHAPES[name]
     model, prompts = fresh(shape).to(device).eval(), prompts_of(gsm8k_like(shape) * times)
     peer = peers.llama(fresh(shape)).eval().to(device, torch.bfloat16 if device == "cuda" else None)
 
@@ -790,9 +803,10 @@ def main(argv=None):
     print("bench | " + " | ".join(f"{k} {v}" for k, v in head.items()), flush=True)
     RESULTS.clear()
     RESULTS.update(run=dict(head, json=args.json), sides=[])
+    given = SIZES[size] | dict(shape=SHAPES[SIZES[size]["shape"]])
     for part in args.parts or PARTS:
         try:
-            record = (PARTS | VIEWS)[part](SIZES[size], args)
+            record = (PARTS | VIEWS)[part](given, args)
         except peers.Missing as missing:                           # a peer that is not there
             record = {part: dict(not_measured=str(missing.args[0]))}
         show(record)

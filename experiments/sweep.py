@@ -45,7 +45,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import analyse
 import torch
-from analyse import choices, ece, key_of, pack, read_rows, setting_of
+from analyse import HERE, choices, ece, key_of, pack, read_rows, setting_of
 from rules import RULES, by_sample, label_of, log_odds, log_p_of, marks
 
 import eval_code
@@ -59,7 +59,6 @@ from plumbing.tasks import TASKS
 from plumbing.tokenizer import toy_encoding
 from train_wmss import Config
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 
 # ------------------------------------------------------------------------------------------------
