@@ -121,7 +121,7 @@ TRAINED = {
     "wmss-both-v2": dict(arm=["wmss"], gap="both", weights="v2", dedup=True)}
 # where the data are wrong: other ways to soften or to be robust, stopping after a quarter, and
 # masks of the mixing with a frozen weak model by the entropies or by another rule (rules.py)
-NEIGHBOURS = ("dft", "focal", "gce", "confidence", "distilled", "averaged")
+NEIGHBOURS = ("dft", "focal", "gce", "confidence", "distilled", "averaged", "reweighted")
 TRAINED |= {arm: dict(arm=[arm], gap="none") for arm in NEIGHBOURS}
 TRAINED["sft-early"] = dict(arm=["sft-steps"], gap="none", share=0.25)
 MASK = dict(arm=["wmss"], gap="token", weak="frozen")
@@ -175,8 +175,8 @@ COMMANDS = {
              "toy-code": (3.22e-4, 5.29e-4, 6.78e-4, 8.68e-4, 1.11e-3, 1.43e-3, 1.83e-3, 2.34e-3)}),
     "map": dict(SMALL, test=0, regimes=tuple(SHARES), lams=(0.3, 0.5, 0.7),
                 lrs=dict.fromkeys(SHARES, (3.1e-4,)), arms=(*PLAIN, "frozen", "joint")),
-    "rivals": dict(SMALL, test=0, regimes=("default", "w0.05-q0.3"), lams=(0.5,),
-                   lrs={"default": (1e-4,), "w0.05-q0.3": (3.1e-4,)},
+    "rivals": dict(SMALL, test=0, regimes=("w0.05-q0.3", "w0.05-q0.9"), lams=(0.5,),
+                   lrs=dict.fromkeys(SHARES, (3.1e-4,)),
                    arms=(*PLAIN, "sft-early", "smoothing", "temperature", *NEIGHBOURS,
                          "permuted-frozen", "joint", "frozen", "rule-entropy",
                          *(f"rule-{rule}" for rule in RULES)))}
@@ -221,7 +221,7 @@ def plan(tasks, seeds, size):
                     for seed in range(seeds):
                         cells.append(dict(kind="cell", regime=regime, task=task, seed=seed,
                                           arm=arm, **s, split="val", config=size["config"]))
-    return cells
+    return sorted(cells, key=lambda c: c["seed"])       # a machine may not live to see them all
 
 
 # ------------------------------------------------------------------------------------------------
@@ -600,16 +600,16 @@ def main(argv=None):
     print(f"{a.command}: {len(cells):,} cells on validation, the chosen ones then on test; "
           f"{len(rows):,} rows are there", flush=True)
     with workers(a.workers) as pool:
-        for kind in ("base", "m1"):                               # one job for each folder
-            jobs = {places(c)[kind][0]: dict(c, kind=kind) for c in cells}.values()
-            run_jobs(pool, do, kind, [job for job in jobs if not is_there(job)], rows, keep)
-        run_jobs(pool, do, "val", cells, rows, keep)
-        if not size["test"]:
-            return
-        chosen = choices(r for r in rows.values() if r["config"] == size["config"])
-        best = [dict(c, split="test") for c in cells
-                if setting_of(c) == chosen[c["regime"], c["task"], c["arm"]]]
-        run_jobs(pool, do, "test", best, rows, keep)
+        for split in ("val", "test")[:1 + bool(size["test"])]:
+            if split == "test":
+                chosen = choices(r for r in rows.values() if r["config"] == size["config"])
+                cells = [dict(c, split=split) for c in cells
+                         if setting_of(c) == chosen[c["regime"], c["task"], c["arm"]]]
+            todo = [c for c in cells if key_of(c) not in rows]
+            for kind in ("base", "m1"):                           # one job for each folder
+                jobs = {places(c)[kind][0]: dict(c, kind=kind) for c in todo}.values()
+                run_jobs(pool, do, kind, [job for job in jobs if not is_there(job)], rows, keep)
+            run_jobs(pool, do, split, todo, rows, keep)
 
 
 if __name__ == "__main__":

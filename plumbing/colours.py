@@ -18,7 +18,7 @@ ARMS = {"base": ("#7e5d30", "#be9153"), "sft": ("#425767", "#91a8b9"),
         "fused": ("#ab2b4b", "#e38ea3"), "dft": ("#8d2bae", "#ca85e1"),
         "focal": ("#765f03", "#ecbe06"), "gce": ("#216251", "#39ac8f"),
         "confidence": ("#d41876", "#ee64a9"), "distilled": ("#0f6b8a", "#37bce9"),
-        "averaged": ("#3a5e28", "#74b654")}
+        "averaged": ("#3a5e28", "#74b654"), "reweighted": ("#8a1f4d", "#e0709f")}
 CODES = {"settled": ("#656b72", "#9ba0a6"), "consolidating": ("#127d40", "#1cc465"),
          "regressing": ("#ce2f1d", "#e97265"), "hard": ("#9c5600", "#ff9616")}
 # joint at lambda 0.3, 0.5, 0.7, 0.9

@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 
 from plumbing.loss import linear_cross_entropy
-from plumbing.neighbours import Averaged, Confidence, Dft, Distilled, Focal, Gce
+from plumbing.neighbours import Averaged, Confidence, Dft, Distilled, Focal, Gce, Reweighted
 from plumbing.shard import full
 
 # -------------------------------------------------------------------------------------------------
@@ -117,6 +117,7 @@ ARMS = {
     "confidence": Arm(control=Confidence),
     "distilled": Arm("itself", control=Distilled),
     "averaged": Arm(control=Averaged),
+    "reweighted": Arm("frozen", control=Reweighted),
 }
 FORMER_NAMES = {"d0": "temperature", "label-smoothing": "smoothing"}   # of their checkpoints
 ROWS = ("base", "sft", *ARMS, "weak", "fused")      # of the table of scores; sft is M1

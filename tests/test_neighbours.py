@@ -12,7 +12,7 @@ from tensors import rand
 import train_wmss
 from model import load_checkpoint
 from plumbing.controls import ARMS
-from plumbing.neighbours import Averaged, Confidence, Dft, Distilled, Focal, Gce
+from plumbing.neighbours import Averaged, Confidence, Dft, Distilled, Focal, Gce, Reweighted
 
 CFG = SimpleNamespace(lam=0.3, chunk_rows=0)
 
@@ -65,6 +65,24 @@ def test_the_distilled_arm_is_kl_to_the_teacher_up_to_a_constant():
                     reduction="sum")
     want = 0.3 * F.cross_entropy(h @ w.T, y, reduction="sum") + 0.7 * soft
     torch.testing.assert_close(grad, torch.autograd.grad(want, h)[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk_rows", [0, 3])
+def test_the_reweighted_arm_counts_what_the_weak_model_would_have_said_a_fifth(chunk_rows):
+    """Bug: agreement asked of the strong model, the two weights in each other's place."""
+    torch.manual_seed(3)
+    branches, y = case(40, branches=2)
+    (_, h, w), (_, h_weak, w_weak) = branches
+    z_weak = (h_weak @ w_weak.T).detach()
+    y[::2] = z_weak[::2].argmax(-1)                     # at least half of them agree
+    weight = torch.where(z_weak.argmax(-1) == y, 0.2, 1.0)
+    assert 20 <= (weight < 1).sum() < 40
+    loss = Reweighted(SimpleNamespace(chunk_rows=chunk_rows))(branches, y)
+    want = (weight * F.cross_entropy(h @ w.T, y, reduction="none")).sum()
+    torch.testing.assert_close(loss, want)
+    for got, known in zip(torch.autograd.grad(loss, (h, w)), torch.autograd.grad(want, (h, w)),
+                          strict=True):
+        torch.testing.assert_close(got, known, rtol=1e-4, atol=1e-6)
 
 
 def test_a_micro_batch_without_loss_tokens_gives_zero_and_gradients_of_zero():
