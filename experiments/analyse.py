@@ -581,30 +581,6 @@ def power_table(found):
     return table(head, lines)
 
 
-def rates_table(rows):
-    """Validation accuracy of each arm at every rate tried, and the mean over the rates less that of
-    each reference, paired over the problems (one seed: what another order of data would give is not
-    in these intervals)."""
-    found = {}
-    for place, own in grouped(on("val", rows), "task", "arm").items():
-        found[place] = {r["lr"]: verdicts(r) for r in own}
-    rates = sorted({lr for by_rate in found.values() for lr in by_rate})
-    mean = {place: np.mean(list(by_rate.values()), 0) for place, by_rate in found.items()
-            if len(by_rate) == len(rates)}
-    lines = []
-    for task, arm in sorted(mean, key=lambda key: (key[0], -mean[key].mean())):
-        line = [task, arm, *(f"{100 * found[task, arm][lr].mean():.2f}" for lr in rates)]
-        line.append(f"{100 * mean[task, arm].mean():.2f}")
-        for ref in REFERENCES:
-            if ref == arm or (task, ref) not in mean:
-                line.append("")
-            else:
-                line.append(interval_of([100 * (mean[task, arm] - mean[task, ref])]))
-        lines.append(line)
-    head = ["task", "arm", *(f"lr {lr:g}" for lr in rates), "mean"]
-    return table(head + [f"less {r}" for r in REFERENCES], lines)
-
-
 def places(rows):
     """Where rows were made, and what they cost."""
     lines = []
@@ -648,8 +624,6 @@ NOTE = {
     "power": "How many points a difference to plain SFT would have needed for a star, given its "
              "own standard error and the size of its family.",
     "long": "The family of the longest solutions, test split, t intervals over seeds.",
-    "rates": "Validation accuracy, %; means over the rates, paired over problems, 95 % t intervals "
-             "that know nothing of other seeds.",
     "reduced": "On two cores.", "real": "On a GPU."}
 
 
@@ -679,8 +653,6 @@ def run_blocks(rows, before, behind, pairs=()):
 def real_blocks(rows):
     """The tables of real.jsonl."""
     out = {}
-    if on("val", rows):
-        out["rates, real weights"] = rates_table(rows)
     for regime in ("real", "reduced"):
         by_task = {}
         for task, arms in tested(rows, regime).items():

@@ -781,28 +781,6 @@ def test_packed_verdicts_come_back(n):
 # real weights, and what regimes and real rows say
 
 
-def test_rates_are_averaged_per_problem_before_they_are_compared():
-    """Bug: three rates of one problem counted as three problems, which makes every interval too
-    short; an arm with a rate missing."""
-    bits = {
-        ("sft-steps", 1e-5): [1, 0, 0, 0],
-        ("sft-steps", 1e-4): [1, 0, 0, 0],
-        ("joint", 1e-5): [1, 1, 0, 0],
-        ("joint", 1e-4): [1, 1, 1, 0],
-        ("temperature", 1e-5): [1] * 4,
-    }
-    found = [fake(sum(b) / 4, b, 0, arm=arm, lr=lr) for (arm, lr), b in bits.items()] + [
-        fake(1.0, [1] * 4, 0, split="test")
-    ]
-    d = np.array([0, 100, 50, 0])
-    half = 3.182446 * d.std(ddof=1) / 2
-    assert analyse.rates_table(found).splitlines()[2:] == [
-        "| toy-math | joint | 50.00 | 75.00 | 62.50 "
-        f"| +37.50 [{37.5 - half:+.2f}, {37.5 + half:+.2f}] |  |  |  |",
-        "| toy-math | sft-steps | 25.00 | 25.00 | 25.00 |  |  |  |  |",
-    ]
-
-
 def test_a_run_without_a_validation_phase_reports_every_test_row():
     """Bug: the rows of --reduced dropped for want of a choice; rows of two machines said to come
     from either."""
@@ -1036,36 +1014,44 @@ def test_what_real_models_are_chosen_on_is_neither_trained_on_nor_reported():
 
 
 def made_up(gain):
-    """Rows of all declared seeds: mixing has `gain` more of 40 right than plain training."""
+    """Rows of all declared seeds: mixing has `gain` more of 40 right where it must win."""
     rows = []
-    for seed in mistakes.SEEDS:
-        for noise in mistakes.NOISES:
-            for model in mistakes.MODELS:
-                n = 20 + seed % 3 + (gain if model in ("joint", "frozen") and noise == 0.7 else 0)
-                right = [i < n for i in range(40)]
-                rows.append(dict(seed=seed, label_noise=noise, model=model, n=40, accuracy=n / 40,
-                                 correct=analyse.pack(right), commit="c"))
+    for point, seed in itertools.product(mistakes.POINTS, mistakes.SEEDS):
+        for model in point.models:
+            n = 20 + seed % 3 + (gain if model in ("joint", "frozen") and point.wins else 0)
+            right = [i < n for i in range(40)]
+            rows.append(dict(seed=seed, noise=point.noise, label_noise=point.label_noise,
+                             model=model, n=40, accuracy=n / 40, correct=analyse.pack(right),
+                             commit="c"))
     return rows
 
 
-def test_the_declared_family_is_published_whole_or_not_at_all(tmp_path):
-    """Bug: a figure of half the seeds, a star at q = 0.7, a verdict that is typed by hand."""
+def test_a_declared_point_is_published_whole_or_not_at_all(tmp_path):
+    """Bug: a figure of half the seeds, a star where none was declared, a verdict typed by hand."""
     rows = made_up(8)
-    with pytest.raises(ValueError, match="all but 1 "):
-        mistakes.publish(rows[:-1], tmp_path)
+    with pytest.raises(ValueError, match="found none"):
+        mistakes.publish(rows[1:50:2], tmp_path)
     assert not list(tmp_path.iterdir())
+    mistakes.publish(rows[:-1], tmp_path)
+    assert "w = 0.5, q = 0.3" not in (tmp_path / "mistakes.md").read_text()
     mistakes.publish(rows, tmp_path)
     text = (tmp_path / "mistakes.md").read_text()
-    assert "for q = 0.3 it **holds**" in text and "+20.00" in text
-    low, high = text.split("**q = 0.7**")
-    assert low.count("]* |") == 6 and "]*" not in high
-    right = [100 * r["accuracy"] for r in rows if (r["model"], r["label_noise"]) == ("joint", 0.7)]
-    assert f"| joint | {np.mean(right):.2f} [" in text
+    assert "w = 0.05, q = 0.3: mixing wins (round 1): **holds**" in text and "+20.00" in text
+    for point in mistakes.POINTS:
+        part = text.split(f"**{point}**")[1].split("problems\n")[1].split("\n**")[0]
+        assert part.count("]* |") == (0, 6 if point.round == 1 else 5)[point.wins], part
+        right = [100 * r["accuracy"] for r in point.of(rows) if r["model"] == "joint"]
+        assert f"| joint | {np.mean(right):.2f} [" in part
     picture = (tmp_path / "mistakes.svg").read_text()
-    assert xml.dom.minidom.parseString(picture) and picture.count("q = 0.3") >= 2
-    for arm, reference in mistakes.DECLARED:
+    assert xml.dom.minidom.parseString(picture) and picture.count("q = 0.3") >= 4
+    for arm, reference in sum(mistakes.ROUNDS.values(), []):
         assert f"{arm} less {reference}" in picture
-    assert "**is not confirmed**" in mistakes.in_words(made_up(0))
+    none = mistakes.in_words(mistakes.POINTS, made_up(0))
+    assert none.count("**is not confirmed**") == 2 and none.count("**holds**") == 3
+    against = [r | dict(accuracy=0.9, correct="ffffffffff") if r["model"] == "joint" else r
+               for r in rows]
+    said = mistakes.in_words(mistakes.POINTS, against)
+    assert said.count("gains nothing (round 2): **is not confirmed**") == 2
 
 
 def map_rows(path, differs):
