@@ -206,7 +206,7 @@ def test_the_page_is_short_and_its_numbers_stand_in_the_tables():
     """Bug: a page that grows back to 17,000 words, a number that no row gives."""
     page, *tables = (
         open(os.path.join(analyse.HERE, name), encoding="utf-8").read()
-        for name in ("README.md", "TABLES.md", "mistakes.md")
+        for name in ("README.md", "TABLES.md", "mistakes.md", "phase.md")
     )
     assert len(page.split()) <= 900
     stated = set(re.findall(r"\d+\.\d+", page)) - {"0.9", "0.7", "0.5", "0.3", "2602.08222"}
