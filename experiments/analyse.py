@@ -429,20 +429,6 @@ def family_table(arms):
     return table(["arm", *columns], lines)
 
 
-def long_table(runs):
-    """joint less sft-steps in the family of the longest solutions, paired over seeds."""
-    lines = []
-    for run, by_task in runs.items():
-        for task, arms in by_task.items():
-            family = {"toy-math": "chain", "toy-code": "sum"}[task]
-            joint, plain = arms.get("joint", {}), arms.get("sft-steps", {})
-            d = [100 * (joint[s]["families"][family] - plain[s]["families"][family])
-                 for s in sorted(joint.keys() & plain.keys())]
-            if d:
-                lines.append([run, task, family, len(d), interval_of(d)])
-    return table(["run", "task", "family", "seeds", "joint less sft-steps"], lines)
-
-
 def closer_table(arms):
     columns = {"pass@1": ("pass@1", 100, 1), "pass@4": ("pass@4", 100, 1),
                "pass@8": ("pass@8", 100, 1), "fused": ("fused, greedy", 100, 2),
@@ -623,7 +609,6 @@ NOTE = {
     "regimes": "Test split; the stars of a regime are adjusted over its own differences.",
     "power": "How many points a difference to plain SFT would have needed for a star, given its "
              "own standard error and the size of its family.",
-    "long": "The family of the longest solutions, test split, t intervals over seeds.",
     "reduced": "On two cores.", "real": "On a GPU."}
 
 
@@ -685,8 +670,7 @@ def blocks(toy, regimes, real=(), equal=()):
     if toy or regimes:
         runs = runs_of(toy, regimes)
         power = {"ten seeds": of_ten, "five seeds": of_five}
-        out |= {"equal FLOPs": flops_table(runs["five seeds"]), "power": power_table(power),
-                "long solutions": long_table(runs)}
+        out |= {"equal FLOPs": flops_table(runs["five seeds"]), "power": power_table(power)}
     if regimes:
         out |= {"regimes": regime_table(regimes), "controls, regimes": controls_table(others)}
     out |= real_blocks(real)
