@@ -152,17 +152,12 @@ def tables(points, rows):
 
 
 def figure(points, rows):
-    """Accuracies of all arms and the declared differences at each point -> text of an SVG."""
-    charts, groups = [], {}
-    for point in points:
-        bars = [(model, model, mean, (max(0, mean - half), min(100, mean + half)), None)
-                for model, (mean, half) in point.accuracies(rows).items()]
-        charts.append(draw.bars(f"{point}: right answers, %", bars, 100))
-        groups[str(point)] = [
-            (f"{arm} less {reference}", arm, {"": (mean, half)})
-            for (arm, reference), (mean, half, _) in point.differences(rows).items()]
-    charts.append(draw.forest("Declared differences, points", groups, ("",)))
-    return draw.stacked(charts, "plain training and mixing where the data carry mistakes")
+    """The declared differences at each point -> text of an SVG."""
+    groups = {str(point): [(f"{arm} less {reference}", arm, {"": (mean, half)}) for
+                           (arm, reference), (mean, half, _) in point.differences(rows).items()]
+              for point in points}
+    return draw.stacked([draw.forest("Declared differences, points", groups, ("",))],
+                        "mixing less plain training where the data carry mistakes")
 
 
 def in_words(points, rows):
@@ -175,24 +170,28 @@ def in_words(points, rows):
             "`sft-flops` nor less `sft-steps` has its interval above 0.\n\n" + "\n".join(lines))
 
 
-def publish(rows, into=HERE):
-    """mistakes.md and mistakes.svg of the points that have all rows; ValueError if none has."""
-    whole = []
+def whole(rows):
+    """The points that have all their rows."""
+    found = []
     for point in POINTS:
         wanted = {(seed, model) for seed in SEEDS[point.round] for model in point.models}
-        missing = wanted - {(r["seed"], r["model"]) for r in point.of(rows)}
-        if missing:
-            print(f"{point}: left out, {len(missing)} of {len(wanted)} rows are missing")
-        else:
-            whole.append(point)
-    if not whole:
+        if wanted <= {(r["seed"], r["model"]) for r in point.of(rows)}:
+            found.append(point)
+    return found
+
+
+def publish(rows, into=HERE):
+    """mistakes.md and mistakes.svg of the points that have all rows; ValueError if none has."""
+    points = whole(rows)
+    if not points:
         raise ValueError("--publish: expected all rows of a point, found none; run the seeds first")
-    commits = ", ".join(sorted({r["commit"] for point in whole for r in point.of(rows)}))
+    commits = ", ".join(sorted({r["commit"] for point in points for r in point.of(rows)}))
     text = ("# Where the data carry the weak model's mistakes\n\nWritten by `python experiments/"
             "mistakes.py --publish` from mistakes.jsonl (made by `--seeds 10 ... 29`, commit "
-            f"{commits}); do not edit.\n\n{in_words(whole, rows)}\n\n{tables(whole, rows)}")
+            f"{commits}); do not edit.\n\n{in_words(points, rows)}\n\n![The differences below, "
+            f"with their intervals](mistakes.svg)\n\n{tables(points, rows)}")
     write_text(os.path.join(into, "mistakes.md"), text)
-    write_text(os.path.join(into, "mistakes.svg"), figure(whole, rows))
+    write_text(os.path.join(into, "mistakes.svg"), figure(points, rows))
 
 
 @program("mistakes")

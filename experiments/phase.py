@@ -1,6 +1,7 @@
 """When does mixing win? Rows of `sweep.py map` and `sweep.py rivals` -> phase.md and phase.svg.
 
-Also when.svg, the figure of README.md: accuracy against q, dashed the border of each.
+Also when.svg, the figure of README.md: accuracy against q, of the declared rows of mistakes.py;
+dashed the border of each.
 
 Theory, for a frozen weak model: where training ends the mix fits the data. With the log-odds of the
 right token against the usual mistake's that is
@@ -18,6 +19,7 @@ import math
 import os
 
 import analyse
+import mistakes
 import numpy as np
 from analyse import HERE, grouped, interval_of, less, table
 
@@ -122,25 +124,25 @@ def rivals_table(rows):
 # the figure
 
 
-def curves_chart(found, w, lam):
-    """Accuracy against q at one weak model."""
-    drawn = {}
-    for i, arm in enumerate((*PLAIN, "frozen", "joint")):
-        at = None if arm in PLAIN else lam
-        points = [(shares_of(regime)[1], 100 * found.mean(regime, arm, at))
-                  for regime in found.regimes if shares_of(regime)[0] == w
-                  and (regime, arm, at) in found.cells]
-        if points:
-            drawn[arm] = (arm, draw.DASHES[i], points)
-    marks = [(q, draw.plain(q)) for q, _ in drawn["sft-steps"][2]]
-    tens = [right / 10 for *_, points in drawn.values() for _, right in points]
+def curves_chart(rows, weak):
+    """Accuracy against q of the first two rounds of mistakes.py, at w = 0.05.
+
+    weak: log-odds of the weak model, in nats.
+    """
+    points = [p for p in mistakes.whole(rows) if p.noise == 0.95 and p.round < 3]
+    points = {round(1 - p.label_noise, 2): p.accuracies(rows) for p in points}
+    drawn = {arm: (arm, draw.DASHES[i], [(q, points[q][arm][0]) for q in sorted(points)
+                                         if arm in points[q]])
+             for i, arm in enumerate((*PLAIN, "frozen", "joint", "reweighted"))}
+    tens = [right / 10 for *_, line in drawn.values() for _, right in line]
     height, parts, title = draw.curves(
-        f"right answers, %: base's corpus right in {100 * w:g} %, λ {lam:g}", drawn, marks,
+        "right answers, %: base's corpus right in 5 %, λ 0.5", drawn,
+        [(q, draw.plain(q)) for q in sorted(points)],
         "share q of the fine-tuning data that is right", 10 * math.floor(min(tens)),
         10 * math.ceil(max(tens)))
-    x = draw.scale(marks[0][0], marks[-1][0], draw.LEFT, draw.RIGHT)
-    for words, q, y in (("mixing", border(found.weak[w], lam), 42), ("SFT", 0.5, 172)):
-        if marks[0][0] < q < marks[-1][0]:           # from here on right, by theory
+    x = draw.scale(min(points), max(points), draw.LEFT, draw.RIGHT)
+    for words, q, y in (("mixing", border(weak, 0.5), 42), ("SFT", 0.5, 172)):
+        if min(points) < q < max(points):            # from here on right, by theory
             parts.append(draw.line(x(q), 30, x(q), 30 + draw.TALL, "ink", 1, "4 3"))
             parts.append(draw.text(x(q) + 4, y, f"{words} →"))
     return height, parts, title
@@ -196,8 +198,7 @@ def odds_chart(found):
 
 
 def figure(found):
-    charts = [curves_chart(found, min(found.weak), 0.5)]
-    charts += [map_chart(found, lam, "sft-flops") for lam in found.lams]
+    charts = [map_chart(found, lam, "sft-flops") for lam in found.lams]
     return draw.stacked([*charts, odds_chart(found)], "when mixing wins")
 
 
@@ -205,6 +206,7 @@ def main(argv=None):
     parser = analyse.parser_of(__doc__)
     parser.add_argument("--map", default=os.path.join(HERE, "map.jsonl"))
     parser.add_argument("--rivals", default=os.path.join(HERE, "rivals.jsonl"))
+    parser.add_argument("--mistakes", default=mistakes.ROWS)
     parser.add_argument("--into", default=HERE, help="folder of phase.md and phase.svg")
     a = parser.parse_args(argv)
     parts = ["# When does mixing win?\n\nWritten by `python experiments/phase.py`; do not edit. "
@@ -214,9 +216,10 @@ def main(argv=None):
         name = "phase.svg" if task == "toy-math" else f"phase-{task}.svg"
         write_text(os.path.join(a.into, name), figure(found))
         if task == "toy-math":
-            first = curves_chart(found, min(found.weak), 0.5)
+            first = curves_chart(mistakes.read_rows(a.mistakes), found.weak[0.05])
             write_text(os.path.join(a.into, "when.svg"), draw.stacked([first], "when mixing wins"))
-        parts.append(f"## {task}\n\n{map_table(found)}\n\n{analyse.places(rows)}")
+        parts.append(f"## {task}\n\n![The map]({name})\n\n{map_table(found)}\n\n"
+                     + analyse.places(rows))
     if os.path.exists(a.rivals):
         rows = analyse.read_rows(a.rivals)
         parts.append(f"## What else helps\n\n{rivals_table(rows)}\n\n{analyse.places(rows)}")

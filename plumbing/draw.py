@@ -11,7 +11,7 @@ from plumbing import colours
 
 WIDTH, LEFT, RIGHT = 380, 58, 366           # LEFT to RIGHT: a plot's area
 TALL = 150                                  # its height
-DASHES = ("", "7 3", "2 3", "9 3 2 3")      # a second cue beside colour
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "14 3")      # a second cue beside colour
 CODES = tuple(colours.CODES)
 SHAPES = ("m-2-2h4v4h-4z", "m-4-3h8l-4 7z", "m-4 3h8l-4-7z", "m0-4l4 4l-4 4l-4-4z")   # by gap code
 
