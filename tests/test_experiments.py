@@ -25,7 +25,7 @@ import torch
 from conftest import ROOT
 
 import eval_math
-from model import load_checkpoint
+from model import load_checkpoint, read_config
 from plumbing import draw
 from plumbing.tokenizer import toy_encoding
 
@@ -663,35 +663,6 @@ def test_choice_is_by_the_mean_over_seeds_and_not_by_a_lucky_seed():
     }
 
 
-def test_the_lambda_table_takes_the_best_rate_of_each_lambda_and_the_nearest_mu():
-    """Bug: the best seed's rate, a mu that belongs to another lambda, the test split looked at."""
-    found = [
-        fake(a, [], s, arm="joint", lr=lr, lam=lam)
-        for lam, lr, values in (
-            (0.3, 1e-4, (0.2, 0.4)),
-            (0.3, 1e-3, (0.5, 0.3)),
-            (0.9, 1e-4, (0.6, 0.6)),
-        )
-        for s, a in enumerate(values)
-    ]
-    found += [
-        fake(a, [], 0, arm="contrastive", lr=None, mu=mu)
-        for mu, a in ((0.125, 0.11), (1.0, 0.22), (2.0, 0.33))
-    ]
-    found += [
-        fake(0.7, [], 0),
-        fake(0.8, [], 0, lr=1e-3),
-        fake(0.99, [], 0, split="test"),
-        fake(0.98, [], 0, regime="long"),
-    ]
-    lines = [line.strip("| ").split(" | ") for line in analyse.lam_table(found).splitlines()]
-    assert [line[1:] for line in lines[2:]] == [
-        ["joint", "40.00", "60.00"],
-        ["contrastive", "33.00", "11.00"],
-        ["sft-steps", "", "", "80.00"],
-    ]
-
-
 def test_differences_at_one_lambda_are_paired_over_seeds_at_the_best_rate_of_each():
     """Bug: another lambda's cells, seeds that are not the same, a rate that only one seed likes."""
     found = [
@@ -851,30 +822,10 @@ def test_a_run_without_a_validation_phase_reports_every_test_row():
     assert "real mbpp" not in blocks, "no test rows of sft there"
 
 
-def test_equal_flops_are_those_of_the_arm_its_entropy_pass_included():
-    """Bug: wmss held against what joint spends; steps or FLOPs of one seed printed for all."""
-    spend = {"joint": 2e12, "sft-flops": 2.1e12, "wmss-both": 3e12, "sft-flops-wmss": 3.2e12}
-    arms = {
-        arm: {
-            s: fake(
-                0.5,
-                [1, 0, arm == "joint", 0],
-                s,
-                arm=arm,
-                flops=f + s * 1e12,
-                steps=16 + s,
-                edge=[],
-            )
-            for s in (0, 1)
-        }
-        for arm, f in spend.items()
-    }
-    lines = analyse.flops_table({"toy-math": arms}).splitlines()[2:]
-    assert [line.split(" | ")[:5] for line in lines] == [
-        ["| toy-math", "joint", "2.500", "sft-flops", "2.600"],
-        ["| toy-math", "wmss-both", "3.500", "sft-flops-wmss", "3.700"],
-    ]
-    assert "+25.00 [" in lines[0] and lines[1].endswith("| +0.00 [+0.00, +0.00] |")
+def test_steps_and_flops_are_those_of_all_seeds():
+    """Bug: steps or FLOPs of one seed printed for all."""
+    arms = {"joint": {s: fake(0.5, [1, 0, 1, 0], s, arm="joint", flops=2e12 + s * 1e12,
+                              steps=16 + s, edge=[]) for s in (0, 1)}}
     assert "| 16-17 | 2.500 |" in analyse.main_table(arms, {})
 
 
@@ -959,9 +910,9 @@ def in_this_process(_n):
     yield Pool()
 
 
-def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(hf_folder, tmp_path, monkeypatch):
-    """Bug: flags that no stage takes, a rate that no arm gets, a job that crashes after an hour; a
-    second start that trains again; a rate that was chosen on the test."""
+@pytest.fixture
+def word_flags(hf_folder, tmp_path, monkeypatch):
+    """Flags of a small run of real.py over made-up problems, in this process."""
     for folder in ("mawps_asdiv", "svamp"):
         (tmp_path / folder).mkdir()
     names = "ann bob cat dan eve fay gus hal ivy jan kit lea max ned ona pia".split()
@@ -972,9 +923,15 @@ def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(hf_folder, tmp_
     real.read_problems.cache_clear()
     svamp = [dict(ID=str(i), Body="So.", Question=f"{i}?", Answer=i) for i in range(20)]
     (tmp_path / "svamp" / "SVAMP.json").write_text(json.dumps(svamp))
-    flags = ["--base", str(hf_folder), "--data", str(tmp_path), "--quick", "--out",
-             str(tmp_path / "rows.jsonl"), "--work", str(tmp_path / "work")]
     monkeypatch.setattr(sweep, "workers", in_this_process)
+    return ["--base", str(hf_folder), "--data", str(tmp_path), "--quick", "--out",
+            str(tmp_path / "rows.jsonl"), "--work", str(tmp_path / "work")]
+
+
+def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(word_flags, tmp_path):
+    """Bug: flags that no stage takes, a rate that no arm gets, a job that crashes after an hour; a
+    second start that trains again; a rate that was chosen on the test."""
+    flags = word_flags
     for seeds in (["0"], ["0", "1"]):
         with contextlib.redirect_stdout(io.StringIO()) as said:
             real.main([*flags, "--arms", "sft-steps", "wmss", "--seeds", *seeds])
@@ -997,6 +954,43 @@ def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(hf_folder, tmp_
     with contextlib.redirect_stdout(io.StringIO()) as said:
         real.main([*flags[4:], "--table"])
     assert "| sft-steps | lr" in said.getvalue()
+
+
+def test_own_mistakes_are_the_weak_models_and_its_right_answers_stay(word_flags, tmp_path,
+                                                                      monkeypatch):
+    """Bug: mistakes of M1 or of the base; a problem that the weak model learned; gold solutions
+    that take the place of its right answers alone; arms that start from the folder's model."""
+    real_judge, asked = eval_math.judge, []
+
+    def judge(rows, *how):
+        if len(rows) == 4:                              # the weak model's answers
+            asked.extend(rows)
+            return [r | dict(completion=f"mine {i}", correct=i == 0) for i, r in enumerate(rows)]
+        return real_judge(rows, *how)
+
+    monkeypatch.setattr(eval_math, "judge", judge)
+    flags = [*word_flags, "--own", "--seeds", "0"]
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        for _ in range(2):
+            real.main([*flags, "--arms", "sft-flops", "frozen", "rule-entropy"])
+        real.main([*flags, "--table"])
+    said = said.getvalue()
+    assert said.count("test: 0 to do") == 1 and "frozen less sft-flops" in said
+    own = tmp_path / "work" / "own-0"
+    read = {name: [json.loads(line) for line in (own / f"{name}.jsonl").read_text().splitlines()]
+            for name in ("gold", "own")}
+    assert [r["prompt"] for r in read["own"]] == [r["prompt"] for r in asked]
+    assert not {r["prompt"] for r in read["gold"]} & {r["prompt"] for r in read["own"]}
+    mine = [r["completion"] == f"mine {i}" for i, r in enumerate(read["own"])]
+    assert not mine[0] and any(mine) and all("=" in r["completion"] for r, m in
+                                             zip(read["own"], mine, strict=True) if not m)
+    m1 = read_config(tmp_path / "work" / "m1-own-0" / "sft.pt")[1]["config"]
+    assert m1["base"] == str(own / "sft.pt") and m1["data"] == [str(own / "own.jsonl")]
+    found = analyse.read_rows(tmp_path / "rows.jsonl")
+    assert {(r["arm"], r["lr"]) for r in found} == {
+        ("weak", None), ("sft", None), *((arm, real.RATES[1]) for arm in
+                                         ("sft-flops", "frozen", "rule-entropy"))}
+    assert {r["regime"] for r in found} == {"own"} and {r["split"] for r in found} == {"test"}
 
 
 DATA = os.path.join(os.path.dirname(ROOT), "shared", "data")
