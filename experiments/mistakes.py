@@ -17,8 +17,7 @@ to 19; in round 3: 20 to 29), 1,400 test problems with true answers.
 3. w = 0.05, mixing in entropy gaps alone, with a frozen weak model (wmss-mask): at q = 0.3 above
    sft-flops, sft-steps and frozen; at q = 0.9 above frozen. No sign is foreseen of wmss-mask less
    reweighted, of reweighted less sft-flops, and at q = 0.9 of wmss-mask less plain SFT.
-Stars by Holm over the differences of a point where a gain is foreseen, and nowhere else. Whatever
-comes out is published here.
+Stars by Holm over the differences of a point where a gain is foreseen. All of it is published.
 
     python experiments/mistakes.py --seeds 10 11 12 13 14 15 16 17 18 19      # rows, resumable
     python experiments/mistakes.py --publish   # of points with all rows: mistakes.md, mistakes.svg
@@ -64,12 +63,12 @@ class Point(NamedTuple):
     wins: list                                  # the differences that must be above 0
 
     def __str__(self):
-        again = ", round 3" if self.round == 3 else ""
-        return f"w = {1 - self.noise:.2g}, q = {1 - self.label_noise:.1f}{again}"
+        words = f"w = {1 - self.noise:.2g}, q = {1 - self.label_noise:.1f}"
+        return words + ", round 3" if self.round == 3 else words
 
     @property
     def models(self):
-        compared = {"base", "sft", *(arm for pair in ROUNDS[self.round] for arm in pair)}
+        compared = {"base", "sft"}.union(*ROUNDS[self.round])
         return [model for model in MODELS if model in compared]
 
     def of(self, rows):
@@ -144,8 +143,8 @@ def tables(points, rows):
     for point in points:
         models = [[model, f"{mean:.2f} [{mean - half:.2f}, {mean + half:.2f}]"]
                   for model, (mean, half) in point.accuracies(rows).items()]
-        n_seeds, n = len(SEEDS[point.round]), point.of(rows)[0]["n"]
-        parts += [f"**{point}**, {n_seeds} seeds, {n:,} problems",
+        n = point.of(rows)[0]["n"]
+        parts += [f"**{point}**, {len(SEEDS[point.round])} seeds, {n:,} problems",
                   table(["model", "right, %"], models),
                   declared_table(point.differences(rows), point.wins)]
     return "\n\n".join(parts) + "\n"
@@ -185,11 +184,13 @@ def publish(rows, into=HERE):
     points = whole(rows)
     if not points:
         raise ValueError("--publish: expected all rows of a point, found none; run the seeds first")
-    commits = ", ".join(sorted({r["commit"] for point in points for r in point.of(rows)}))
+    commits, seeds = ({r[key] for point in points for r in point.of(rows)}
+                      for key in ("commit", "seed"))
     text = ("# Where the data carry the weak model's mistakes\n\nWritten by `python experiments/"
-            "mistakes.py --publish` from mistakes.jsonl (made by `--seeds 10 ... 29`, commit "
-            f"{commits}); do not edit.\n\n{in_words(points, rows)}\n\n![The differences below, "
-            f"with their intervals](mistakes.svg)\n\n{tables(points, rows)}")
+            f"mistakes.py --publish` from mistakes.jsonl (made by `--seeds {min(seeds)} ... "
+            f"{max(seeds)}`, commit {', '.join(sorted(commits))}); do not edit.\n\n"
+            f"{in_words(points, rows)}\n\n![The differences below, with their intervals]"
+            f"(mistakes.svg)\n\n{tables(points, rows)}")
     write_text(os.path.join(into, "mistakes.md"), text)
     write_text(os.path.join(into, "mistakes.svg"), figure(points, rows))
 

@@ -215,7 +215,7 @@ def main(argv=None):
         found = Map(rows)
         name = "phase.svg" if task == "toy-math" else f"phase-{task}.svg"
         write_text(os.path.join(a.into, name), figure(found))
-        if task == "toy-math":
+        if task == "toy-math" and 0.05 in found.weak:
             first = curves_chart(mistakes.read_rows(a.mistakes), found.weak[0.05])
             write_text(os.path.join(a.into, "when.svg"), draw.stacked([first], "when mixing wins"))
         parts.append(f"## {task}\n\n![The map]({name})\n\n{map_table(found)}\n\n"

@@ -199,7 +199,7 @@ def tables(rows, regime):
     columns = {"nll": 1, "nll_fitted": 1, "temperature": 1, "top1": 100, "ece_token": 100,
                "pass@1": 100, "pass@8": 100}
     lines = []
-    for arm in ("weak", "sft", *(arm for arm in dict.fromkeys(ARMS + OWN_ARMS) if arm in arms)):
+    for arm in filter(arms.get, dict.fromkeys(("weak", "sft") + ARMS + OWN_ARMS)):
         seeds = arms[arm].values()
         line = [arm, analyse.setting(arms[arm]), len(seeds)]
         line += [mean_std([r["accuracy"] for r in seeds])]
@@ -272,10 +272,9 @@ def main(argv=None):
         for seed in a.seeds:
             jobs = [cell(seed, arm, "test", rate[arm]) for arm in arms
                     if arm != "permuted" or seed in PERMUTED_SEEDS]
-            # without --own the base is the same in all seeds
-            untrained = ("weak", "sft")[not a.own and seed != a.seeds[0]:]
-            run_jobs(pool, do, "test", jobs + [cell(seed, arm, "test") for arm in untrained], rows,
-                     keep)
+            new = a.own or seed == a.seeds[0]        # without --own the base is that of all seeds
+            jobs += [cell(seed, arm, "test") for arm in ("weak", "sft")[not new:]]
+            run_jobs(pool, do, "test", jobs, rows, keep)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class Reweighted:
     """Plain cross-entropy; a label that is the weak model's own first choice counts a fifth.
 
     Such a label may be right, or its mistake once more; one that contradicts it can only come from
-    the data. (Reweighting by a biased model: Clark et al. 2019, in two steps instead of 1 - p.)
+    the data. (Reweighting by a biased model, Clark et al. 2019; there a label counts 1 - p of it.)
     """
     COUNTS = 0.2
 
