@@ -2,22 +2,21 @@
 
 A row stays if its response is <think>..</think> <answer>..\\boxed{}..</answer> and the box equals
 the reference answer. What is kept is JSONL that --data reads; a table counts what was dropped, by
-reason. Files are streamed, and an interrupted run can go on.
+reason. Files are streamed, and an interrupted run goes on with --resume.
 
     python experiments/am.py --source am_0.5M.jsonl.zst am_0.9M.jsonl.zst --out train.jsonl
-    python experiments/am.py --source am_0.5M.jsonl.zst am_0.9M.jsonl.zst --out train.jsonl --resume
 """
 
 import argparse
 import gzip
 import hashlib
-import importlib.util
 import json
 import os
 import re
 import sys
 import time
 import zlib
+from importlib.util import find_spec
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))    # the project
 
@@ -335,8 +334,7 @@ def wrong_flags(a):
             wrong.append(f"--source {path}: no such file")
         if os.path.realpath(path) == os.path.realpath(a.out):
             wrong.append(f"--source {path}: is also --out")
-    is_zstd = any(path.endswith(".zst") for path in a.source)
-    if is_zstd and not importlib.util.find_spec("zstandard"):
+    if any(path.endswith(".zst") for path in a.source) and not find_spec("zstandard"):
         wrong.append("--source FILE.zst needs zstandard: pip install zstandard (or unpack with: "
                      "zstd -d FILE.zst)")
     if not a.out.endswith(".jsonl"):
@@ -353,10 +351,8 @@ def wrong_flags(a):
 @program("am")
 def main(argv=None):
     """The command line around filter_rows."""
-    cli = argparse.ArgumentParser(
-        prog="python experiments/am.py", description="The verified math rows of "
-        "AM-DeepSeek-R1-Distilled-1.4M as JSONL that --data reads, and a count of what was "
-        "dropped, and why.")
+    cli = argparse.ArgumentParser(prog="python experiments/am.py", description=__doc__,
+                                  formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--source", nargs="+", required=True, metavar="FILE",
                      help="am_0.5M.jsonl.zst am_0.9M.jsonl.zst; .jsonl and .jsonl.gz too, in the "
                      "order given")
@@ -374,9 +370,8 @@ def main(argv=None):
     wrong = wrong_flags(a)
     if wrong:
         raise ValueError("am: " + "\nam: ".join(wrong))
-    stats = [(os.path.basename(path), os.stat(path)) for path in a.source]
-    run = {"sources": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
-           "grader": a.grader, "system": a.system}
+    run = {"sources": [[os.path.basename(path), os.path.getsize(path), os.stat(path).st_mtime_ns]
+                       for path in a.source], "grader": a.grader, "system": a.system}
     if a.resume and os.path.exists(a.out) and not os.path.exists(a.out + ".part"):
         counts = read_record(a.out + ".counts.json", run)
         print(f"am: {a.out} is finished already")

@@ -34,6 +34,7 @@ MIXING = ("joint", "frozen", "wmss-mask", "wmss", "wmss-both")
 SETTING = ("lr", "lam", "mu")
 PLACE = ("regime", "task", "arm")
 KEY = (*PLACE, "seed", *SETTING, "split")
+NAMES = ("toy", "regimes", "real", "equal", "unsure")                   # files of rows
 
 # ------------------------------------------------------------------------------------------------
 # rows
@@ -267,8 +268,7 @@ def verdicts(row):
 
 
 def less(ours, theirs):
-    """{seed: row} of two arms -> differences of their verdicts (S, P), on the seeds that both have.
-    """
+    """{seed: row} of two arms -> differences of their verdicts (S, P), on the seeds of both."""
     seeds = sorted(ours.keys() & theirs.keys())
     return np.array([verdicts(ours[s]) - verdicts(theirs[s]) for s in seeds])
 
@@ -544,6 +544,8 @@ def places(rows):
 ORDER = ("weak", "sft", "sft-steps", "sft-flops", "temperature", "frozen", "permuted", "joint",
          "wmss", "wmss-mask", "wmss-both")
 EQUAL = [(arm, ref) for ref in REFERENCES[:2] for arm in ("joint", "frozen", "wmss")]  # declared
+UNSURE = [*EQUAL, ("wmss-mask", "sft-steps"), ("wmss-mask", "sft-flops"), ("joint", "temperature"),
+          ("joint", "permuted"), ("weights-only", "sft-steps")]
 HEAD = """# Tables
 
 Written by `python experiments/analyse.py` from the rows beside it; do not edit. What the arms and
@@ -570,12 +572,12 @@ NOTE = {
 
 
 def run_blocks(rows, before, behind, pairs=()):
-    """The tables of one run of the default regime -> ({heading: Markdown}, what compare() finds).
+    """The tables of a run of one regime -> ({heading: Markdown}, what compare() finds).
 
     before, behind: the run's name in the headings, where a task follows and where none does.
     pairs: of arms, declared before the rows, for each task.
     """
-    by_task, out, every, declares = tested(rows), {}, {}, []
+    by_task, out, every, declares = tested(rows, rows[0]["regime"] if rows else ""), {}, {}, []
     found = compare(by_task)
     for task, arms in by_task.items():
         name = before + task
@@ -616,11 +618,12 @@ def runs_of(toy, regimes):
     return runs
 
 
-def blocks(toy, regimes, real=(), equal=()):
+def blocks(toy, regimes, real=(), equal=(), unsure=()):
     """Heading in TABLES.md -> its Markdown."""
     again = [r for r in regimes if r["regime"] == "default"]
     others = [r for r in regimes if r["regime"] != "default"]
     out, _ = run_blocks(equal, "equal rates, ", ", equal rates", EQUAL)
+    out |= run_blocks(unsure, "unsure, ", ", unsure", UNSURE)[0]
     ten, of_ten = run_blocks(again, "ten seeds, ", " ten seeds")
     five, of_five = run_blocks(toy, "", "")
     out |= ten | five
@@ -629,7 +632,7 @@ def blocks(toy, regimes, real=(), equal=()):
     if regimes:
         out |= {"regimes": regime_table(regimes), "controls, regimes": controls_table(others)}
     out |= real_blocks(real)
-    for name, rows in (("toy", toy), ("regimes", regimes), ("real", real), ("equal", equal)):
+    for name, rows in zip(NAMES, (toy, regimes, real, equal, unsure), strict=True):
         if rows:
             out[f"rows {name}"] = places(rows)
     return out
@@ -666,25 +669,23 @@ def parser_of(doc):
 
 def main(argv=None):
     parser = parser_of(__doc__)
-    names = ("toy", "regimes", "real", "equal")
     parser.add_argument("--rows", dest="toy", help="rows of `sweep.py toy` (where no rows are named"
-                        f": all of {', '.join(names)}.jsonl that lie beside this file)")
-    parser.add_argument("--regimes", help="rows of `sweep.py regimes`")
-    parser.add_argument("--real", help="rows of real weights")
-    parser.add_argument("--equal", help="rows of `sweep.py equal`")
+                        f": all of {', '.join(NAMES)}.jsonl that lie beside this file)")
+    for name in NAMES[1:]:
+        parser.add_argument(f"--{name}", help=f"rows of `sweep.py {name}`, or of real.py")
     parser.add_argument("--into", default=HERE,
                         help="folder of TABLES.md and the figures (%(default)s)")
     a = parser.parse_args(argv)
-    paths = [getattr(a, name) for name in names]
+    paths = [getattr(a, name) for name in NAMES]
     missing = [path for path in paths if path and not os.path.exists(path)]
     if missing:
         raise SystemExit(f"analyse: expected {', '.join(missing)}, found none; sweep.py writes "
                          "such files")
     if not any(paths):
-        paths = [os.path.join(HERE, f"{name}.jsonl") for name in names]
-    toy, regimes, real, equal = (read_rows(path) if path and os.path.exists(path) else []
-                                 for path in paths)
-    write_text(os.path.join(a.into, "TABLES.md"), page(blocks(toy, regimes, real, equal)))
+        paths = [os.path.join(HERE, f"{name}.jsonl") for name in NAMES]
+    found = [read_rows(path) if path and os.path.exists(path) else [] for path in paths]
+    write_text(os.path.join(a.into, "TABLES.md"), page(blocks(*found)))
+    toy, regimes, real, *_ = found
     again = [r for r in regimes if r["regime"] == "default"]
     leading = [r for r in toy if (r["task"],) not in grouped(again, "task")] + again
     drawn = {"rates.svg": rates_svg(leading), "lambda.svg": lambda_svg(leading),
@@ -692,7 +693,7 @@ def main(argv=None):
     for name, picture in drawn.items():
         write_text(os.path.join(a.into, name), picture)
     counts = ", ".join(f"{len(rows):,} of {name}" for name, rows in
-                       zip(names, (toy, regimes, real, equal), strict=True) if rows)
+                       zip(NAMES, found, strict=True) if rows)
     print(f"wrote TABLES.md and {', '.join(drawn)} into {a.into} from rows: {counts}")
 
 

@@ -23,7 +23,6 @@ Stars by Holm over the differences of a point where a gain is foreseen. All of i
     python experiments/mistakes.py --publish   # of points with all rows: mistakes.md, mistakes.svg
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -36,7 +35,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from analyse import HERE, crossed, declared, declared_table, pack, table
+from analyse import HERE, crossed, declared, declared_table, pack, parser_of, table
 
 import train_wmss
 from plumbing import draw
@@ -197,8 +196,7 @@ def publish(rows, into=HERE):
 
 @program("mistakes")
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[])
     parser.add_argument("--workers", type=int, default=1, help="seeds at a time (1)")
     parser.add_argument("-n", type=int, default=1400, help="test problems (1,400)")

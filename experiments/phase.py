@@ -204,9 +204,8 @@ def figure(found):
 
 def main(argv=None):
     parser = analyse.parser_of(__doc__)
-    parser.add_argument("--map", default=os.path.join(HERE, "map.jsonl"))
-    parser.add_argument("--rivals", default=os.path.join(HERE, "rivals.jsonl"))
-    parser.add_argument("--mistakes", default=mistakes.ROWS)
+    for name in ("map", "rivals", "mistakes"):
+        parser.add_argument(f"--{name}", default=os.path.join(HERE, f"{name}.jsonl"))
     parser.add_argument("--into", default=HERE, help="folder of phase.md and phase.svg")
     a = parser.parse_args(argv)
     parts = ["# When does mixing win?\n\nWritten by `python experiments/phase.py`; do not edit. "

@@ -9,19 +9,22 @@ per cell; whatever has a row is not done again, so a killed sweep goes on where 
     python experiments/sweep.py toy --seeds 5 --allow-code-execution     # -> toy.jsonl
     python experiments/sweep.py regimes --tasks toy-math                 # -> regimes.jsonl
     python experiments/sweep.py equal --seeds 10 --allow-code-execution  # -> equal.jsonl
+    python experiments/sweep.py unsure --seeds 10 --tasks toy-math       # -> unsure.jsonl
     python experiments/sweep.py map --tasks toy-math --seeds 3           # -> map.jsonl
     python experiments/sweep.py rivals --tasks toy-math --seeds 3        # -> rivals.jsonl
     python experiments/sweep.py toy --quick --tasks toy-math --out try.jsonl    # does it run?
     python experiments/analyse.py                                        # tables and figures
 
-toy, regimes: each arm at its best of equally many settings. equal: the same rates for every arm.
-map: where mixing wins if a share of the data is wrong; rivals: what else helps there (both on
-validation, at one rate fixed in advance). Nothing of the training is written here again: a cell is
-train_wmss.py's own stages under its own flags, in this process.
+toy, regimes: each arm at its best of equally many settings. equal: the same rates for every arm;
+unsure: the same, where M1 is as unsure as the paper's. map: where mixing wins if a share of the
+data is wrong; rivals: what else helps there (both on validation, at one rate fixed in advance).
+Nothing of the training is written here again: a cell is train_wmss.py's own stages in this process.
 
 Declared for `equal` before any of its rows: joint, frozen and wmss less sft-steps and less
 sft-flops, on both tasks, each arm at the best of eight rates and, if it mixes, of three lambdas;
-stars by Holm over these twelve differences, ten seeds.
+stars by Holm over these twelve differences, ten seeds. For `unsure`: joint, frozen, wmss and
+wmss-mask less both, joint less temperature and less permuted, weights-only less sft-steps; on math,
+each at the best of six rates and, if it mixes, of two lambdas; Holm over these eleven, ten seeds.
 """
 
 import dataclasses
@@ -142,14 +145,14 @@ REGIMES = {
     "few": (FEW, dict(wmss_epochs=5.0)),                        # 60 steps on 200: far beyond it
     "more": ({}, dict(wmss_epochs=4.0)),                        # a long stage 3
     "snapshot": ({}, dict(weak_snapshot="early")),              # weak: an early SFT snapshot
-    "few-snapshot": (FEW, dict(wmss_epochs=5.0, weak_snapshot="early")),
+    "unsure": (dict(noise=0.7, sft_epochs=2.0, sft_lr=2e-4), dict(wmss_epochs=2.0)),
     "two-rounds": ({}, dict(rounds=2))}
 # The data carry the weak model's own mistakes: of the base's corpus a share w is right, of the
 # fine-tuning set a share q. Stage 3 is long enough to follow the data.
 SHARES = {f"w{w:g}-q{q:g}": (dict(noise=round(1 - w, 2), label_noise=round(1 - q, 2)),
                              dict(wmss_epochs=12.0))
           for w in (0.05, 0.2, 0.5) for q in (0.1, 0.3, 0.5, 0.7, 0.9)}
-OWN = tuple(REGIMES)
+OWN = tuple(r for r in REGIMES if r != "unsure")
 REGIMES |= SHARES
 
 # ------------------------------------------------------------------------------------------------
@@ -173,6 +176,10 @@ COMMANDS = {
         arms=(*PLAIN, "temperature", "permuted", "frozen", "joint", "wmss"),
         lrs={"toy-math": (4.43e-5, 7.27e-5, 9.32e-5, 1.19e-4, 1.53e-4, 1.96e-4, 2.51e-4, 4.13e-4),
              "toy-code": (3.22e-4, 5.29e-4, 6.78e-4, 8.68e-4, 1.11e-3, 1.43e-3, 1.83e-3, 2.34e-3)}),
+    "unsure": dict(SMALL, regimes=("unsure",), lams=(0.5, 0.8),
+                   lrs={"unsure": (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)},
+                   arms=(*PLAIN, "temperature", "permuted", "weights-only", "frozen", "joint",
+                         "wmss", "wmss-mask", "wmss-both")),
     "map": dict(SMALL, test=0, regimes=tuple(SHARES), lams=(0.3, 0.5, 0.7),
                 lrs=dict.fromkeys(SHARES, (3.1e-4,)), arms=(*PLAIN, "frozen", "joint")),
     "rivals": dict(SMALL, test=0, regimes=("w0.05-q0.3", "w0.05-q0.9"), lams=(0.5,),

@@ -363,7 +363,7 @@ def test_wrong_flags_are_named_together_before_any_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.jsonl", [row()])
     (tmp_path / "a.jsonl.zst").write_bytes(b"")
-    monkeypatch.setattr(am.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(am, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as e:
         main("--source a.jsonl none.jsonl a.parquet a.jsonl.zst --out ./a.jsonl --resume "
              "--overwrite".split())

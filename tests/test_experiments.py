@@ -383,7 +383,7 @@ def test_every_arm_is_tried_as_often_on_the_same_range():
 
 def test_where_rates_are_equal_they_are_equal_for_every_arm():
     """Bug: plain SFT at more rates than what it is compared with, which then looks worse."""
-    for command in ("equal", "map", "rivals"):
+    for command in ("equal", "unsure", "map", "rivals"):
         size = sweep.COMMANDS[command]
         tried = {}
         for c in sweep.plan(["toy-math", "toy-code"], 1, size):
@@ -820,6 +820,34 @@ def test_a_run_without_a_validation_phase_reports_every_test_row():
         "1 rows, 0.5 h of one process (a card, v, commit c)."
     )
     assert "real mbpp" not in blocks, "no test rows of sft there"
+
+
+@pytest.mark.parametrize("run, regime, n", [("equal", "default", 6), ("unsure", "unsure", 11)])
+def test_what_was_declared_for_a_run_is_the_family_of_its_stars(run, regime, n):
+    """Bug: a run whose regime has another name leaves an empty page; Holm over all pairs, or over
+    fewer than were declared."""
+    arms = [*sweep.COMMANDS[run]["arms"]]
+    rows = []
+    for seed in range(4):
+        for k, arm in enumerate(arms):
+            bits = [(7 * i + seed * k) % 20 < k + 2 for i in range(40)]
+            found = fake(sum(bits) / 40, bits, seed, arm=arm, regime=regime, split="test",
+                         families={"add": sum(bits) / 40}, truncated=0.0, hardware="h",
+                         versions="v", commit="c", total=1.0)
+            rows += [found, dict(found, split="val")]
+    blocks = analyse.blocks([], [], **{run: rows})
+    name = {"equal": "equal rates", "unsure": "unsure"}[run]
+    assert {f"main {name}, toy-math", f"controls, {name}"} <= blocks.keys()
+    lines = blocks[f"declared, {name}"].splitlines()[2:]
+    pairs = [line.split(" | ")[0][2:].replace("toy-math ", "").split(" less ") for line in lines]
+    tests = []
+    for arm, other in pairs:
+        ours, theirs = ({r["seed"]: r for r in rows if (r["arm"], r["split"]) == (which, "test")}
+                        for which in (arm, other))
+        tests.append(analyse.crossed(analyse.less(ours, theirs))[2])
+    assert len(pairs) == n and {"joint", "frozen", "wmss"} <= {arm for arm, _ in pairs}
+    assert [line.split(" | ")[2][:-2] for line in lines] == [f"{p:.2g}" for p in
+                                                            analyse.holm(tests)]
 
 
 def test_steps_and_flops_are_those_of_all_seeds():
