@@ -609,13 +609,13 @@ def real_blocks(rows):
     return out
 
 
-def runs_of(toy, regimes):
-    """{run: what tested() finds}; the ten-seed run of the code task comes first."""
-    runs = {"ten seeds": tested(regimes), "five seeds": tested(toy)}
-    for (regime,) in grouped(regimes, "regime"):
-        if regime != "default":
-            runs[regime] = tested(regimes, regime)
-    return runs
+def runs_of(toy, regimes, real, equal, unsure):
+    """{run: what tested() finds}; those of ten seeds come first."""
+    others = dict.fromkeys(r["regime"] for r in regimes if r["regime"] != "default")
+    return {"equal rates": tested(equal), "unsure": tested(unsure, "unsure"),
+            "ten seeds": tested(regimes), "five seeds": tested(toy),
+            **{regime: tested(regimes, regime) for regime in others},
+            "SmolLM2": tested(real, "reduced")}
 
 
 def blocks(toy, regimes, real=(), equal=(), unsure=()):
@@ -647,10 +647,10 @@ def page(found):
     return "\n".join(parts)
 
 
-def forest_lines(toy, regimes, real):
+def forest_lines(*rows):
     """What the forest shows -> {group: [(label, {ref: (mean, half)})]}, in points."""
     out = {"math": [], "code": []}
-    for run, by_task in (runs_of(toy, regimes) | {"SmolLM2": tested(real, "reduced")}).items():
+    for run, by_task in runs_of(*rows).items():
         for task, arms in by_task.items():
             pairs = pairs_of(arms, REFERENCES[:2])
             for arm in ("joint", "wmss" if "wmss" in arms else "wmss-both"):
@@ -685,11 +685,11 @@ def main(argv=None):
         paths = [os.path.join(HERE, f"{name}.jsonl") for name in NAMES]
     found = [read_rows(path) if path and os.path.exists(path) else [] for path in paths]
     write_text(os.path.join(a.into, "TABLES.md"), page(blocks(*found)))
-    toy, regimes, real, *_ = found
+    toy, regimes, *_ = found
     again = [r for r in regimes if r["regime"] == "default"]
     leading = [r for r in toy if (r["task"],) not in grouped(again, "task")] + again
     drawn = {"rates.svg": rates_svg(leading), "lambda.svg": lambda_svg(leading),
-             "differences.svg": forest_svg(forest_lines(toy, regimes, real))}
+             "differences.svg": forest_svg(forest_lines(*found))}
     for name, picture in drawn.items():
         write_text(os.path.join(a.into, name), picture)
     counts = ", ".join(f"{len(rows):,} of {name}" for name, rows in
