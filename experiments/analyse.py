@@ -679,16 +679,16 @@ def main(argv=None):
     paths = [getattr(a, name) for name in NAMES]
     missing = [path for path in paths if path and not os.path.exists(path)]
     if missing:
-        raise SystemExit(f"analyse: expected {', '.join(missing)}, found none; sweep.py writes "
-                         "such files")
+        raise SystemExit(f"analyse: expected {', '.join(missing)}, found none; see sweep.py")
     if not any(paths):
         paths = [os.path.join(HERE, f"{name}.jsonl") for name in NAMES]
     found = [read_rows(path) if path and os.path.exists(path) else [] for path in paths]
     write_text(os.path.join(a.into, "TABLES.md"), page(blocks(*found)))
-    toy, regimes, *_ = found
+    toy, regimes, _, equal, _ = found
     again = [r for r in regimes if r["regime"] == "default"]
     leading = [r for r in toy if (r["task"],) not in grouped(again, "task")] + again
-    drawn = {"rates.svg": rates_svg(leading), "lambda.svg": lambda_svg(leading),
+    fairest = [r for r in leading if (r["task"],) not in grouped(equal, "task")] + equal
+    drawn = {"rates.svg": rates_svg(fairest), "lambda.svg": lambda_svg(leading),
              "differences.svg": forest_svg(forest_lines(*found))}
     for name, picture in drawn.items():
         write_text(os.path.join(a.into, name), picture)
