@@ -24,6 +24,7 @@ import numpy as np
 from analyse import HERE, grouped, interval_of, less, table
 
 from plumbing import draw
+from plumbing.cli import program
 from plumbing.files import write_text
 
 PLAIN = ("sft-steps", "sft-flops")
@@ -125,10 +126,7 @@ def rivals_table(rows):
 
 
 def curves_chart(rows, weak):
-    """Accuracy against q of the first two rounds of mistakes.py, at w = 0.05.
-
-    weak: log-odds of the weak model, in nats.
-    """
+    """Accuracy against q, rounds 1 and 2 of mistakes.py, w = 0.05; weak: its log-odds, nats."""
     points = [p for p in mistakes.whole(rows) if p.noise == 0.95 and p.round < 3]
     points = {round(1 - p.label_noise, 2): p.accuracies(rows) for p in points}
     drawn = {arm: (arm, draw.DASHES[i], [(q, points[q][arm][0]) for q in sorted(points)
@@ -202,6 +200,7 @@ def figure(found):
     return draw.stacked([*charts, odds_chart(found)], "when mixing wins")
 
 
+@program("phase")
 def main(argv=None):
     parser = analyse.parser_of(__doc__)
     for name in ("map", "rivals", "mistakes"):
