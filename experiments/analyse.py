@@ -281,9 +281,8 @@ def pairs_of(arms, references=REFERENCES):
         if arm in (ref, "weak") or not len(d):   # nobody asks whether the weak one is worse
             continue
         mean, half, p = crossed(d)
-        _, error, df = error_of(d)
         by_seed = [mcnemar(int((row > 0).sum()), int((row < 0).sum())) for row in d]
-        out[arm, ref] = dict(mean=mean, half=half, p=p, error=error, df=df, mcnemar=by_seed,
+        out[arm, ref] = dict(mean=mean, half=half, p=p, mcnemar=by_seed,
                              seeds=d.mean(1).tolist())
     return out
 
@@ -307,14 +306,13 @@ def declared(arms, pairs):
 def compare(by_task):
     """{task: arms} -> {task: pairs_of(arms)}, adjusted over all pairs, tasks and seeds (Holm).
 
-    Of each pair: `holm`, the adjusted p; `family`, how many pairs it was adjusted over; `better`
-    and `worse`, in how many seeds by McNemar at 5 %, adjusted too.
+    Of each pair: `holm`, the adjusted p; `better` and `worse`, in how many seeds by McNemar at 5 %,
+    adjusted too.
     """
     found = {task: pairs_of(arms) for task, arms in by_task.items()}
     every = [pair for pairs in found.values() for pair in pairs.values()]
     for pair, p in zip(every, holm([pair["p"] for pair in every]), strict=True):
         pair["holm"] = p
-        pair["family"] = len(every)
     adjusted = iter(holm([p for pair in every for p in pair["mcnemar"]]))
     for pair in every:
         sure = [d for d in pair["seeds"] if next(adjusted) < 0.05]
@@ -509,24 +507,6 @@ def regime_table(rows):
     return table(head + [f"against {r}" for r in REFERENCES], lines)
 
 
-def power_table(found):
-    """How large a difference would have had to be for a star.
-
-    found: {run: compare()}. Needed: the t of Holm's first step (p = 5 % / size of the family) times
-    the difference's own standard error.
-    """
-    lines = []
-    for run, by_task in found.items():
-        for task, pairs in by_task.items():
-            for (arm, ref), pair in pairs.items():
-                if arm in MIXING and ref in REFERENCES[:2] and pair["df"] >= 1:
-                    needed = 100 * pair["error"] * t_quantile(pair["df"], 0.05 / pair["family"])
-                    lines.append([run, task, arm, ref, len(pair["seeds"]), pair["family"],
-                                  difference(pair), f"{needed:.1f}"])
-    head = ["run", "task", "arm", "less", "seeds", "differences", "found", "starred from"]
-    return table(head, lines)
-
-
 def places(rows):
     """Where rows were made, and what they cost."""
     lines = []
@@ -566,13 +546,11 @@ NOTE = {
     "controls": "At one lambda, validation, each arm at its best rate there, t intervals over "
                 "seeds (`frozen` is held against `permuted-frozen` where that was trained).",
     "regimes": "Test split; the stars of a regime are adjusted over its own differences.",
-    "power": "How many points a difference to plain SFT would have needed for a star, given its "
-             "own standard error and the size of its family.",
     "reduced": "On two cores.", "real": "On a GPU."}
 
 
 def run_blocks(rows, before, behind, pairs=()):
-    """The tables of a run of one regime -> ({heading: Markdown}, what compare() finds).
+    """The tables of a run of one regime -> {heading: Markdown}.
 
     before, behind: the run's name in the headings, where a task follows and where none does.
     pairs: of arms, declared before the rows, for each task.
@@ -591,7 +569,7 @@ def run_blocks(rows, before, behind, pairs=()):
         out[f"declared{behind}"] = declared_table(declared(every, declares))
     if rows:
         out[f"controls{behind}"] = controls_table(rows)
-    return out, found
+    return out
 
 
 def real_blocks(rows):
@@ -622,13 +600,9 @@ def blocks(toy, regimes, real=(), equal=(), unsure=()):
     """Heading in TABLES.md -> its Markdown."""
     again = [r for r in regimes if r["regime"] == "default"]
     others = [r for r in regimes if r["regime"] != "default"]
-    out, _ = run_blocks(equal, "equal rates, ", ", equal rates", EQUAL)
-    out |= run_blocks(unsure, "unsure, ", ", unsure", UNSURE)[0]
-    ten, of_ten = run_blocks(again, "ten seeds, ", " ten seeds")
-    five, of_five = run_blocks(toy, "", "")
-    out |= ten | five
-    if toy or regimes:
-        out["power"] = power_table({"ten seeds": of_ten, "five seeds": of_five})
+    out = run_blocks(equal, "equal rates, ", ", equal rates", EQUAL)
+    out |= run_blocks(unsure, "unsure, ", ", unsure", UNSURE)
+    out |= run_blocks(again, "ten seeds, ", " ten seeds") | run_blocks(toy, "", "")
     if regimes:
         out |= {"regimes": regime_table(regimes), "controls, regimes": controls_table(others)}
     out |= real_blocks(real)

@@ -5,9 +5,9 @@ right solutions in the data and w the weak model's probability of the right one,
 the majority (right if q > 1/2), mixing is right as soon as logit(q) > (1 - lam) logit(w). This is
 debiasing by a product of experts (Clark et al. 2019, He et al. 2019), seen from WMSS.
 
-Declared before any row was made, in three rounds (a few seeds on validation had suggested each):
-built-in math task, lambda 0.5, rate 3.1e-4 for all arms, stage 3 of 12 epochs, ten fresh seeds (10
-to 19; in round 3: 20 to 29), 1,400 test problems with true answers.
+Declared before any row was made, in four rounds (a few seeds on validation had suggested each):
+built-in tasks, math but for round 4, lambda 0.5, rate 3.1e-4 for all arms, stage 3 of 12 epochs,
+ten fresh seeds (10 to 19; in round 3: 20 to 29), 1,400 test problems with true answers.
 1. w = 0.05. Where q = 0.3 mixing must win: joint less sft-flops and joint less sft-steps (primary),
    frozen less both, joint less temperature and less permuted. At q = 0.7 theory sees no gain.
 2. w = 0.05, q = 0.5: mixing must win, the same primary; frozen less both; and, with no sign
@@ -17,9 +17,12 @@ to 19; in round 3: 20 to 29), 1,400 test problems with true answers.
 3. w = 0.05, mixing in entropy gaps alone, with a frozen weak model (wmss-mask): at q = 0.3 above
    sft-flops, sft-steps and frozen; at q = 0.9 above frozen. No sign is foreseen of wmss-mask less
    reweighted, of reweighted less sft-flops, and at q = 0.9 of wmss-mask less plain SFT.
+4. Code, w = 0.05: at q = 0.3 and 0.5 joint and frozen must be above sft-flops and sft-steps (all
+   four primary). No sign is foreseen of joint less permuted, of wmss-mask (frozen weak model) and
+   reweighted less frozen, and of anything at q = 0.9, where both sides are right.
 Stars by Holm over the differences of a point where a gain is foreseen. All of it is published.
 
-    python experiments/mistakes.py --seeds 10 11 12 13 14 15 16 17 18 19      # rows, resumable
+    python experiments/mistakes.py --allow-code-execution --seeds 10 11 12    # rows, resumable
     python experiments/mistakes.py --publish   # of points with all rows: mistakes.md, mistakes.svg
 """
 
@@ -43,7 +46,7 @@ from plumbing.cli import program
 from plumbing.files import commit, write_text
 
 ROWS = os.path.join(HERE, "mistakes.jsonl")
-SEEDS = {1: range(10, 20), 2: range(10, 20), 3: range(20, 30)}
+SEEDS = {1: range(10, 20), 2: range(10, 20), 3: range(20, 30), 4: range(10, 20)}
 MODELS = ("base", "sft", "sft-steps", "sft-flops", "temperature", "permuted", "joint", "frozen",
           "wmss-mask", "reweighted")
 PRIMARY = [("joint", "sft-flops"), ("joint", "sft-steps")]
@@ -51,7 +54,8 @@ COMMON = [*PRIMARY, ("frozen", "sft-flops"), ("frozen", "sft-steps")]
 MASK = [("wmss-mask", reference) for reference in ("frozen", "sft-flops", "sft-steps")]
 ROUNDS = {1: [*COMMON, ("joint", "temperature"), ("joint", "permuted")],
           2: [*COMMON, ("reweighted", "sft-flops"), ("reweighted", "frozen")],
-          3: [*MASK, ("wmss-mask", "reweighted"), ("reweighted", "sft-flops")]}
+          3: [*MASK, ("wmss-mask", "reweighted"), ("reweighted", "sft-flops")],
+          4: [*COMMON, ("joint", "permuted"), ("wmss-mask", "frozen"), ("reweighted", "frozen")]}
 
 
 class Point(NamedTuple):
@@ -59,11 +63,12 @@ class Point(NamedTuple):
     noise: float
     label_noise: float
     round: int
-    wins: list                                  # the differences that must be above 0
+    wins: list | None                   # the differences that must be above 0; no sign is foreseen
+    task: str = "toy-math"
 
     def __str__(self):
         words = f"w = {1 - self.noise:.2g}, q = {1 - self.label_noise:.1f}"
-        return words + ", round 3" if self.round == 3 else words
+        return words + {3: ", round 3", 4: ", code"}.get(self.round, "")
 
     @property
     def models(self):
@@ -71,8 +76,10 @@ class Point(NamedTuple):
         return [model for model in MODELS if model in compared]
 
     def of(self, rows):
-        return [r for r in rows if r.get("noise", 0.95) == self.noise     # older rows: 0.95
-                and r["label_noise"] == self.label_noise and r["seed"] in SEEDS[self.round]]
+        older = dict(noise=0.95, task="toy-math")               # rows of which do not say so
+        mine = dict(noise=self.noise, label_noise=self.label_noise, task=self.task)
+        return [r for r in rows if (older | r).items() >= mine.items()
+                and r["seed"] in SEEDS[self.round]]
 
     def differences(self, rows):
         """{(arm, reference): (mean, half width, Holm's p)}, in points."""
@@ -89,6 +96,8 @@ class Point(NamedTuple):
     def verdict(self, rows):
         """What was foreseen for this point, and whether the rows say so."""
         found = self.differences(rows)
+        if self.wins is None:
+            return "no sign was foreseen"
         if self.wins:
             words = "above 0: " + ", ".join(f"{arm} less {ref}" for arm, ref in self.wins)
             holds = all(found[pair][0] > 0 and found[pair][2] < 0.05 for pair in self.wins)
@@ -100,7 +109,8 @@ class Point(NamedTuple):
 
 POINTS = (Point(0.95, 0.7, 1, PRIMARY), Point(0.95, 0.3, 1, []), Point(0.95, 0.5, 2, PRIMARY),
           Point(0.95, 0.1, 2, []), Point(0.5, 0.7, 2, []), Point(0.95, 0.7, 3, MASK),
-          Point(0.95, 0.1, 3, MASK[:1]))
+          Point(0.95, 0.1, 3, MASK[:1]), Point(0.95, 0.7, 4, COMMON, "toy-code"),
+          Point(0.95, 0.5, 4, COMMON, "toy-code"), Point(0.95, 0.1, 4, None, "toy-code"))
 
 
 def read_rows(path=ROWS):
@@ -117,21 +127,22 @@ def run_seed(seed, n, rows, extra=()):
         for point in POINTS:
             if seed not in SEEDS[point.round] or any(r["seed"] == seed for r in point.of(rows)):
                 continue
-            name = f"noise-{point.noise}-{point.label_noise}"
+            corpus = point.task, point.noise
+            name = f"{point.task}-{point.noise}-{point.label_noise}"
             flags = ["--weak", "frozen"] if "wmss-mask" in point.models else []
             flags += ["--arm", *(arm for arm in point.models if arm not in ("base", "sft"))]
             with contextlib.redirect_stdout(io.StringIO()):
                 train_wmss.main(["--preset", "mistakes", "--seed", str(seed), "--name", name,
                                  "--noise", str(point.noise), "--label-noise",
-                                 str(point.label_noise), *flags, "--threads", "1",
-                                 "--score-n", str(n), *bases.get(point.noise, ()), *extra])
-            bases.setdefault(point.noise, ("--base", f"out/{name}/base.pt"))
+                                 str(point.label_noise), *flags, "--threads", "1", "--task",
+                                 point.task, "--score-n", str(n), *bases.get(corpus, ()), *extra])
+            bases.setdefault(corpus, ("--base", f"out/{name}/base.pt"))
             for model in point.models:
                 with open(f"out/{name}/answers/{model}.jsonl") as f:
                     right = [json.loads(line)["correct"] for line in f]
                 made.append(dict(seed=seed, noise=point.noise, label_noise=point.label_noise,
-                                 model=model, n=len(right), correct=pack(right), commit=commit(),
-                                 accuracy=round(sum(right) / len(right), 6)))
+                                 task=point.task, model=model, n=len(right), correct=pack(right),
+                                 accuracy=round(sum(right) / len(right), 6), commit=commit()))
         os.chdir(HERE)
     return made
 
@@ -200,11 +211,15 @@ def main(argv=None):
     parser.add_argument("--seeds", type=int, nargs="+", default=[])
     parser.add_argument("--workers", type=int, default=1, help="seeds at a time (1)")
     parser.add_argument("-n", type=int, default=1400, help="test problems (1,400)")
+    parser.add_argument("--allow-code-execution", action="store_true",
+                        help="round 4 runs the programs that models write, confined")
     parser.add_argument("--publish", action="store_true",
                         help="write mistakes.md and mistakes.svg of the points that are whole")
     args = parser.parse_args(argv)
+    consent = ["--allow-code-execution"] * args.allow_code_execution
+    run = partial(run_seed, n=args.n, rows=read_rows(), extra=consent)
     with ProcessPoolExecutor(args.workers) as pool:
-        for rows in pool.map(partial(run_seed, n=args.n, rows=read_rows()), args.seeds):
+        for rows in pool.map(run, args.seeds):
             with open(ROWS, "a") as f:
                 f.write("".join(json.dumps(row) + "\n" for row in rows))
     if args.publish:
