@@ -35,9 +35,20 @@ def rank_1_gets(number, before, *flags):
     return act
 
 
+@pytest.fixture
+def heard():
+    """Signals as a terminal has them, also where the tests run under nohup or in the background."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL,
+             signal.SIGINT: signal.default_int_handler}
+    former = {number: signal.signal(number, how) for number, how in usual.items()}
+    yield
+    for number, how in former.items():
+        signal.signal(number, how)
+
+
 @pytest.mark.parametrize("name", ("SIGTERM", "SIGINT", "SIGHUP"))
 def test_a_signal_finishes_the_step_saves_and_names_the_command(run, trained, monkeypatch, capfd,
-                                                                name):
+                                                                heard, name):
     """Bug: Ctrl-C or a job's time limit that loses a whole stage; an exit code that a scheduler
     takes for success; a command that does not go on."""
     number, real = getattr(signal, name), train_wmss.lr_at
