@@ -63,7 +63,7 @@ class Point(NamedTuple):
     noise: float
     label_noise: float
     round: int
-    wins: list | None                   # the differences that must be above 0; no sign is foreseen
+    wins: list | None           # the differences that must be above 0; None: no sign is foreseen
     task: str = "toy-math"
 
     def __str__(self):
@@ -216,6 +216,8 @@ def main(argv=None):
     parser.add_argument("--publish", action="store_true",
                         help="write mistakes.md and mistakes.svg of the points that are whole")
     args = parser.parse_args(argv)
+    if set(args.seeds) & set(SEEDS[4]) and not args.allow_code_execution:
+        raise ValueError("--allow-code-execution: round 4 runs programs of models; allow it")
     consent = ["--allow-code-execution"] * args.allow_code_execution
     run = partial(run_seed, n=args.n, rows=read_rows(), extra=consent)
     with ProcessPoolExecutor(args.workers) as pool:

@@ -126,7 +126,7 @@ def rivals_table(rows):
 
 
 def curves_chart(rows, weak):
-    """Accuracy against q, rounds 1 and 2 of mistakes.py, w = 0.05; weak: its log-odds, nats."""
+    """Accuracy against q, rounds 1 and 2 of mistakes.py; weak: log-odds of the weak model, nats."""
     points = [p for p in mistakes.whole(rows) if p.noise == 0.95 and p.round < 3]
     points = {round(1 - p.label_noise, 2): p.accuracies(rows) for p in points}
     drawn = {arm: (arm, draw.DASHES[i], [(q, points[q][arm][0]) for q in sorted(points)

@@ -145,15 +145,15 @@ REGIMES = {
     "few": (FEW, dict(wmss_epochs=5.0)),                        # 60 steps on 200: far beyond it
     "more": ({}, dict(wmss_epochs=4.0)),                        # a long stage 3
     "snapshot": ({}, dict(weak_snapshot="early")),              # weak: an early SFT snapshot
-    "unsure": (dict(noise=0.7, sft_epochs=2.0, sft_lr=2e-4), dict(wmss_epochs=2.0)),
     "two-rounds": ({}, dict(rounds=2))}
 # The data carry the weak model's own mistakes: of the base's corpus a share w is right, of the
 # fine-tuning set a share q. Stage 3 is long enough to follow the data.
 SHARES = {f"w{w:g}-q{q:g}": (dict(noise=round(1 - w, 2), label_noise=round(1 - q, 2)),
                              dict(wmss_epochs=12.0))
           for w in (0.05, 0.2, 0.5) for q in (0.1, 0.3, 0.5, 0.7, 0.9)}
-OWN = tuple(r for r in REGIMES if r != "unsure")
-REGIMES |= SHARES
+OWN = tuple(REGIMES)
+REGIMES |= SHARES | {"unsure": (dict(noise=0.7, sft_epochs=2.0, sft_lr=2e-4),
+                                dict(wmss_epochs=2.0))}
 
 # ------------------------------------------------------------------------------------------------
 # the commands: what each of them trains, and how much of it
