@@ -75,10 +75,10 @@ class Stop:
         self.leave(what)
 
     def leave(self, what):
+        name = signal.Signals(self.number).name
+        message = f"train_wmss: {name}: {what}; go on with: {command('--resume')}"
+        tell_torchrun(message)          # on all ranks: it shows that of the first it sees gone
         if self.ranks.rank == 0:
-            name = signal.Signals(self.number).name
-            message = f"train_wmss: {name}: {what}; go on with: {command('--resume')}"
-            tell_torchrun(message)
             # print would fail inside another print that the signal has interrupted
             start = b"\n" if os.isatty(2) else b""     # behind a bar
             os.write(2, start + message.encode() + b"\n")

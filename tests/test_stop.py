@@ -18,10 +18,13 @@ from plumbing.run import Ranks
 from train_wmss import Config
 
 
-def rank_1_gets(number, before, *flags):
-    """What a rank does: train_wmss.main(flags), but that rank 1 gets this signal before a step."""
+def rank_1_gets(number, before, *flags, last=1):
+    """What a rank does: train_wmss.main(flags), but that rank 1 gets this signal before a step;
+    the rank `last` takes a second more than the other to say what it has to say."""
     def act():
-        real = train_wmss.lr_at
+        real, tell = train_wmss.lr_at, stop.tell_torchrun
+        if os.environ["RANK"] == str(last):
+            stop.tell_torchrun = lambda message: (time.sleep(1), tell(message))
 
         def lr_at(step, *args):
             if step == before and os.environ["RANK"] == "1" and not os.path.exists("done"):
@@ -101,11 +104,13 @@ def test_two_ranks_stop_at_the_same_step_and_a_killed_rank_restarts_them(run, tm
     done = torchrun(killed, tmp_path, 2, "--max-restarts", "2")
     assert done.returncode == 0, done.stderr[-2000:]
     assert "base: resumed after step 4" in done.stdout
-    os.remove(tmp_path / "done")
-    done = torchrun(rank_1_gets(signal.SIGTERM, 5, *flags, "--name", "b"), tmp_path, 2)
-    assert done.returncode != 0 and "exitcode  : 143" in done.stderr
     sentence = "SIGTERM: base is saved after step 6 of 12; go on with: torchrun --nproc_per_node 2"
-    assert sentence in " ".join(done.stderr.splitlines()[-2:]), "stands under torchrun's traceback"
+    for name, last in (("b", 0), ("c", 1)):
+        os.remove(tmp_path / "done")
+        told = rank_1_gets(signal.SIGTERM, 5, *flags, "--name", name, last=last)
+        done = torchrun(told, tmp_path, 2)
+        assert done.returncode != 0 and "exitcode  : 143" in done.stderr
+        assert sentence in " ".join(done.stderr.splitlines()[-2:]), "stands under torchrun's words"
     run("--name", "b", *flags[len(TINY) + 2:], "--resume")
     assert "base: resumed after step 6" in capsys.readouterr().out
     one = run("--name", "one", *flags[len(TINY) + 2:])
