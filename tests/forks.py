@@ -1,9 +1,12 @@
 """Processes that are forked from the tests' own, so that none of them waits for imports: alone, or
 as the ranks that torchrun starts, watches and restarts."""
 
+import faulthandler
 import multiprocessing
 import os
+import signal
 import sys
+import time
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -12,6 +15,8 @@ import torch.distributed.run
 from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import (
     SubprocessHandler,
 )
+
+LONGEST = 300           # seconds; what takes more hangs
 
 
 class Forked(multiprocessing.get_context("fork").Process):
@@ -30,6 +35,7 @@ class Forked(multiprocessing.get_context("fork").Process):
             os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
         sys.stdout = open(1, "w", buffering=1, closefd=False)
         sys.stderr = open(2, "w", buffering=1, closefd=False)
+        faulthandler.register(signal.SIGUSR1, file=2)       # says where it is, see start()
         self.act()
 
     def poll(self):
@@ -44,8 +50,12 @@ def start(act, folder):
     said = [os.path.join(folder, name) for name in ("stdout.txt", "stderr.txt")]
     process = Forked(act, said=said)
     process.start()
-    process.join(300)
+    process.join(LONGEST)
     if process.is_alive():
+        with open(f"/proc/{process.pid}/task/{process.pid}/children") as f:
+            for pid in (process.pid, *map(int, f.read().split())):
+                os.kill(pid, signal.SIGUSR1)
+        time.sleep(1)
         process.terminate()
         process.join()
     out, errors = (open(path).read() for path in said)
