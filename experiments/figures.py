@@ -39,7 +39,7 @@ def panels_of(rows, curves_of, levels, name, rates=False):
             continue
         xs = sorted({x for _, points in curves.values() for x in points})
         for i, (words, (colour, points)) in enumerate(curves.items()):
-            drawn[words] = (colour, draw.DASHES[i % 4], sorted(points.items()))
+            drawn[words] = (colour, draw.dash(i), sorted(points.items()))
         for arm in levels:
             level = best_at(means, arm)
             if level is not None:

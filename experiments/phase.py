@@ -129,7 +129,7 @@ def curves_chart(rows, weak):
     """Accuracy against q, rounds 1 and 2 of mistakes.py; weak: log-odds of the weak model, nats."""
     points = [p for p in mistakes.whole(rows) if p.noise == 0.95 and p.round < 3]
     points = {round(1 - p.label_noise, 2): p.accuracies(rows) for p in points}
-    drawn = {arm: (arm, draw.DASHES[i], [(q, points[q][arm][0]) for q in sorted(points)
+    drawn = {arm: (arm, draw.dash(i), [(q, points[q][arm][0]) for q in sorted(points)
                                          if arm in points[q]])
              for i, arm in enumerate((*PLAIN, "frozen", "joint", "reweighted"))}
     tens = [right / 10 for *_, line in drawn.values() for _, right in line]

@@ -11,7 +11,7 @@ from plumbing import colours
 
 WIDTH, LEFT, RIGHT = 380, 58, 366           # LEFT to RIGHT: a plot's area
 TALL = 150                                  # its height
-DASHES = ("", "7 3", "2 3", "9 3 2 3", "14 3")      # a second cue beside colour
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "14 3")
 CODES = tuple(colours.CODES)
 SHAPES = ("m-2-2h4v4h-4z", "m-4-3h8l-4 7z", "m-4 3h8l-4-7z", "m0-4l4 4l-4 4l-4-4z")   # by gap code
 
@@ -26,6 +26,11 @@ def plain(v):
     if 0.9999 < v < 1:
         return f"1−{plain(float(f'{1 - v:.1g}'))}"
     return f"{v:.6g}".replace("e-0", "e-").replace("-", "−")
+
+
+def dash(i):
+    """Of the i-th curve of a chart: a second cue beside its colour."""
+    return DASHES[i % len(DASHES)]
 
 
 def text(x, y, words, anchor="start", size=12):

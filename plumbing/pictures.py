@@ -7,7 +7,7 @@ import torch
 
 from plumbing import draw
 from plumbing.colours import ARMS
-from plumbing.draw import CODES, DASHES, plain
+from plumbing.draw import CODES, dash, plain
 
 REFERENCES = ("sft-steps", "sft-flops")
 MIXING = ("joint", "wmss", "wmss-mask")
@@ -72,7 +72,7 @@ def by_step(story, name, title):
     groups, charts = {}, []
     for arm in in_order(story):
         own = groups.setdefault(arm if arm in ("base", "sft") else "stage 3", {})
-        own[arm] = (of_model(arm), DASHES[len(own) % 4], story[arm].get(name, []))
+        own[arm] = (of_model(arm), dash(len(own)), story[arm].get(name, []))
     for group, drawn in groups.items():
         last = max((points[-1][0] for *_, points in drawn.values() if points), default=0)
         marks = [(0, "0"), (last, plain(last))]
@@ -117,7 +117,7 @@ class Training:
         """A curve of fine-tuning and of each of the arms; weak: of their weak models too."""
         drawn = {arm: self.curve(arm, name) for arm in (self.before if arms else ())}
         for i, arm in enumerate(arms):
-            drawn[arm] = self.curve(arm, name, DASHES[i % 4])
+            drawn[arm] = self.curve(arm, name, dash(i))
             drawn[f"{arm}, weak"] = self.curve(arm, weak, "1 5")
         return drawn
 
@@ -141,14 +141,14 @@ class Training:
             _, _, points = self.curve(arm, name)
             both = [(x, v - reference[x]) for x, v in points if x in reference]
             if len(both) == len(reference):
-                less[arm] = (of_model(arm), DASHES[i % 4], both)
+                less[arm] = (of_model(arm), dash(i), both)
         return charts + self.stage3({f"{title}: minus sft-steps": less})
 
     def pictures(self):
         """{place on the page: Picture}"""
         if not self.mixing and not self.unmixed:
             return dict(loss=by_step(self.story, "loss", "Loss, nats"))
-        affinity = {arm: self.curve(arm, "affinity", DASHES[i % 4])
+        affinity = {arm: self.curve(arm, "affinity", dash(i))
                     for i, arm in enumerate(self.mixing)}
         return dict(
             entropy=self.entropy(), gradient=self.gradient(), codes=self.codes(),
@@ -164,8 +164,8 @@ class Training:
         groups = {"plain training": self.curves(self.unmixed, "ent_strong")}
         for arm in self.mixing:
             groups[arm] = {before: self.curve(before, "ent_strong") for before in self.before}
-            for part, dash in (("strong", ""), ("weak", "1 5"), ("mix", "7 3")):
-                groups[arm][part] = self.curve(arm, f"ent_{part}", dash)
+            for part, how in (("strong", ""), ("weak", "1 5"), ("mix", "7 3")):
+                groups[arm][part] = self.curve(arm, f"ent_{part}", how)
         strong, mix = (self.mean(self.chosen, f"ent_{part}") for part in ("strong", "mix"))
         says = f"Mean over stage 3 of {self.chosen}: strong {strong:.3f}, mix {mix:.3f}: "
         says += self.doubt()
