@@ -121,20 +121,16 @@ def rivals_table(rows):
     return "\n\n".join(parts)
 
 
-# -------------------------------------------------------------------------------------------------
-# the figure
-
-
-def curves_chart(rows, weak):
-    """Accuracy against q, rounds 1 and 2 of mistakes.py; weak: log-odds of the weak model, nats."""
-    points = [p for p in mistakes.whole(rows) if p.noise == 0.95 and p.round < 3]
-    points = {round(1 - p.label_noise, 2): p.accuracies(rows) for p in points}
+def curves_chart(task, rows, weak):
+    """Accuracy against q, all rounds of mistakes.py but 3; weak: the weak model's log-odds."""
+    points = {round(1 - p.label_noise, 2): p.accuracies(rows) for p in mistakes.whole(rows)
+              if (p.task, p.noise) == (task, 0.95) and p.round != 3}
     drawn = {arm: (arm, draw.dash(i), [(q, points[q][arm][0]) for q in sorted(points)
-                                         if arm in points[q]])
+                                       if arm in points[q]])
              for i, arm in enumerate((*PLAIN, "frozen", "joint", "reweighted"))}
     tens = [right / 10 for *_, line in drawn.values() for _, right in line]
     height, parts, title = draw.curves(
-        "right answers, %: base's corpus right in 5 %, λ 0.5", drawn,
+        f"{task}: right answers, %; base's corpus right in 5 %, λ 0.5", drawn,
         [(q, draw.plain(q)) for q in sorted(points)],
         "share q of the fine-tuning data that is right", 10 * math.floor(min(tens)),
         10 * math.ceil(max(tens)))
@@ -209,15 +205,17 @@ def main(argv=None):
     a = parser.parse_args(argv)
     parts = ["# When does mixing win?\n\nWritten by `python experiments/phase.py`; do not edit. "
              "Validation split; one rate, fixed in advance. Words: experiments/phase.py."]
+    made, curves = mistakes.read_rows(a.mistakes), []
     for (task,), rows in grouped(analyse.read_rows(a.map), "task").items():
         found = Map(rows)
         name = "phase.svg" if task == "toy-math" else f"phase-{task}.svg"
         write_text(os.path.join(a.into, name), figure(found))
-        if task == "toy-math" and 0.05 in found.weak:
-            first = curves_chart(mistakes.read_rows(a.mistakes), found.weak[0.05])
-            write_text(os.path.join(a.into, "when.svg"), draw.stacked([first], "when mixing wins"))
+        if 0.05 in found.weak and any(point.task == task for point in mistakes.whole(made)):
+            curves.append(curves_chart(task, made, found.weak[0.05]))
         parts.append(f"## {task}\n\n![The map]({name})\n\n{map_table(found)}\n\n"
                      + analyse.places(rows))
+    if curves:
+        write_text(os.path.join(a.into, "when.svg"), draw.stacked(curves, "when mixing wins"))
     if os.path.exists(a.rivals):
         rows = analyse.read_rows(a.rivals)
         parts.append(f"## What else helps\n\n{rivals_table(rows)}\n\n{analyse.places(rows)}")
