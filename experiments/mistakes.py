@@ -20,6 +20,7 @@ ten fresh seeds (10 to 19; in round 3: 20 to 29), 1,400 test problems with true 
 4. Code, w = 0.05: at q = 0.3 and 0.5 joint and frozen must be above sft-flops and sft-steps (all
    four primary). No sign is foreseen of joint less permuted, of wmss-mask (frozen weak model) and
    reweighted less frozen, and of anything at q = 0.9, where both sides are right.
+   (Seen afterwards: permuted had a frozen weak model, joint has not; that pair says little.)
 Stars by Holm over the differences of a point where a gain is foreseen. All of it is published.
 
     python experiments/mistakes.py --allow-code-execution --seeds 10 11 12    # rows, resumable
