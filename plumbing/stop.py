@@ -77,7 +77,8 @@ class Stop:
     def leave(self, what):
         name = signal.Signals(self.number).name
         message = f"train_wmss: {name}: {what}; go on with: {command('--resume')}"
-        tell_torchrun(message)          # on all ranks: it shows that of the first it sees gone
+        if self.waits or self.ranks.rank == 0:
+            tell_torchrun(message)      # agreed: it shows that of whichever rank it first sees gone
         if self.ranks.rank == 0:
             # print would fail inside another print that the signal has interrupted
             start = b"\n" if os.isatty(2) else b""     # behind a bar
