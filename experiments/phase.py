@@ -121,10 +121,8 @@ def rivals_table(rows):
     return "\n\n".join(parts)
 
 
-def curves_chart(task, rows, weak):
-    """Accuracy against q, all rounds of mistakes.py but 3; weak: the weak model's log-odds."""
-    points = {round(1 - p.label_noise, 2): p.accuracies(rows) for p in mistakes.whole(rows)
-              if (p.task, p.noise) == (task, 0.95) and p.round != 3}
+def curves_chart(task, points, weak):
+    """Accuracy against q. points: {q: its accuracies}; weak: log-odds of the weak model, nats."""
     drawn = {arm: (arm, draw.dash(i), [(q, points[q][arm][0]) for q in sorted(points)
                                        if arm in points[q]])
              for i, arm in enumerate((*PLAIN, "frozen", "joint", "reweighted"))}
@@ -210,8 +208,10 @@ def main(argv=None):
         found = Map(rows)
         name = "phase.svg" if task == "toy-math" else f"phase-{task}.svg"
         write_text(os.path.join(a.into, name), figure(found))
-        if 0.05 in found.weak and any(point.task == task for point in mistakes.whole(made)):
-            curves.append(curves_chart(task, made, found.weak[0.05]))
+        points = {round(1 - p.label_noise, 2): p.accuracies(made) for p in mistakes.whole(made)
+                  if (p.task, p.noise) == (task, 0.95) and p.round != 3}    # 3: other seeds
+        if points and 0.05 in found.weak:
+            curves.append(curves_chart(task, points, found.weak[0.05]))
         parts.append(f"## {task}\n\n![The map]({name})\n\n{map_table(found)}\n\n"
                      + analyse.places(rows))
     if curves:
