@@ -7,7 +7,7 @@ take turns (A B B A ...).
     PYTHONPATH=OLD python experiments/bench.py P2authors --authors ../Weak-Driven-Learning
     python experiments/bench.py grade programs --data DATA  # gsm8k/test.jsonl, humaneval/Human...
     python experiments/bench.py plan           # memory of a GPU, by formulas
-    python experiments/bench.py gpu gpu-profile gpu-generate        # on a GPU
+    python experiments/bench.py gpu gpu-generate                 # on a GPU
     python experiments/bench.py scaling              # how cost grows; or scaling-text, one of them
     python experiments/bench.py --quick              # toy size, to see it run; numbers mean nothing
 
@@ -28,7 +28,6 @@ import sys
 import time
 from contextlib import redirect_stdout
 from functools import partial
-from itertools import product
 from statistics import fmean, linear_regression, median
 from tempfile import TemporaryDirectory
 from unittest.mock import Mock, patch
@@ -713,29 +712,6 @@ def gpu(size, args):
     return {"gpu": record}
 
 
-def gpu_profile(size, args):
-    """Where the time of a step goes: the share of it in which the device computes (low: it waits
-    for Python's launches), and the ten kernels that take longest, in % of what it computes."""
-    device, (batch, tokens_per_batch, shapes), record = need_gpu(args), size["gpu"], {}
-    for name, arm in product(shapes, ("sft-steps", "joint")):
-        shape = SHAPES[name]
-        steps = partial(gpu_steps, shape, gsm8k_like(shape), batch, 8, tokens_per_batch, arm,
-                        False, device)
-        steps()                                                      # warm
-        with torch.profiler.profile() as profile:
-            ((wall, _),), _ = timed(steps)
-        kernels = {e.key: e.self_device_time_total if device == "cuda" else e.self_cpu_time_total
-                   for e in profile.key_averages() if e.device_type.name == device.upper()}
-        total = sum(kernels.values())                                # microseconds
-        row(f"{name} {arm}", f"{total / 1e6 / wall:.0%} busy", f"{wall:.2f} s")
-        longest = sorted(kernels, key=kernels.get, reverse=True)[:10]
-        shares = {kernel: kernels[kernel] / total for kernel in longest}
-        for kernel, share in shares.items():
-            print(f"    {share:6.1%}  {kernel[:90]}", flush=True)
-        record[f"{name} {arm}"] = dict(busy=total / 1e6 / wall, shares=shares)
-    return {"gpu-profile": record}
-
-
 def gpu_generate(size, args):
     """Generation with and without CUDA graphs (no token differs: tests/test_cuda.py)."""
     device, record = need_gpu(args), {}
@@ -763,7 +739,7 @@ def gpu_generate(size, args):
 PARTS = {part: partial(p1, part) for part in SIZES["trainers"]}
 PARTS |= {part: partial(p2authors, part) for part in ("P2authors", "P2authorsGB")}
 PARTS |= dict(P1b=p1b, P2=p2, P3=p3, P4=p4, P5=p5, P7=p7, grade=graders, programs=programs)
-VIEWS = {"plan": plan, "gpu": gpu, "gpu-profile": gpu_profile, "gpu-generate": gpu_generate,
+VIEWS = {"plan": plan, "gpu": gpu, "gpu-generate": gpu_generate,
          "scaling": partial(scaling, tuple(GROWTH))}
 VIEWS |= {f"scaling-{kind}": partial(scaling, (kind,)) for kind in GROWTH}
 
