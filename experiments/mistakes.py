@@ -137,8 +137,7 @@ def read_rows(path=ROWS):
 def run_seed(seed, n, rows, extra=()):
     """What a seed still lacks -> its rows; points of one corpus share a base."""
     made = []
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         bases = {}
         for point, weak in itertools.product(POINTS, ("joint", "frozen")):
             there = {r["model"]: r["correct"] for r in point.of(rows) if r["seed"] == seed}
@@ -166,7 +165,6 @@ def run_seed(seed, n, rows, extra=()):
                                      task=point.task, model=model, n=len(right),
                                      correct=pack(right), commit=commit(),
                                      accuracy=round(sum(right) / len(right), 6)))
-        os.chdir(HERE)
     return made
 
 

@@ -2,6 +2,7 @@
 train_wmss.py's own command line; the statistics against hand values, tables and simulations.
 """
 
+import argparse
 import concurrent.futures
 import contextlib
 import csv
@@ -25,6 +26,7 @@ import torch
 from conftest import ROOT
 
 import eval_math
+import train_wmss
 from model import load_checkpoint, read_config
 from plumbing import draw
 from plumbing.tokenizer import toy_encoding
@@ -1068,6 +1070,47 @@ def test_a_declared_point_is_published_whole_or_not_at_all(tmp_path):
                for r in rows]
     said = mistakes.in_words(mistakes.POINTS, against)
     assert said.count("mixing gains nothing; this **is not confirmed**") == 3
+
+
+def test_a_seed_makes_what_its_rows_lack_with_the_weak_model_that_each_arm_needs(monkeypatch):
+    """Bug: sft-flops with the FLOPs of a cheaper arm; one arm's answers under another's name; a row
+    made twice; arms of two machines' M1s side by side."""
+    calls = []
+
+    def train(argv):
+        parser = argparse.ArgumentParser()
+        for flag in ("--name", "--weak", "--task", "--base"):
+            parser.add_argument(flag)
+        parser.add_argument("--arm", nargs="+")
+        flags = parser.parse_known_args(argv)[0]
+        calls.append(flags)
+        for model in ("base", "sft", *flags.arm):
+            path = pathlib.Path("out", flags.name, "answers", f"{model}.jsonl")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            n = 20 + 10 % 3 + 3 * (model == "wmss")
+            path.write_text("".join(f'{{"correct": {json.dumps(i < n)}}}\n' for i in range(40)))
+
+    monkeypatch.setattr(train_wmss, "main", train)
+    rows = made_up(0)
+    assert mistakes.run_seed(10, 40, rows) == [] and not calls
+    lacking = [r for r in rows if r["model"] not in mistakes.TRAINED_WEAK]
+    made = mistakes.run_seed(10, 40, lacking)
+    assert sorted((r["label_noise"], r["model"]) for r in made) == sorted(
+        itertools.product((0.1, 0.5, 0.7), mistakes.TRAINED_WEAK))
+    assert {r["task"] for r in made} == {"toy-code"}
+    assert {r["accuracy"] for r in made if r["model"] == "wmss"} == {24 / 40}
+    assert [(c.weak, c.arm) for c in calls] == [("joint", ["sft-flops", "permuted", "wmss"])] * 3
+    assert [c.base for c in calls] == [None] + [f"out/{calls[0].name}/base.pt"] * 2
+    calls.clear()
+    point = mistakes.POINTS[-1]
+    mistakes.run_seed(10, 40, [r for r in rows if r["label_noise"] != point.label_noise
+                               or r["task"] != point.task])
+    weak = {arm: call.weak for call in calls for arm in call.arm}
+    assert weak["wmss-mask"] == weak["frozen"] == weak["reweighted"] == "frozen"
+    assert weak["wmss"] == "joint" and [c.weak for c in calls] == ["joint", "frozen"]
+    with pytest.raises(ValueError, match="found another"):
+        mistakes.run_seed(10, 40, [r | dict(correct="0000000000") if r["model"] == "sft" else r
+                                   for r in lacking])
 
 
 def map_rows(path, differs):
