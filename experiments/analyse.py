@@ -1,4 +1,4 @@
-"""Rows of sweep.py and real.jsonl -> TABLES.md and the figures. Nothing is trained or scored here.
+"""Rows of sweep.py -> TABLES.md and the figures. Nothing is trained or scored here.
 
     python experiments/analyse.py                              # the rows beside this file
     python experiments/analyse.py --rows try.jsonl --into try  # any rows of `sweep.py toy`
@@ -34,7 +34,7 @@ MIXING = ("joint", "frozen", "wmss-mask", "wmss", "wmss-both")
 SETTING = ("lr", "lam", "mu")
 PLACE = ("regime", "task", "arm")
 KEY = (*PLACE, "seed", *SETTING, "split")
-NAMES = ("toy", "regimes", "real", "equal", "unsure")                   # files of rows
+NAMES = ("toy", "regimes", "equal", "unsure")                   # files of rows
 
 # ------------------------------------------------------------------------------------------------
 # rows
@@ -521,8 +521,6 @@ def places(rows):
 # ------------------------------------------------------------------------------------------------
 # the page
 
-ORDER = ("weak", "sft", "sft-steps", "sft-flops", "temperature", "frozen", "permuted", "joint",
-         "wmss", "wmss-mask", "wmss-both")
 EQUAL = [(arm, ref) for ref in REFERENCES[:2] for arm in ("joint", "frozen", "wmss")]  # declared
 UNSURE = [*EQUAL, ("wmss-mask", "sft-steps"), ("wmss-mask", "sft-flops"), ("joint", "temperature"),
           ("joint", "permuted"), ("weights-only", "sft-steps")]
@@ -545,8 +543,7 @@ NOTE = {
              "consolidating / regressing / hard, of both models as they are then).",
     "controls": "At one lambda, validation, each arm at its best rate there, t intervals over "
                 "seeds (`frozen` is held against `permuted-frozen` where that was trained).",
-    "regimes": "Test split; the stars of a regime are adjusted over its own differences.",
-    "reduced": "On two cores.", "real": "On a GPU."}
+    "regimes": "Test split; the stars of a regime are adjusted over its own differences."}
 
 
 def run_blocks(rows, before, behind, pairs=()):
@@ -572,31 +569,15 @@ def run_blocks(rows, before, behind, pairs=()):
     return out
 
 
-def real_blocks(rows):
-    """The tables of real.jsonl."""
-    out = {}
-    for regime in ("real", "reduced"):
-        by_task = {}
-        for task, arms in tested(rows, regime).items():
-            if "sft-steps" in arms:
-                by_task[task] = {arm: arms[arm] for arm in sorted(arms, key=ORDER.index)}
-        for task, pairs in compare(by_task).items():
-            arms = by_task[task]
-            parts = (main_table(arms, pairs), family_table(arms), watch_table(arms))
-            out[f"{regime} {task}"] = "\n\n".join(parts)
-    return out
-
-
-def runs_of(toy, regimes, real, equal, unsure):
+def runs_of(toy, regimes, equal, unsure):
     """{run: what tested() finds}; those of ten seeds come first."""
     others = dict.fromkeys(r["regime"] for r in regimes if r["regime"] != "default")
     return {"equal rates": tested(equal), "unsure": tested(unsure, "unsure"),
             "ten seeds": tested(regimes), "five seeds": tested(toy),
-            **{regime: tested(regimes, regime) for regime in others},
-            "SmolLM2": tested(real, "reduced")}
+            **{regime: tested(regimes, regime) for regime in others}}
 
 
-def blocks(toy, regimes, real=(), equal=(), unsure=()):
+def blocks(toy, regimes, equal=(), unsure=()):
     """Heading in TABLES.md -> its Markdown."""
     again = [r for r in regimes if r["regime"] == "default"]
     others = [r for r in regimes if r["regime"] != "default"]
@@ -605,8 +586,7 @@ def blocks(toy, regimes, real=(), equal=(), unsure=()):
     out |= run_blocks(again, "ten seeds, ", " ten seeds") | run_blocks(toy, "", "")
     if regimes:
         out |= {"regimes": regime_table(regimes), "controls, regimes": controls_table(others)}
-    out |= real_blocks(real)
-    for name, rows in zip(NAMES, (toy, regimes, real, equal, unsure), strict=True):
+    for name, rows in zip(NAMES, (toy, regimes, equal, unsure), strict=True):
         if rows:
             out[f"rows {name}"] = places(rows)
     return out
@@ -646,7 +626,7 @@ def main(argv=None):
     parser.add_argument("--rows", dest="toy", help="rows of `sweep.py toy` (where no rows are named"
                         f": all of {', '.join(NAMES)}.jsonl that lie beside this file)")
     for name in NAMES[1:]:
-        parser.add_argument(f"--{name}", help=f"rows of `sweep.py {name}`, or of real.py")
+        parser.add_argument(f"--{name}", help=f"rows of `sweep.py {name}`")
     parser.add_argument("--into", default=HERE,
                         help="folder of TABLES.md and the figures (%(default)s)")
     a = parser.parse_args(argv)
@@ -658,7 +638,7 @@ def main(argv=None):
         paths = [os.path.join(HERE, f"{name}.jsonl") for name in NAMES]
     found = [read_rows(path) if path and os.path.exists(path) else [] for path in paths]
     write_text(os.path.join(a.into, "TABLES.md"), page(blocks(*found)))
-    toy, regimes, _, equal, _ = found
+    toy, regimes, equal, _ = found
     again = [r for r in regimes if r["regime"] == "default"]
     leading = [r for r in toy if (r["task"],) not in grouped(again, "task")] + again
     fairest = [r for r in leading if (r["task"],) not in grouped(equal, "task")] + equal

