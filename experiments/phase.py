@@ -125,7 +125,8 @@ def curves_chart(task, points, weak):
     """Accuracy against q. points: {q: its accuracies}; weak: log-odds of the weak model, nats."""
     drawn = {arm: (arm, draw.dash(i), [(q, points[q][arm][0]) for q in sorted(points)
                                        if arm in points[q]])
-             for i, arm in enumerate((*PLAIN, "frozen", "joint", "reweighted"))}
+             for i, arm in enumerate((*PLAIN, "frozen", "joint", "wmss", "reweighted"))
+             if any(arm in found for found in points.values())}
     tens = [right / 10 for *_, line in drawn.values() for _, right in line]
     height, parts, title = draw.curves(
         f"{task}: right answers, %; base's corpus right in 5 %, λ 0.5", drawn,
@@ -213,9 +214,8 @@ def main(argv=None):
                   if (p.task, p.noise) == (task, 0.95) and p.round != 3}    # 3: other seeds
         if points and 0.05 in found.weak:
             curves.append(curves_chart(task, points, found.weak[0.05]))
-        seeds = len({r["seed"] for r in rows})
-        parts.append(f"## {task}, seeds: {seeds}\n\n![The map]({name})\n\n{map_table(found)}\n\n"
-                     + analyse.places(rows))
+        parts.append(f"## {task}, seeds: {len({r['seed'] for r in rows})}\n\n![The map]({name})\n\n"
+                     f"{map_table(found)}\n\n{analyse.places(rows)}")
     if curves:
         write_text(os.path.join(a.into, "when.svg"), draw.stacked(curves, "when mixing wins"))
     if os.path.exists(a.rivals):
