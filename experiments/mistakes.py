@@ -88,8 +88,7 @@ class Point(NamedTuple):
 
     def weak(self, model):
         """The --weak of the run that makes a model."""
-        frozen = "wmss-mask" in self.models and model not in TRAINED_WEAK
-        return "frozen" if frozen else "joint"
+        return "frozen" if "wmss-mask" in self.models and model not in TRAINED_WEAK else "joint"
 
     def of(self, rows):
         older = dict(noise=0.95, task="toy-math")               # rows of which do not say so
@@ -197,7 +196,8 @@ def in_words(points, rows):
             "solutions in the base's corpus, q that in the fine-tuning set; all else there makes "
             "the family's usual mistake. Stars: Holm over a point's differences, where a gain is "
             "foreseen. It holds if all that were named have one; no gain, if neither `joint` less "
-            "`sft-flops` nor less `sft-steps` has its interval above 0.\n\n" + "\n".join(lines))
+            "`sft-flops` nor less `sft-steps` has its interval above 0. On code `frozen` less "
+            "`permuted` was not declared.\n\n" + "\n".join(lines))
 
 
 def whole(rows):
