@@ -251,13 +251,13 @@ def parse(argv):
     wrong = sweep.wrong_flags(a, OWN_ARMS if a.own else ARMS, "")
     needed = [os.path.join(a.base or "BASE", "config.json")]
     needed += [os.path.join(a.data or "DATA", name) for name in FILES]
-    missing = [path for path in needed if not os.path.exists(path)]
-    if missing and not a.table:
-        wrong.append(f"--base, --data: expected {', '.join(missing)}, found none; see above where "
-                     "they come from")
+    sweep.set_paths(a, "real", "real-quick" if a.quick else "real")
+    missing = [p for p in ([a.out] if a.table else needed) if not os.path.exists(p)]
+    if missing:
+        wrong.append(f"{'--out' if a.table else '--base, --data'}: expected {', '.join(missing)}, "
+                     "found none; see above how to make them")
     if wrong:
         parser.error("\n  ".join(wrong))
-    sweep.set_paths(a, "words", "real-quick" if a.quick else "real")
     return a
 
 

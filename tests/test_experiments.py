@@ -864,6 +864,9 @@ def test_real_models_are_not_trained_without_data(capsys, tmp_path):
     with pytest.raises(SystemExit):
         real.main([*flags[:4], "--quick"])
     assert "name its --out" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        real.main(["--table", *flags[4:]])
+    assert "--out: expected" in capsys.readouterr().err
 
 
 @contextlib.contextmanager
