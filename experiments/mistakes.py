@@ -54,9 +54,9 @@ from plumbing.files import commit, write_text
 
 ROWS = os.path.join(HERE, "mistakes.jsonl")
 SEEDS = {1: range(10, 20), 2: range(10, 20), 3: range(20, 30), 4: range(10, 20)}
+TRAINED_WEAK = ("sft-flops-joint", "permuted-joint", "wmss")   # round 4: --weak joint, not frozen
 MODELS = ("base", "sft", "sft-steps", "sft-flops", "temperature", "permuted", "joint", "frozen",
-          "wmss-mask", "reweighted", "sft-flops-joint", "permuted-joint", "wmss")
-TRAINED_WEAK = MODELS[-3:]              # in round 4 they need --weak joint, the others frozen
+          "wmss-mask", "reweighted", *TRAINED_WEAK)
 PRIMARY = [("joint", "sft-flops"), ("joint", "sft-steps")]
 COMMON = [*PRIMARY, ("frozen", "sft-flops"), ("frozen", "sft-steps")]
 CODE = [("joint", "sft-flops-joint"), *COMMON[1:]]

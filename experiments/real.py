@@ -15,7 +15,7 @@ With --own the data carry the weak model's own mistakes. For each seed it is the
 after 208 gold solutions. It answers 416 other problems: what it has right stays in its own words;
 where it is wrong 40 % get the gold solution, the others keep its own; answers that were cut off
 are left out. M1 is the weak model after two epochs over that, and every arm goes on for two more,
-all at 1e-4. If theory holds, mixing is right where the weak model gives the right step less than
+all at 1e-4. By theory mixing is right where the weak model's probability of the right step is below
 0.31. Declared before any row: frozen and joint less sft-steps and less sft-flops (which has the
 FLOPs of joint, 1.5 times those of frozen), frozen less permuted-frozen and less reweighted; stars
 by Holm over these six; five seeds, each with problems of its own; 500 test problems, 300 of SVAMP.
@@ -95,7 +95,7 @@ def text_of(problems):
 
 
 def m1_of(job):
-    """Folder of a seed's M1, which the settings name; with --own also of its weak model, data."""
+    """Folder of a seed's M1 (with --own also its weak model and data), named by the settings."""
     made = zlib.crc32(json.dumps([job["base"], job["config"]], sort_keys=True).encode())
     return os.path.join(job["work"], f"{job['regime']}-{job['seed']}-{made:08x}")
 

@@ -16,8 +16,8 @@ per cell; whatever has a row is not done again, so a killed sweep goes on where 
     python experiments/analyse.py                                        # tables and figures
 
 toy, regimes: each arm at its best of equally many settings. equal: the same rates for every arm;
-unsure: the same, with an M1 unsure of where a mistake parts. map: where mixing wins if a share of
-the data is wrong; rivals: what else helps there (both on validation, at one rate fixed in advance).
+unsure: the same, M1 being unsure where a mistake begins. map: where mixing wins if a share of the
+data is wrong; rivals: what else helps there (both on validation, at one rate fixed in advance).
 Nothing of the training is written here again: a cell is train_wmss.py's own stages in this process.
 
 Declared for `equal` before any of its rows: joint, frozen and wmss less sft-steps and less
