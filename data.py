@@ -57,8 +57,8 @@ def draw_problems(split: str, n: int, rng: random.Random, noise: float, families
                   draw: Callable[[str, random.Random], Problem]) -> list[Problem]:
     """n Problems of a split, the families in turn; a share `noise` has the mistake as completion.
 
-    draw(family, rng) gives one of any split, rng being its only chance. Problems of val and test
-    are distinct; train may repeat some, as corpora do. ValueError if there are too few.
+    draw(family, rng) gives one of any split, rng being its only source of chance. Problems of val
+    and test are distinct; train may repeat some, as corpora do. ValueError if there are too few.
     """
     if split not in SPLITS:
         raise ValueError(f"data: unknown split {split!r}; expected one of {', '.join(SPLITS)}")
@@ -231,9 +231,9 @@ class Batch:
     Packed: x is a list of buckets (B_i, T_i), each padded to its own longest row. y and loss_mask
     (P,) are flat over the positions of all buckets in order, P = sum of B_i * T_i, as model(x) is.
     """
-    x: torch.Tensor | list[torch.Tensor]    # (B, T) long, padded with 0 on the right
-    y: torch.Tensor                         # (B, T) long
-    loss_mask: torch.Tensor                 # (B, T) bool, False on prompts and padding
+    x: torch.Tensor | list[torch.Tensor]    # (B, T) long, padded with 0 on the right, or buckets
+    y: torch.Tensor                         # (B, T) or (P,) long
+    loss_mask: torch.Tensor                 # (B, T) or (P,) bool, False on prompts and padding
     ids: torch.Tensor                       # (B,) long, the samples' ids
 
     def to(self, device) -> "Batch":
@@ -305,10 +305,10 @@ def micro_batches(samples: list[Sample], micro_batch: int, rank: int = 0, world:
     """This rank's share of one step's samples: packed Batches, one for each forward pass.
 
     A Batch has at most micro_batch rows and, unless 0, tokens_per_batch positions, padding included
-    (one row alone may have more). The step's rows are sorted by length: no bucket pads a row by
-    more than 15 %, and ranks, which take turns, have equal work. Which rows share a step stays
-    random, so the gradient is that of plain shuffling. A rank that is left without rows gets one
-    of id -1 without loss, since all ranks must join the gradient sync.
+    (one row alone may have more). The step's rows are sorted by length: no bucket pads a row to
+    more than 1.15 of its tokens, and ranks, which take turns, have equal work. Which rows share a
+    step stays random, so the gradient is that of plain shuffling. A rank that is left without rows
+    gets one of id -1 without loss, since all ranks must join the gradient sync.
     """
     rows = sorted(samples, key=lambda s: (len(s.tokens), s.id))[rank::world]
     if not rows:

@@ -1,7 +1,7 @@
 """Entropy dynamics: where did uncertainty move between a weak snapshot and the
 live model?
 
-The entropies of both models' predictions over exactly the training batches
+The entropies of both models' predictions on exactly the loss tokens of training
 (paper v2, section 3.2 and eq. 7), and from them one sampling weight for each
 sample and one gap code for each token: settled, consolidating, regressing or
 hard.
@@ -71,7 +71,7 @@ def token_entropy(hidden: Tensor, weight: Tensor, chunk_rows: int | None = None)
                 new_total = p.sum(-1, keepdim=True)
                 new_dot = p.mul_(z).sum(-1, keepdim=True)
                 if top is not None:
-                    fall = (top - high).clamp_(min=-1e4)
+                    fall = (top - high).clamp_(min=-1e4)    # old terms: z - high = z - top + fall
                     new_dot = new_dot + (dot + total * fall) * fall.exp()
                     new_total = new_total + total * fall.exp()
                 top, total, dot = high, new_total, new_dot
@@ -85,7 +85,7 @@ def _share(term):
 
 
 def weights_code(w: Tensor, s: Tensor, alpha: float, beta: float, gamma: float) -> Tensor:
-    """The released code: each term has exactly its share alpha, beta or gamma of the mass."""
+    """The released code: terms that are not 0 share the mass as alpha : beta : gamma."""
     consolidating, regressing = (w - s).clamp_min(0), (s - w).clamp_min(0)
     return alpha * _share(w) + beta * _share(consolidating) + gamma * _share(regressing)
 
@@ -96,7 +96,7 @@ def weights_v1(w: Tensor, s: Tensor, alpha: float, beta: float, gamma: float) ->
 
 
 def weights_v2(w: Tensor, s: Tensor, alpha: float, beta: float, gamma: float) -> Tensor:
-    """Version 2 of the paper: beta weighs the live entropy; close to uncertainty sampling."""
+    """Version 2: alpha weighs consolidation, beta the live entropy: near uncertainty sampling."""
     return alpha * (w - s).clamp_min(0) + beta * s + gamma * (s - w).clamp_min(0)
 
 

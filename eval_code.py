@@ -72,9 +72,9 @@ def cut_at_stop(text: str, stops: tuple[str, ...] = STOPS) -> str:
 def cut(text: str, prompt: str, entry_point: str, stops: tuple[str, ...] = STOPS) -> str:
     """What of an answer without a fence to run below prompt: its function, and what that needs.
 
-    Stops apply only behind the first complete definition of entry_point; all that stands before it
-    is kept. Of what is cut, definitions that the kept part reads come back. A text in which the
-    function is never complete stays whole, and fails by itself.
+    Stops (none: all is kept) apply only behind the first complete definition of entry_point; what
+    stands before it is kept. Of what is cut, definitions that the kept part reads come back. A text
+    in which the function is never complete stays whole, and fails by itself.
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     n_prompt, lines = prompt.count("\n"), (prompt + text).split("\n")
@@ -175,7 +175,7 @@ def judge(rows: list[dict], problems: list, allow_code_execution: bool = False,
 # ----------------------------------------------------------------------------------- command line
 
 
-def answered(args: argparse.Namespace, problems: list, rest: list, folder: str) -> tuple:
+def answered(args: argparse.Namespace, problems: list, skipped: list, folder: str) -> tuple:
     """(judged rows of what a model writes, or of the samples in a file; the file of rows)."""
     is_model, is_toy = not args.checkpoint.endswith(SAMPLES), args.data == "toy-code"
     how, wrap, stops = {}, None, ()
@@ -184,20 +184,20 @@ def answered(args: argparse.Namespace, problems: list, rest: list, folder: str) 
         if is_toy and task != "toy-code":
             raise ValueError(f"{args.checkpoint} was trained on {task}; score it with python "
                              f"eval_math.py {args.checkpoint}")
-        stops, wrap = STOPS, None if is_toy else chat(enc, raw=True)
+        stops, wrap = STOPS, (None if is_toy else chat(enc, raw=True))
         how = dict(max_new_tokens=args.max_new_tokens or (64 if is_toy else 512),
                    batch_size=args.batch or (700 if is_toy else 32), n=args.n, seed=args.seed,
                    temperature=args.temperature)
-    verdicts = functools.partial(
+    add_verdicts = functools.partial(
         judge, problems=problems, allow_code_execution=args.allow_code_execution,
         timeout=args.timeout, workers=args.workers, stops=stops)
-    answers = Answers(os.path.join(folder, "unfinished"), args.data.partition("=")[0], verdicts,
+    answers = Answers(os.path.join(folder, "unfinished"), args.data.partition("=")[0], add_verdicts,
                       **how, **read_by(problems, wrap), weights=weights(args.checkpoint),
                       device=args.device, timeout=args.timeout)
     print(f"{args.checkpoint}: {len(problems):,} problems{answers.said}", flush=True)
     if is_model:
         return complete(model, enc, problems, wrap=wrap, answers=answers, **how), answers
-    rows = read_samples(args.checkpoint, problems, {p.id for p in rest})
+    rows = read_samples(args.checkpoint, problems, {p.id for p in skipped})
     n = len(rows) // len(problems)
     if not all(1 <= k <= n for k in args.k):
         raise ValueError(f"--k {args.k}: expected 1 to {n}, the samples per problem")
@@ -214,10 +214,11 @@ def main(argv: list[str] | None = None) -> int:
     is_model = not args.checkpoint.endswith(SAMPLES)
     name, _, path = args.data.partition("=")
     every = load_problems(args.data, args.limit if is_model else None, args.split, args.any_count)
-    problems, rest = every[:args.limit], every[args.limit:] if args.limit else []
+    problems, skipped = every[:args.limit], (every[args.limit:] if args.limit else [])
     if not is_model:
         args.out = args.out or args.checkpoint.removesuffix(".gz").removesuffix(".jsonl")
-    rows, answers = answered(args, problems, rest, os.path.dirname(stem_of(args, name, vars(args))))
+    folder = os.path.dirname(stem_of(args, name, vars(args)))
+    rows, answers = answered(args, problems, skipped, folder)
     scores = summary(rows, args.k)
     found = [r["status"] for r in rows]
     counts = {status: found.count(status) for status in ("pass", "fail", "timeout", "error")}

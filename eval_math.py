@@ -51,7 +51,7 @@ def extract_answer(text: str) -> str | None:
 class Grade:
     correct: bool
     answer: str | None
-    extractor: str  # boxed, answer_tag, hash, phrase, letter, number, exact, last ; or none
+    extractor: str  # boxed, answer_tag, hash, phrase, letter, number, exact, "last ;", none
 
 
 def grade(text: str, gold: str, dataset: str | None = None, question: str | None = None) -> Grade:
@@ -235,7 +235,7 @@ def show(s: dict) -> str:
 def compare(path_a: str, path_b: str, draws: int = 2000, seed: int = 0) -> dict:
     """Two files of rows on the same problems: scores, discordant pairs, exact McNemar p, and a
     paired bootstrap of the difference b - a."""
-    a, b = scoring.verdicts_of(path_a), scoring.verdicts_of(path_b)
+    a, b = map(scoring.verdicts_of, (path_a, path_b))       # {(id, gold): {sample: right}} each
     odd = [key for key in [*a, *b] if set(a.get(key, ())) != set(b.get(key, ()))]
     if odd or not a:
         first = odd[0] if odd else None
@@ -279,8 +279,8 @@ def score(a, name: str, problems: list, model, enc, official: Callable | None) -
               "commit": commit(), "dtype": str(next(model.parameters()).dtype),
               "python": sys.version.split()[0]}
     stem = scoring.stem_of(a, name, record)
-    verdicts = partial(judge, dataset=grader, official=official)
-    answers = Answers(os.path.join(os.path.dirname(stem), "unfinished"), name, verdicts, **how,
+    add_verdicts = partial(judge, dataset=grader, official=official)
+    answers = Answers(os.path.join(os.path.dirname(stem), "unfinished"), name, add_verdicts, **how,
                       **scoring.read_by(problems, wrap), weights=a.weights, device=a.device,
                       graders=[grader, a.grader])
     print(f"{name}: {len(problems):,} problems, graded as {grader}{answers.said}", flush=True)

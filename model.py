@@ -28,7 +28,7 @@ from plumbing.devices import has_varlen
 
 @dataclass
 class GPTConfig:
-    vocab_size: int = 98            # V
+    vocab_size: int = 98            # V; the tokenizer says how many (the built-in one 97)
     dim: int = 96                   # C, width of the residual stream
     n_layers: int = 2               # blocks, one after the other
     n_heads: int = 4                # H
@@ -60,10 +60,10 @@ class GPTConfig:
         T (T + 1) / 2 a row; n_loss: rows through the head; numbers, or (n,) with one per sample.
         Only matrix products count, 2 FLOPs a multiply-add (Kaplan et al. 2020, appendix B).
         """
-        heads = self.n_heads * self.head_dim
-        attention = self.dim * (2 * heads + 2 * self.n_kv_heads * self.head_dim)
+        width = self.n_heads * self.head_dim                # of q: C in most models
+        attention = self.dim * (2 * width + 2 * self.n_kv_heads * self.head_dim)
         weights = self.n_layers * (attention + 3 * self.dim * self.ffn_dim)
-        scores = 4 * self.n_layers * heads * n_pairs
+        scores = 4 * self.n_layers * width * n_pairs
         return 2 * weights * n_tokens + scores + 2 * self.vocab_size * self.dim * n_loss
 
 
@@ -204,14 +204,14 @@ class GPT(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, x: Tensor | list[Tensor], positions: Tensor | None = None,
+    def forward(self, x: Tensor | list[Tensor], places: Tensor | None = None,
                 attends: Sequence[Callable] | None = None) -> Tensor:
         """Hidden states after the last norm.
 
         x: token ids (B, T) -> (B, T, C). Padding on the right needs no mask: attention is causal,
             so no real token sees it. Or a list of buckets, each with its own B and T -> (P, C):
             all P positions share every matrix product, only attention keeps the rows apart.
-        positions (P,), attends: each token's place in its row, and one function (q, k, v) -> y per
+        places (P,), attends: each token's place in its row, and one function (q, k, v) -> y per
             layer. None: whole rows and Rows.attend; plumbing/decode.py passes those of its cache.
         """
         buckets = x if isinstance(x, list) else [x]
@@ -220,11 +220,11 @@ class GPT(nn.Module):
         if longest > self.cfg.max_seq_len:
             raise ValueError(f"model: {longest} tokens in a row, max_seq_len is "
                              f"{self.cfg.max_seq_len}; shorten the data or raise it")
-        if positions is None:
+        if places is None:
             parts = [torch.arange(T, device=self.cos.device).repeat(B) for B, T in rows.shapes]
-            positions = torch.cat(parts)                                          # (P,)
+            places = torch.cat(parts)                                             # (P,)
         attends = attends or [rows.attend] * len(self.layers)
-        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]     # (P, 1, D)
+        cos, sin = self.cos[places][:, None], self.sin[places][:, None]           # (P, 1, D)
         h = self.embed_tokens(torch.cat([b.flatten() for b in buckets]))          # (P, C)
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         for layer, attend in zip(self.layers, attends, strict=True):

@@ -3,7 +3,7 @@ between a weak snapshot and the live model, go on training on mixed logits of
 both. Only the strong model is kept.
 
 Paper: Weak-Driven Learning, arXiv 2602.08222 (v2, sections 3.1-3.3, Algorithm
-1). Everything that differs from plain SFT stands between `# WMSS` marks.
+1). Where the loss or the data differ from plain SFT, a line says `# WMSS`.
 
     torchrun train_wmss.py                    # CPU, some minutes, no download
     torchrun --nproc_per_node 8 train_wmss.py # 8 GPUs; plain `python` works
@@ -23,7 +23,7 @@ import plumbing  # noqa: F401  (how threads wait; before torch)
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -55,7 +55,7 @@ from plumbing.tasks import corpus_set
 class Config:
     name: str = arg("toy", "everything the run makes lies in out/NAME", group="the run")
     preset: str = arg("", "a file of flags: smoke, mistakes, smollm2-gsm8k, qwen3-0.6b-gsm8k, "
-                      "qwen3-4b-am or your own; flags of the command line go first")
+                      "qwen3-4b-am or your own; flags of the command line win")
     stages: str = arg(",".join(STAGES), "the stages to run, in this order")
     resume: Literal["", "yes", "auto"] = arg("", "go on with an interrupted out/NAME, or add "
                                              "stages to it; auto: start it if need be", bare="yes")
@@ -104,7 +104,7 @@ class Config:
     sft_lr: float = arg(1e-4, "peak learning rate of SFT", above=0, text=1e-5)
     wmss_epochs: float = arg(1.0, "epochs of wmss; the other arms take as many steps", above=0)
     # each arm's best of 1e-5, 3e-5, ..., 3e-3 on the validation problems of toy-math, five seeds;
-    # of text the paper's
+    # text=, the default with --data, is the paper's
     sft_steps_lr: float = arg(1e-4, "peak learning rate of sft-steps", above=0, text=1e-5)
     sft_flops_lr: float = arg(3e-4, "peak learning rate of sft-flops", above=0, text=1e-5)
     joint_lr: float = arg(1e-4, "peak learning rate of joint", above=0, text=1e-5)
@@ -118,16 +118,16 @@ class Config:
     arm: list[str] = arg(["sft-steps", "sft-flops", "joint", "wmss", "wmss-mask"],
                          "what stage 3 trains", choices=tuple(ARMS), group="WMSS")
     lam: float = arg(0.5, "weight of the strong logits in the mix (eq. 5)", low=0, high=1)
-    weak: Literal["joint", "frozen"] = arg("joint", "is the weak model trained, too?")
+    weak: Literal["joint", "frozen"] = arg("joint", "of wmss, wmss-mask, permuted: trained, too?")
     weak_snapshot: str = arg("", "the weak model: any checkpoint with the tokenizer (default: M0)")
     weights: str = arg("code", "formula of the sampling weights", choices=tuple(WEIGHTS))
-    alpha: float = arg(0.1, "weight term: base difficulty", low=0)
+    alpha: float = arg(0.1, "weight term: base difficulty (v2: consolidation)", low=0)
     beta: float = arg(0.8, "weight term: consolidation (v2: current difficulty)", low=0)
     gamma: float = arg(0.1, "weight term: regression repair", low=0)
     dedup: bool = arg(False, "of equal draws keep the first only (v2)")
     gap: Literal["none", "sample", "token", "both"] = arg(
         "sample", "wmss uses gaps as sampling weights (the paper), as a mask on the mixing, both")
-    tau: float = arg(0.01, "gap mask: nats of change; tau = h = 0 masks every token in", low=0)
+    tau: float = arg(0.01, "gap mask: nats of change; tau = h = 0: all tokens are in it", low=0)
     h: float = arg(0.05, "gap mask: nats of weak entropy that make a token hard", low=0)
     rounds: int = arg(1, "K; round t mixes M_{t-1} into M_t", low=1)
 
@@ -167,7 +167,7 @@ class MixedLoss(nn.Module):
     def forward(self, x: Tensor | list[Tensor], y: Tensor, positions: Tensor,
                 lam: float | Tensor) -> Tensor:
         """x: token ids, (B, T) or a list of buckets; y (N,) targets; positions (N,): where among
-        all B * T positions they are predicted; lam: a number or (N,)."""
+        the P positions of all rows they are predicted; lam: a number or (N,)."""
         def hidden(model):
             return model(x).flatten(0, -2).index_select(0, positions)       # (N, C)
 
@@ -201,13 +201,13 @@ def train(run: Run, arm: str, strong: GPT, samples: list[Sample], batches: Seque
     """
     cfg, ranks, steps = run.cfg, run.ranks, len(batches)
     mixed_loss = MixedLoss(strong, weak, joint, cfg.chunk_rows or None, control)
-    run.prepare(mixed_loss)                                 # device, shards, checkpointing
+    run.prepare(mixed_loss)                     # device, shards, recomputation, .train()
     params = [p for p in mixed_loss.parameters() if p.requires_grad]
     opt = torch.optim.AdamW(params, lr, betas=(0.9, 0.95), weight_decay=cfg.weight_decay,
                             fused=True)
     progress = Progress(run, arm, mixed_loss, opt, samples, batches, snapshots,
                         partial(gap_mask, tau=cfg.tau, h=cfg.h))
-    first = progress.take_up()
+    first = progress.take_up()                  # 0, or where a run broke off; compiles
     ddp = ranks.data_parallel(mixed_loss)
     for step in range(first, steps):
         rows = [samples[i] for i in batches[step].tolist()]
@@ -216,7 +216,7 @@ def train(run: Run, arm: str, strong: GPT, samples: list[Sample], batches: Seque
         total = torch.zeros((), device=ranks.device)
         micros = micro_batches(rows, cfg.micro_batch, ranks.rank, ranks.world,
                                cfg.tokens_per_batch)
-        progress.begin(step, micros, n_tokens)
+        progress.begin(step, micros, n_tokens)  # for controls and log; shards: equal passes
         for i, batch in enumerate(micros):
             positions = batch.loss_mask.flatten().nonzero()[:, 0]
             x, y, lam = batch.x, batch.y.flatten()[positions], 1.0
@@ -229,10 +229,10 @@ def train(run: Run, arm: str, strong: GPT, samples: list[Sample], batches: Seque
             with ranks.exchange(ddp, last):
                 with ranks.autocast(training=True):
                     loss = ddp(x, y, positions, lam)
-                # both average over ranks: times their number it is the mean over all tokens
+                # DDP and FSDP average over ranks: times their number, the mean over all tokens
                 (loss * (ranks.world / max(1, n_tokens))).backward()
             total += loss.detach()
-        progress.gradients(total)
+        progress.gradients(total)               # their norms, for the log
         gnorm = nn.utils.clip_grad_norm_(params, cfg.clip)
         opt.step()
         opt.zero_grad()
@@ -314,9 +314,10 @@ def load_gaps(run: Run, t: int) -> Gaps:
 
 def draw(run: Run, t: int, gap: str, **length):
     """-> (gaps of round t or None, the batches of stage 3); length: epochs= or steps=."""
-    cfg, gaps = run.cfg, load_gaps(run, t) if gap != "none" else None
+    cfg, gaps = run.cfg, (load_gaps(run, t) if gap != "none" else None)
     weights = gaps.weights if gap in ("sample", "both") else None       # WMSS: the curriculum
-    # orders that SFT has not seen; in round 1 every arm sees the same ones
+    # orders that SFT has not seen (+ 2: an epoch that it began, one that filled its last step); in
+    # round 1 every arm sees the same ones
     first_epoch = int(cfg.sft_epochs) + 2 + (t - 1) * (int(cfg.wmss_epochs) + 2)
     return gaps, schedule(len(run.samples), cfg.batch_size, cfg.seed, first_epoch,
                           weights=weights, dedup=cfg.dedup, **length)
@@ -325,25 +326,25 @@ def draw(run: Run, t: int, gap: str, **length):
 def steps_of(run: Run, name: str) -> int:
     """Optimizer steps of an arm: as many as wmss takes; sft-flops: as many as cost what it costs.
 
-    wmss need not have been trained: its steps and FLOPs follow from what it draws.
+    With one round wmss need not have been trained: what it draws gives its steps and FLOPs.
     """
     cfg, folder, steps, budget = run.cfg, run.folder, 0, 0.0
+    strong = read_config(folder.checkpoint(1), run.tokenizer)[0]
     for t in range(1, cfg.rounds + 1):
         gaps, batches = draw(run, t, cfg.gap, epochs=cfg.wmss_epochs)
         steps += len(batches)
         if name == "sft-flops":
-            strong, weak = (read_config(path, run.tokenizer)[0]
-                            for path in (folder.checkpoint(1), folder.weak(t)))
-            cost = step_flops(run.samples, strong, weak, cfg.weak == "joint")
-            budget += float(sum(cost[b].sum() for b in batches)) + (gaps.flops if gaps else 0.0)
+            weak = read_config(folder.weak(t), run.tokenizer)[0]
+            mixed = step_flops(run.samples, strong, weak, cfg.weak == "joint")
+            budget += float(sum(mixed[b].sum() for b in batches)) + (gaps.flops if gaps else 0.0)
     if name != "sft-flops":
         return steps
-    cost, steps = step_flops(run.samples, strong), 0
-    longest = int(budget / (float(cost.min()) * cfg.batch_size)) + 1
+    plain, steps = step_flops(run.samples, strong), 0
+    longest = int(budget / (float(plain.min()) * cfg.batch_size)) + 1
     for batch in draw(run, 1, "none", steps=longest)[1]:
         if budget <= 0:
             break
-        budget, steps = budget - float(cost[batch].sum()), steps + 1
+        budget, steps = budget - float(plain[batch].sum()), steps + 1
     return steps
 
 
@@ -366,10 +367,9 @@ def stage_arm(run: Run, name: str, t: int = 1):
                   joint=arm.weak == "joint", gaps=gaps if arm.gap in ("token", "both") else None,
                   control=arm.control(cfg) if arm.control else None)
     # what this round and those before it cost, the entropy pass included: sft-flops gets the same
-    cost = dict(steps=len(batches), flops=state["flops"], seconds=state["seconds"])
-    for earlier in ([meta["spent"]] if t > 1 else []) + ([asdict(gaps)] if gaps else []):
-        for key in cost:
-            cost[key] += earlier.get(key, 0)
+    spent = [dict(state, steps=len(batches))] + ([meta["spent"]] if t > 1 else [])
+    spent += [vars(gaps)] if gaps else []               # measuring takes no steps
+    cost = {key: sum(part.get(key, 0) for part in spent) for key in ("steps", "flops", "seconds")}
     if name == "wmss" and t == cfg.rounds:
         folder.save("weak.pt", weak, **state, spent=cost)
     finish(run, file, strong, dict(state, spent=cost))
@@ -404,8 +404,8 @@ def stage_score(run: Run):
     scores = Scores(run, sets)
     for name, path in folder.models(ROWS).items():
         model, meta = load_checkpoint(path, ranks.device, run.tokenizer)
-        paths, weak, lam, answers = [path], None, 1.0, []
-        if name == "fused":
+        paths, weak, lam, judged = [path], None, 1.0, []
+        if name == "fused":             # its path is that of weak.pt, to be mixed with wmss.pt
             paths, weak, lam = [path, folder.path("wmss.pt")], model, cfg.lam
             model, _ = load_checkpoint(paths[1], ranks.device, run.tokenizer)
         how = dict(max_new_tokens=cfg.max_new_tokens, batch_size=cfg.eval_batch, lam=lam)
@@ -414,10 +414,10 @@ def stage_score(run: Run):
             kept = scores.begin(name, paths, questions, share, **how)
             with ranks.autocast():
                 rows = eval_math.complete(model.eval(), run.enc, share, wrap=questions.wrap,
-                                          weak=weak, answers=kept, **how)
-            answers += ranks.gather(rows)
+                                          weak=weak, answers=kept, **how)   # kept judges them
+            judged += ranks.gather(rows)
         cost = {} if name in ("weak", "fused") else meta.get("spent") or meta
-        scores.add(answers, model=name, **eval_math.summary(answers), flops=cost.get("flops"),
+        scores.add(judged, model=name, **eval_math.summary(judged), flops=cost.get("flops"),
                    seconds=cost.get("seconds"), checkpoint=path)
     scores.write()
     report(run)
@@ -436,7 +436,7 @@ def run_stages(run: Run):
             stage_entropy(run, t)
         if "wmss" in stages and "wmss" in cfg.arm:
             stage_arm(run, "wmss", t)
-    for name in cfg.arm:
+    for name in cfg.arm:                # after wmss, whose rounds give the others their steps
         if "wmss" in stages and name != "wmss":
             stage_arm(run, name)
     if "score" in stages and run.held_out:
@@ -453,7 +453,7 @@ def main(argv: list[str] | None = None):
     run = Run(cfg, ranks, Folder(cfg, ranks.rank))
 
     def start():
-        check_inputs(run, needs_gaps(cfg), sets_to_score)
+        check_inputs(run, needs_gaps(cfg), sets_to_score)       # reads the data
         run.folder.open(run.digest)
 
     with run:                       # the lock on the folder, and the signals
