@@ -116,7 +116,8 @@ def own_problems(name: str, grader: str, path: str, columns: tuple[str, str] = (
             asked[-1] = {**asked[-1], "content": question}
         prompt = "\n\n".join(m["content"] for m in asked)
         kinds.add(kind_of(last["content"], prompt))
-        rows.append((where, prompt, last["content"], asked if len(asked) > 1 else ()))
+        is_plain = len(asked) == 1 and "bare" not in asked[0]
+        rows.append((where, prompt, last["content"], () if is_plain else asked))
     if not rows:
         raise ValueError(f"{name}={path}: no row in it; check the path")
     grader = grader or ("exact" if len(kinds) > 1 else kinds.pop())

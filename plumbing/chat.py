@@ -31,8 +31,6 @@ OURS = ("messages", "add_generation_prompt", "bos_token", "eos_token", "tools", 
         "strftime_now")
 # by these keys a message says whether it is to be learned: OpenAI's, axolotl's and ms-swift's
 SWITCHES = ("weight", "train", "loss")
-
-
 SECONDS = 10            # that a template may take
 
 

@@ -33,12 +33,11 @@ def chat(enc, system=None, raw=False):
     """wrap(question) -> the prompt that the model reads, by the template that training used: the
     tokenizer's own, else a plain one.
 
-    question: a text, or messages, whose own system prompt takes the place of `system`. raw: where
-    the tokenizer has no template the text stands as it is (a function to complete), behind the
-    token that opens every text.
+    question: a text, or messages, whose own system prompt takes the place of `system`. raw, or one
+    message that is bare: where the tokenizer has no template the text stands as it is (a function
+    to complete, a row of prompt and completion), behind the token that opens every text.
     """
     from plumbing.chat import render
-    template = "none" if raw and not enc.chat_template else "auto"
     first = [{"role": "system", "content": system}] if system else []
 
     def wrap(question):
@@ -47,6 +46,8 @@ def chat(enc, system=None, raw=False):
             messages = question
         if messages[0]["role"] != "system":
             messages = [*first, *messages]
+        bare = raw or len(messages) == 1 and messages[0].get("bare")
+        template = "none" if bare and not enc.chat_template else "auto"
         return render(messages, enc, template, add_generation_prompt=True)
     return wrap
 

@@ -79,6 +79,10 @@ def _message(turn, column, control):
     return m
 
 
+def _is_bare(used, columns):
+    return tuple(used) == PAIRS[0] and columns == ("", "")
+
+
 def _conversation(row, columns, control):
     """A row -> (its messages, the columns that they stand in).
 
@@ -225,8 +229,9 @@ def _source(spec):
 
 def conversations(path: str, columns: tuple[str, str] = ("", "")):
     """Yield ("file:line", row, messages) of a file's rows, for scoring: the last turn is the gold
-    answer, and may be a number. columns: of question and answer, where they have names of their
-    own; a file without them is read as any other.
+    answer, and may be a number; a question that training joins to its answer as it is has "bare".
+    columns: of question and answer, where they have names of their own; a file without them is
+    read as any other.
 
     ValueError, with file and line, where no assistant's turn is the last.
     """
@@ -235,7 +240,9 @@ def conversations(path: str, columns: tuple[str, str] = ("", "")):
         try:
             texts = {k: str(v) if type(v) in (int, float) else v for k, v in row.items()}
             named = columns if columns[1] in row else ("", "")
-            messages, _ = _conversation(texts, named, nothing)
+            messages, used = _conversation(texts, named, nothing)
+            if _is_bare(used, named):
+                messages[0]["bare"] = True
             if messages[-1]["role"] != "assistant":
                 raise ValueError("expected the assistant's turn, the gold answer, at the end, "
                                  f"found one of the {messages[-1]['role']}")
@@ -324,8 +331,7 @@ class _Reader:
                 raise ValueError(f"id {row['id']!r} is also that of {first}; ids must differ, or "
                                  "leave them out")
             messages, used = _conversation(row, self.columns, self.control)
-            is_bare = tuple(used) == PAIRS[0] and self.columns == ("", "")
-            template = self.bare_template if is_bare else self.template
+            template = self.bare_template if _is_bare(used, self.columns) else self.template
             kwargs = chat.template_arguments(row.get("chat_template_kwargs") or {}, template)
             samples = pieces(messages, self.enc, template, kwargs)
             self._note(row, used, template)

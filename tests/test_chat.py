@@ -76,6 +76,24 @@ def test_plain_is_the_prompt_of_the_scores():
     assert render(system, encoding(), "plain", True) == "<|begin|>" + asked
 
 
+@pytest.mark.parametrize("template", [None, CHATML, QWEN3])
+@pytest.mark.parametrize("row", [
+    {"prompt": "How many? ", "completion": "42"}, {"question": "How many?", "answer": "42"},
+    {"prompt": "How many?", "completion": "42", "system": "Think."}, {"messages": TALK}])
+def test_a_question_of_your_own_is_asked_as_training_reads_its_row(row, template):
+    """Bug: a model without a chat template that learns "How many? 42" is asked "Question: How many?
+    Answer:", and its score is that of another prompt."""
+    from plumbing.benchmarks import own_problems
+    from plumbing.scoring import asked, chat
+    enc = encoding(template)
+    sample = load([row], enc)[-1]
+    (problem,) = own_problems("mine", "exact", "rows.jsonl")
+    n = int(sample.loss.nonzero()[-1]) + 1              # the last turn's, where a sample has several
+    while sample.loss[n - 1]:
+        n -= 1
+    assert chat(enc)(asked(problem)) == enc.decode(sample.tokens[:n].tolist())
+
+
 def test_a_template_file_is_read_and_a_wrong_one_is_refused(tmp_path):
     """Bug: a mistyped name taken for a template; a syntax error as a traceback in the middle of the
     data.
