@@ -28,6 +28,7 @@ from functools import partial
 from plumbing import extract, scoring
 from plumbing.answers import Answers, weights
 from plumbing.bar import Bar
+from plumbing.batches import by_length
 from plumbing.benchmarks import load_problems, parse_spec
 from plumbing.cli import program
 from plumbing.extract import TAIL, find_answer
@@ -167,7 +168,7 @@ def complete(model, enc, problems: list, *, max_new_tokens: int = 64, batch_size
                              seed=sample_seed(seed, p.id, s), gold=p.answer))
     slots = [len(prompts[i // n]) + max_new_tokens for i in range(len(rows))]
     with Bar(len(rows), "answers", "answer") as bar:
-        for batch in scoring.batches(slots, batch_size):
+        for batch in by_length(slots, 2, batch_size):       # the longest sets the memory of all
             own = [rows[i] for i in batch]
             if answers is None or not answers.take(own):
                 new = model.generate([prompts[i // n] for i in batch], max_new_tokens,

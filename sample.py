@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None):
             tokens = model.generate(
                 [prompt], length, temperature=args.temperature, seed=args.seed, ends=is_over,
                 stop_ids=enc.stop_ids, weak=mixed_in, lam=args.lam)[0]
-            answer = asking.before(enc.decode(tokens), args.stop)
+            answer = asking.cut_at_stop(enc.decode(tokens), args.stop)
             print(f"{name:6} {answer}".lstrip())
         if args.weak:
             print(disagreement(enc, prompt, tokens, strong, weak, args.lam))

@@ -7,7 +7,6 @@ reason. Files are streamed, and an interrupted run goes on with --resume.
     python experiments/am.py --source am_0.5M.jsonl.zst am_0.9M.jsonl.zst --out train.jsonl
 """
 
-import argparse
 import gzip
 import hashlib
 import json
@@ -22,7 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) 
 
 import eval_math
 from plumbing import latex
-from plumbing.cli import program
+from plumbing.cli import parser_of, program
 from plumbing.files import write_text
 from plumbing.notation import normalise
 
@@ -351,8 +350,7 @@ def wrong_flags(a):
 @program("am")
 def main(argv=None):
     """The command line around filter_rows."""
-    cli = argparse.ArgumentParser(prog="python experiments/am.py", description=__doc__,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli = parser_of(__doc__, "python experiments/am.py")
     cli.add_argument("--source", nargs="+", required=True, metavar="FILE",
                      help="am_0.5M.jsonl.zst am_0.9M.jsonl.zst; .jsonl and .jsonl.gz too, in the "
                      "order given")

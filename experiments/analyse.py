@@ -12,7 +12,6 @@ of the difference counts.
 Shapes: S seeds, P problems.
 """
 
-import argparse
 import json
 import math
 import os
@@ -26,6 +25,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from figures import forest_svg, lambda_svg, rates_svg
 
 from eval_math import mcnemar
+from plumbing.cli import parser_of
 from plumbing.files import write_text
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -614,11 +614,6 @@ def forest_lines(*rows):
                     group = "code" if task == "toy-code" else "math"
                     out[group].append((f"{run}: {arm}", marks))
     return out
-
-
-def parser_of(doc):
-    return argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
 
 def main(argv=None):

@@ -26,6 +26,7 @@ import platform
 import random
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from functools import partial
 from statistics import fmean, linear_regression, median
@@ -124,34 +125,20 @@ def peaks(what, peer_name, ours, peer, goal, **more):
                 spread=[min(spread), max(spread)], rounds=len(ours), goal=goal, more=more)
 
 
-def _answer(queue, act, args, threads):
+def _as_rank(env, threads, act, args):
+    os.environ.update(env)
     torch.set_num_threads(threads)
-    try:
-        queue.put(act(*args))
-    except Exception as e:              # as what can surely be sent
-        queue.put((peers.Missing if isinstance(e, peers.Missing) else RuntimeError)(str(e)))
+    return act(*args)
 
 
 def apart(threads, act, *args, world=1):
-    """act(*args) in fresh processes -> results in the order in which they come."""
-    spawn = multiprocessing.get_context("spawn")
-    queue = spawn.SimpleQueue()
-    processes = []
-    for rank in range(world):
-        env = dict(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank),
-                   LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
-                   MASTER_PORT=str(20000 + os.getpid() % 20000))
-        with patch.dict(os.environ, env):
-            process = spawn.Process(target=_answer, args=(queue, act, args, threads))
-            process.start()
-        processes.append(process)
-    results = [queue.get() for _ in processes]
-    for process in processes:
-        process.join()
-    for found in results:
-        if isinstance(found, Exception):
-            raise found
-    return results
+    """act(*args) in fresh processes -> the result of each rank."""
+    both = dict(WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(20000 + os.getpid() % 20000))
+    with ProcessPoolExecutor(world, multiprocessing.get_context("spawn")) as pool:
+        ranks = [pool.submit(_as_rank, both | dict(RANK=str(rank), LOCAL_RANK=str(rank)), threads,
+                             act, args) for rank in range(world)]
+        return [rank.result() for rank in ranks]
 
 
 def memory(kind="VmHWM"):

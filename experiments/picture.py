@@ -7,7 +7,6 @@ Above each token stand its two entropies, the weak model's as an outline and the
 filled; below it a mark says again what the colour says.
 """
 
-import argparse
 import html
 import os
 import sys
@@ -17,7 +16,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from entropy import find_gaps, load_pair
 from model import read_config
 from plumbing import draw
-from plumbing.cli import program
+from plumbing.cli import parser_of, program
 from plumbing.draw import CODES, shape, text
 from plumbing.files import write_text
 from plumbing.report import tokens_with_codes
@@ -82,7 +81,7 @@ def picture(gaps, samples, enc, chosen):
 
 @program("picture")
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--weak", required=True, help="checkpoint of the weak snapshot")
     parser.add_argument("--live", required=True, help="checkpoint of the live model")
     parser.add_argument("--ids", type=int, nargs="+", required=True, metavar="ID",

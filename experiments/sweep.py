@@ -106,17 +106,12 @@ class Quiet(Run):
 # Flags of stage 3 for each arm. sft-flops spends what joint spends, sft-flops-wmss what wmss-both
 # spends, its entropy pass included. wmss is the paper's method; wmss-both adds the gap mask to it,
 # with the weights of the authors' code, or of the paper's version 1 or 2.
-TRAINED = {
-    "sft-steps": dict(arm=["sft-steps"], gap="none"),
-    "sft-flops": dict(arm=["sft-flops"], gap="none"),
+NEIGHBOURS = ("dft", "focal", "gce", "confidence", "distilled", "averaged", "reweighted")
+TRAINED = {arm: dict(arm=[arm], gap="none") for arm in (
+    "sft-steps", "sft-flops", "temperature", "smoothing", "weights-only", "frozen", "permuted",
+    "joint", *NEIGHBOURS)} | {
     "sft-flops-wmss": dict(arm=["sft-flops"], gap="both"),
-    "temperature": dict(arm=["temperature"], gap="none"),
-    "smoothing": dict(arm=["smoothing"], gap="none"),
-    "weights-only": dict(arm=["weights-only"], gap="none"),
-    "frozen": dict(arm=["frozen"], gap="none"),
-    "permuted": dict(arm=["permuted"], gap="none"),
     "permuted-frozen": dict(arm=["permuted"], gap="none", weak="frozen"),
-    "joint": dict(arm=["joint"], gap="none"),
     "wmss": dict(arm=["wmss"], gap="sample"),
     "wmss-mask": dict(arm=["wmss"], gap="token"),
     "wmss-both": dict(arm=["wmss"], gap="both"),
@@ -124,8 +119,6 @@ TRAINED = {
     "wmss-both-v2": dict(arm=["wmss"], gap="both", weights="v2", dedup=True)}
 # where the data are wrong: other ways to soften or to be robust, stopping after a quarter, and
 # masks of the mixing with a frozen weak model by the entropies or by another rule (rules.py)
-NEIGHBOURS = ("dft", "focal", "gce", "confidence", "distilled", "averaged", "reweighted")
-TRAINED |= {arm: dict(arm=[arm], gap="none") for arm in NEIGHBOURS}
 TRAINED["sft-early"] = dict(arm=["sft-steps"], gap="none", share=0.25)
 MASK = dict(arm=["wmss"], gap="token", weak="frozen")
 TRAINED["rule-entropy"] = MASK

@@ -1,13 +1,13 @@
 """What sample.py needs beside the models: its flags, what is typed, text in and out of tokens."""
 
-import argparse
 import math
+
+from plumbing.cli import parser_of
 
 
 def flags(description, argv=None):
     """The command line of sample.py, checked; ValueError names what is wrong."""
-    cli = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli = parser_of(description)
     add = cli.add_argument
     add("checkpoint", help=".pt file of train_wmss.py, Hugging Face folder or hub name")
     add("prompts", nargs="*", help="none: they are typed, one a line")
@@ -54,11 +54,11 @@ def encode(enc, text, is_chat):
     return enc.encode(text, allowed_special=special, disallowed_special=())
 
 
-def before(text, stops):
-    """The text up to the first of the stops that stands in it.
+def cut_at_stop(text: str, stops: tuple[str, ...]) -> str:
+    """The text up to the first of the stops that stands in it, wherever tokens begin.
 
-    >>> before("8;no more", [";", "more"])
-    '8'
+    >>> cut_at_stop(" return 1\\ndef g", ["\\ndef"])
+    ' return 1'
     """
     ends = [text.find(stop) for stop in stops if stop in text]
     return text[:min(ends, default=len(text))]

@@ -1,6 +1,23 @@
-"""The batches of a stage, made as they are asked for: 10**12 steps begin at once."""
+"""The batches of a stage, made as they are asked for: 10**12 steps begin at once; rows in groups of
+similar length."""
 
-import torch
+import math
+
+
+def by_length(lengths, stretch, most=math.inf):
+    """Numbers of rows, the shortest first, in groups of up to `most`, in which none is longer than
+    `stretch` times the first.
+
+    >>> by_length([10, 13, 11], 1.15)
+    [[0, 2], [1]]
+    """
+    groups = []
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__):
+        last = groups[-1] if groups else []
+        if not last or len(last) == most or lengths[i] > stretch * lengths[last[0]]:
+            groups.append([])
+        groups[-1].append(i)
+    return groups
 
 
 class Batches:
@@ -19,6 +36,7 @@ class Batches:
         return self.steps
 
     def __getitem__(self, step):
+        import torch  # the scores, which read this file too, do without it
         if not 0 <= step < self.steps:
             raise IndexError(step)
         if step < self.last:

@@ -1,9 +1,7 @@
 """What can be refused is refused here, before the run's folder is touched and any costly work."""
 
-import argparse
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import re
@@ -13,8 +11,9 @@ import torch
 from model import GPTConfig, read_config
 from plumbing.benchmarks import CODE_SETS, parse_spec
 from plumbing.checkpoints import check_archive, is_finite
-from plumbing.cli import flag_of
+from plumbing.cli import flag_of, parser_of
 from plumbing.confine import UNABLE
+from plumbing.files import parse_json, read_text
 from plumbing.log_to import missing
 from plumbing.report import CODES
 from plumbing.scoring import asked
@@ -94,8 +93,7 @@ def fit_to_text(cfg, given):
     saved = {}
     if cfg.resume:
         with contextlib.suppress(OSError, ValueError):      # Folder.open will say what is wrong
-            with open(os.path.join("out", cfg.name, "config.json")) as f:
-                saved = json.load(f)
+            saved = parse_json(read_text(os.path.join("out", cfg.name, "config.json")))
     for field in dataclasses.fields(cfg):
         default = field.metadata.get("text")
         if default is not None and field.name not in given:
@@ -272,8 +270,7 @@ OTHER_DATA = dict(tau=0.01, h=0.05, alpha=0.1, beta=0.8, gamma=0.1, weights="cod
 
 def entropy_flags(description, weights, argv=None):
     """The command line of entropy.py, checked; weights: the formulas that there are."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description)
     add = parser.add_argument
     add("--weak", required=True, help="checkpoint of the weak snapshot")
     add("--live", required=True, help="checkpoint of the live model; its settings name the data")

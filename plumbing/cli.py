@@ -214,15 +214,18 @@ def preset_lines(preset):
 
 def preset_words(preset):
     """Its words: a flag with its values a line, the reason behind a #."""
-    words = []
-    for line in preset_lines(preset):
-        words += shlex.split(line, comments=True)
-    return words
+    return shlex.split("\n".join(preset_lines(preset)), comments=True)
 
 
 def preset_notes(preset):
     """What it says about itself: its lines that begin with #, as one text."""
     return " ".join(line.strip("# ") for line in preset_lines(preset) if line.startswith("#"))
+
+
+def parser_of(doc, prog=None):
+    """An argparse parser that shows the text as it is, and takes no flag that is cut short."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog, description=doc, formatter_class=form, allow_abbrev=False)
 
 
 def tell_torchrun(message):

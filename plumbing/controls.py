@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn as nn
 
-from plumbing.loss import linear_cross_entropy
+from plumbing.loss import Control, linear_cross_entropy
 from plumbing.neighbours import Averaged, Confidence, Dft, Distilled, Focal, Gce, Reweighted
 from plumbing.shard import full
 
@@ -39,38 +39,28 @@ class Arm(NamedTuple):
     control: Callable | None = None
 
 
-class Temperature:
+class Temperature(Control):
     """CE(softmax(lam * z_strong)): what mixing does when the weak model says nothing."""
 
-    def __init__(self, cfg):
-        self.lam, self.chunk_rows = cfg.lam, cfg.chunk_rows or None
-
     def __call__(self, branches, y):
-        scaled = [(self.lam * c, h, w) for c, h, w in branches]
+        scaled = [(self.cfg.lam * c, h, w) for c, h, w in branches]
         return linear_cross_entropy(scaled, y, self.chunk_rows)
 
 
-class Smoothing:
+class Smoothing(Control):
     """Label smoothing with 0.1: the cheapest way to keep gradients alive."""
-
-    def __init__(self, cfg):
-        self.chunk_rows = cfg.chunk_rows or None
 
     def __call__(self, branches, y):
         return linear_cross_entropy(branches, y, self.chunk_rows, smoothing=0.1)
 
 
-class Permuted:
+class Permuted(Control):
     """The weak model's logits, those of the target apart, are permuted among themselves.
 
     What mixing then gives is due to the sizes of the weak model's errors, not to which tokens it
     errs on. Each loss token of each step has its own permutation, a function of (seed, step,
     sample, place in the sample) alone: batching, ranks and restarts do not change it.
     """
-
-    def __init__(self, cfg, share=1.0):
-        self.seed, self.chunk_rows, self.share = cfg.seed, cfg.chunk_rows or None, share
-        self.keys = []
 
     def begin(self, step, micros):
         """Make the keys of this step: one (N,) int64 for each of its micro-batches."""
@@ -80,13 +70,13 @@ class Permuted:
             first = counts.cumsum(0) - counts
             place = torch.arange(int(counts.sum())) - first.repeat_interleave(counts)
             ids = batch.ids.repeat_interleave(counts)
-            self.keys.append(hash_ids(self.seed, step, ids, place))
+            self.keys.append(hash_ids(self.cfg.seed, step, ids, place))
 
     def __call__(self, branches, y):
         keys = self.keys.pop(0).to(y.device)
 
         def permute(z, rows):
-            return permute_logits(z, y[rows], keys[rows], self.share)
+            return permute_logits(z, y[rows], keys[rows])
 
         return linear_cross_entropy(branches, y, self.chunk_rows, permute=permute)
 
@@ -154,13 +144,12 @@ def hash_ids(*ids):
     return x
 
 
-def permute_logits(z, y, keys, share=1.0):
+def permute_logits(z, y, keys):
     """Permute each row's values at the places that are not the target's -> (permuted, source).
 
     permuted[n, k] = z[n, source[n, k]]. z (N, V), targets y (N,) long, keys (N,) int64: a row's
-    permutation is a function of its key alone. A share of the places, drawn place by place, takes
-    part and forms one random cycle (Sattolo's): with share 1 every value but the target's moves,
-    with 0 none does. The gradient with respect to z is that of `permuted`, scattered to source.
+    permutation is a function of its key alone, one random cycle (Sattolo's): every value but the
+    target's moves. The gradient with respect to z is that of `permuted`, scattered to source.
 
     >>> z, y, keys = torch.tensor([[1., 2., 3., 4., 5.]]), torch.tensor([2]), torch.tensor([7])
     >>> permute_logits(z, y, keys)[0].tolist()
@@ -168,13 +157,12 @@ def permute_logits(z, y, keys, share=1.0):
     """
     place = torch.arange(z.size(-1), device=z.device)
     last = (1 << 31) - 1
-    # (N, V) random numbers, of 32 bits: they sort twice as fast as 64. The target comes last, who
-    # takes part comes first: the places 0 -> 1 -> ... -> n - 1 -> 0 of that order are the cycle
+    # (N, V) random numbers, of 32 bits: they sort twice as fast as 64. The target comes last: the
+    # places 0 -> 1 -> ... -> V - 2 -> 0 of that order are the cycle
     u = (hash_ids(keys[:, None], place) >> 32).int().clamp(max=last - 1)
-    u, order = u.scatter(-1, y[:, None], last).sort(stable=True)
-    n = (u < min(round(share * 2 ** 32) - 2 ** 31, last)).sum(-1, keepdim=True)
-    after = torch.where(place + 1 < n, place + 1, torch.where(place < n, 0, place))
-    source = torch.empty_like(order).scatter_(-1, order, order.gather(-1, after))
+    order = u.scatter(-1, y[:, None], last).argsort(stable=True)
+    after = torch.cat([order[:, 1:-1], order[:, :1], order[:, -1:]], -1)
+    source = torch.empty_like(order).scatter_(-1, order, after)
     return z.gather(-1, source), source
 
 

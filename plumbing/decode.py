@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from plumbing.bar import tick
+from plumbing.batches import by_length
 from plumbing.devices import exact
 from plumbing.loss import tiles
 
@@ -49,7 +50,7 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=
     # may look at it.
     order = sorted(range(len(prompts)), key=lens.__getitem__)
     x = []
-    for bucket in buckets(order, lens):
+    for bucket in by_length(lens, 1.15):                # no row is padded by more than 15 %
         rows = [torch.tensor(prompts[i]) for i in bucket]
         x.append(pad_sequence(rows, batch_first=True).to(device))             # (B_i, T_i)
     draws = torch.stack([_uniform(max_new_tokens, seeds[i]) for i in order]).to(exact(device))
@@ -99,20 +100,6 @@ def _check(models, lens, max_new_tokens, temperature, seeds):
     if len(sizes) > 1:
         raise ValueError(f"generate: expected two models of one vocabulary, found {sorted(sizes)} "
                          "ids; their logits cannot be mixed")
-
-
-def buckets(order, lens):
-    """Cut items in ascending order of length so that none is padded by more than 15 %.
-
-    >>> buckets([0, 2, 1], [10, 13, 11])
-    [[0, 2], [1]]
-    """
-    out = []
-    for i in order:
-        if not out or lens[i] > 1.15 * lens[out[-1][0]]:
-            out.append([])
-        out[-1].append(i)
-    return out
 
 
 def _uniform(n, seed):

@@ -4,7 +4,6 @@
     python -m plumbing.export out/mine/wmss.pt folder --dtype bf16
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ import torch
 from model import GPT
 from plumbing import hf
 from plumbing.checkpoints import Checkpoint
-from plumbing.cli import program
+from plumbing.cli import parser_of, program
 from plumbing.files import write_text
 from plumbing.tasks import tokenizer_of
 from plumbing.tokenizer import fingerprint, tokenizer_files
@@ -77,9 +76,7 @@ def _text_files(enc, config, dtype):
 
 @program("export")
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m plumbing.export", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, "python -m plumbing.export")
     parser.add_argument("checkpoint", help="a .pt of out/<name>/, or a Hugging Face folder")
     parser.add_argument("folder", help="the folder to write; must not exist, or be empty")
     parser.add_argument("--dtype", choices=DTYPES, default="keep",

@@ -136,6 +136,11 @@ def read_csv(path):
             raise ValueError(f"{path}:{reader.line_num}: expected {e}") from None
 
 
+def sha256_of(path):
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def code_digest():
     """SHA-256 of this program's own code."""
     here = os.path.dirname(os.path.abspath(__file__))

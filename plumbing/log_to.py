@@ -1,6 +1,6 @@
 """--log-to: what a step writes to log.jsonl goes to TensorBoard or Weights & Biases, too.
 
-A service of your own is a class like the two, and a line of SERVICES.
+A service of your own is a class like the two, and a line of SERVICES with its package.
 """
 
 import importlib.util
@@ -10,7 +10,6 @@ from dataclasses import asdict
 
 class TensorBoard:
     """Files in out/NAME/tensorboard: `tensorboard --logdir out` shows them."""
-    package, pip = "tensorboard", "tensorboard"
 
     def __init__(self, cfg, out):
         from torch.utils.tensorboard import SummaryWriter
@@ -27,7 +26,6 @@ class TensorBoard:
 
 class WeightsAndBiases:
     """A run of the project wmss (or $WANDB_PROJECT); a resumed one goes on in the same."""
-    package, pip = "wandb", "wandb"
 
     def __init__(self, cfg, out):
         import wandb
@@ -55,10 +53,10 @@ SERVICES = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 
 def missing(name):
     """A sentence if --log-to NAME cannot work here, else ""."""
-    if not name or importlib.util.find_spec(SERVICES[name].package):
+    if not name or importlib.util.find_spec(name):
         return ""
     return (f"--log-to {name} needs a package that is not installed: "
-            f"pip install {SERVICES[name].pip}, or leave the flag away")
+            f"pip install {name}, or leave the flag away")
 
 
 def numbers_of(record):

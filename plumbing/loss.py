@@ -69,6 +69,16 @@ def linear_cross_entropy(branches, y, chunk_rows=None, smoothing=0.0, permute=No
     return _LinearCrossEntropy.apply(y, chunk_rows, coefficients, smoothing, permute, *tensors)
 
 
+class Control:
+    """Plain cross-entropy: what a subclass changes of it is its control."""
+
+    def __init__(self, cfg):
+        self.cfg, self.chunk_rows = cfg, cfg.chunk_rows or None
+
+    def __call__(self, branches, y):
+        return linear_cross_entropy(branches, y, self.chunk_rows)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """linear_cross_entropy, chunk_rows rows at a time; the gradients come in the same pass.
 

@@ -10,18 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from plumbing.loss import chunk_of, linear_cross_entropy
+from plumbing.loss import Control, chunk_of, linear_cross_entropy
 
 
-class RowLoss:
+class RowLoss(Control):
     """The sum over tokens of row_loss(log_p (n, V), log_p_y (n,)) -> (n,), in nats.
 
     A subclass says what row_loss is. A chunk's logits are computed again in the backward pass, so
     no matrix of (N, V) is stored.
     """
-
-    def __init__(self, cfg):
-        self.lam, self.chunk_rows = cfg.lam, cfg.chunk_rows or None
 
     def __call__(self, branches, y):
         tensors = [t for _, h, w in branches for t in (h, w)]
@@ -73,19 +70,16 @@ class Distilled(RowLoss):
 
     def row_loss(self, log_p, log_p_y, log_p_teacher):
         soft = -(log_p_teacher.exp() * log_p).sum(-1)
-        return -self.lam * log_p_y + (1 - self.lam) * soft
+        return -self.cfg.lam * log_p_y + (1 - self.cfg.lam) * soft
 
 
-class Reweighted:
+class Reweighted(Control):
     """Plain cross-entropy; a label that is the weak model's own first choice counts a fifth.
 
     Such a label may be right, or its mistake once more; one that contradicts it can only come from
     the data. (Reweighting by a biased model, Clark et al. 2019; there a label counts 1 - p of it.)
     """
     COUNTS = 0.2
-
-    def __init__(self, cfg):
-        self.chunk_rows = cfg.chunk_rows or None
 
     def __call__(self, branches, y):
         (_, h, w), (_, h_weak, w_weak) = branches
@@ -98,15 +92,12 @@ class Reweighted:
         return self.COUNTS * of_both[0] + of_both[1]
 
 
-class Averaged:
+class Averaged(Control):
     """Plain cross-entropy; what is kept is a moving average of the weights (Polyak and Juditsky).
 
     It remembers a fifth of the stage. The average lies in the optimizer's state, so that interim
     saves hold it; the last step puts it in the place of the weights.
     """
-
-    def __init__(self, cfg):
-        self.chunk_rows = cfg.chunk_rows or None
 
     def attach(self, opt, steps):
         decay = steps / (steps + 5)                         # remembers about steps / 5 of them
@@ -120,6 +111,3 @@ class Averaged:
                     p.copy_(mean)
 
         opt.register_step_post_hook(average)
-
-    def __call__(self, branches, y):
-        return linear_cross_entropy(branches, y, self.chunk_rows)

@@ -18,7 +18,7 @@ from model import load_checkpoint, read_config
 from plumbing import colours, pictures
 from plumbing.controls import ARMS, ROWS, arm_of
 from plumbing.draw import CODES
-from plumbing.files import read_rows, write_text
+from plumbing.files import parse_json, read_rows, read_text, write_text
 from plumbing.pictures import REFERENCES
 
 TERMINAL_COLOURS = ("\x1b[90m", "\x1b[32m", "\x1b[31m", "\x1b[33m")     # grey, green, red, yellow
@@ -172,13 +172,13 @@ def show_samples(gaps, samples, enc, n, plain=None):
 def token_view(gaps, samples, enc, weak, live, lam, n=24):
     """The n heaviest samples for the page, each token with what the models expected there.
 
-    weak, live: the models, or None: then there are no candidates. lam: of the mix. At most
-    MOST_TOKENS tokens, so that time and page stay small.
+    weak, live: the models. lam: of the mix. At most MOST_TOKENS tokens, so that time and page stay
+    small.
     """
     shown, room = [], MOST_TOKENS
     for i in heaviest(gaps, samples, n):
         s = samples[i]
-        expected = [] if live is None else candidates(s, enc, weak, live, lam, room)
+        expected = candidates(s, enc, weak, live, lam, room)
         first, tokens = int(gaps.offsets[i]), []
         for text, code, k in tokens_with_codes(gaps, s, i, enc):
             token = [text]
@@ -248,8 +248,7 @@ def scores_of(folder, wilson):
     """
     if not os.path.exists(folder.path("scores.json")):
         return {}
-    with open(folder.path("scores.json")) as f:
-        rows = json.load(f)["rows"]
+    rows = parse_json(read_text(folder.path("scores.json")))["rows"]
     answers = {}
     for r in rows:
         path = folder.path("answers", f"{r['model']}.jsonl")
@@ -394,8 +393,8 @@ def losses_of(folder):
     """{model: held-out loss} of val.json, or {}."""
     if not os.path.exists(folder.path("val.json")):
         return {}
-    with open(folder.path("val.json")) as f:
-        return {row["model"]: row["val_loss"] for row in json.load(f)}
+    rows = parse_json(read_text(folder.path("val.json")))
+    return {row["model"]: row["val_loss"] for row in rows}
 
 
 def table_of(spent, rows, story, losses):
@@ -429,8 +428,7 @@ def kept_view(run, gaps):
     folder, path = run.folder, run.folder.path("tokens.json")
     made_of = [gaps.weak, gaps.live, gaps.commit, gaps.seconds]
     if not folder.view and os.path.exists(path):
-        with open(path) as f:
-            folder.view = json.load(f)
+        folder.view = parse_json(read_text(path))
     if folder.view.get("made_of") != made_of:
         weak, live = (load_checkpoint(p, run.ranks.device, run.tokenizer)[0].eval()
                       for p in (gaps.weak, gaps.live))

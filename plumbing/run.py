@@ -267,7 +267,7 @@ class Folder:
             raise ValueError(f"{self.out} exists; --resume goes on with it, --overwrite "
                              "deletes it, --name chooses another")
         paths = {name: getattr(cfg, name) for name in ("base", "sft", "weak_snapshot")}
-        models = {name: self.digest(path) for name, path in paths.items() if path}
+        models = {name: digest_of(path) for name, path in paths.items() if path}
         config = {**asdict(cfg), "digest": data, "models": models}
         if begun and cfg.resume:
             config = self._check_same_run(data, models)
@@ -295,14 +295,11 @@ class Folder:
             time.sleep(0.1)
         blind = ranks.gather([None if self._holds(*wanted) else f"{self.rank} ({platform.node()})"])
         blind = [rank for rank in blind if rank]
-
-        def refuse():
+        if self.rank == 0:
             os.remove(path)
-            if blind:
-                raise ValueError(f"rank {', '.join(blind)} does not see {os.path.abspath(self.out)}"
-                                 " of rank 0; start all nodes in a folder that they share")
-
-        ranks.first(refuse)
+        if blind:
+            raise ValueError(f"rank {', '.join(blind)} does not see {os.path.abspath(self.out)} of "
+                             "rank 0; start all nodes in a folder that they share")
 
     def _holds(self, path, text):
         try:
@@ -324,9 +321,6 @@ class Folder:
             for name in ("scores.json", "report.html"):
                 if os.path.exists(self.path(name)):
                     os.remove(self.path(name))
-
-    def digest(self, path):
-        return digest_of(path) if self.rank == 0 else ""
 
     def has_files(self, rate, besides=""):
         """Whether an arm that has this learning rate has left a checkpoint or an interim state."""
@@ -462,11 +456,9 @@ class Run:
 
     def prepare(self, mixed_loss):
         """Models that are to be trained go to the device and learn how to save memory there."""
-        for model in (mixed_loss.strong, mixed_loss.weak):
-            if model is not None:
-                model.checkpointing = self.cfg.checkpointing
-        if mixed_loss.weak is not None and not mixed_loss.joint:
-            mixed_loss.weak.checkpointing = False           # frozen: it has no backward
+        mixed_loss.strong.checkpointing = self.cfg.checkpointing
+        if mixed_loss.weak is not None:                     # frozen: it has no backward
+            mixed_loss.weak.checkpointing = self.cfg.checkpointing and mixed_loss.joint
         if self.ranks.sharded:
             shard(mixed_loss, self.ranks)
         mixed_loss.to(self.ranks.device).train()

@@ -8,7 +8,7 @@ from collections import namedtuple
 from dataclasses import asdict
 
 from plumbing.answers import Answers, weights
-from plumbing.files import write_rows, write_text
+from plumbing.files import parse_json, read_text, write_rows, write_text
 from plumbing.report import score_table
 from plumbing.scoring import digest, read_by
 
@@ -71,8 +71,7 @@ class Scores:
         """Earlier scores on other data get a name of their own: scores-SETS.json, answers-SETS/."""
         if not os.path.exists(self.folder.path("scores.json")):
             return
-        with open(self.folder.path("scores.json")) as f:
-            old = json.load(f)
+        old = parse_json(read_text(self.folder.path("scores.json")))
         first, sets = old["rows"][0], list(self.asked.values())
         same = first["split"] == self.split and first["n"] == self.rows[0]["n"]
         if same and old.get("sets", sets) == sets:

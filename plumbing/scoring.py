@@ -1,6 +1,5 @@
 """What eval_math.py and eval_code.py share beside the statistics: flags, files, model, prompts."""
 
-import argparse
 import hashlib
 import json
 import math
@@ -8,8 +7,9 @@ import os
 import re
 
 from plumbing.benchmarks import GRADERS, SOURCES, parse_spec
+from plumbing.cli import parser_of
 from plumbing.code_benchmarks import EXPECTED
-from plumbing.files import read_rows
+from plumbing.files import parse_json, read_rows, read_text, sha256_of
 
 SAMPLES = (".jsonl", ".jsonl.gz")       # what eval_code.py takes for answers, not for a model
 CONSENT = ("this runs code that a model wrote; pass --allow-code-execution if that is what you "
@@ -69,18 +69,6 @@ def load_model(path, device="cpu"):
         raise ValueError(f"{path}: {e}") from None
     model, meta = load_checkpoint(path, device, fingerprint(enc))
     return model.eval(), enc, task_of(meta)
-
-
-def batches(slots, most):
-    """Rows in batches of up to `most`, as lists of their numbers. slots: positions that each takes
-    in the cache, whose longest row sets the memory of all: rows of similar length share a batch."""
-    found = []
-    for i in sorted(range(len(slots)), key=slots.__getitem__):
-        last = found[-1] if found else []
-        if not last or len(last) == most or slots[i] > 2 * slots[last[0]]:
-            found.append([])
-        found[-1].append(i)
-    return found
 
 
 def read_by(problems, wrap):
@@ -155,8 +143,7 @@ def wrong_flags(a):
 
 def math_flags(description, argv=None):
     """The command line of eval_math, checked; ValueError names all that is wrong at once."""
-    cli = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                  formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli = parser_of(description)
     add = cli.add_argument
     add("checkpoint", nargs="?", help=".pt file of train_wmss.py, Hugging Face folder or hub name")
     add("--compare", nargs=2, metavar=("A", "B"),
@@ -191,8 +178,7 @@ def math_flags(description, argv=None):
 
 def code_flags(description, argv=None):
     """The command line of eval_code, checked; ValueError names all that is wrong at once."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(description)
     parser.add_argument("checkpoint", metavar="source", help="checkpoint (.pt file, Hugging Face "
                         "folder or hub name), or samples: .jsonl(.gz) of {task_id, completion}")
     parser.add_argument("--data", default="toy-code", help="toy-code (default); "
@@ -219,12 +205,7 @@ def code_flags(description, argv=None):
 
 def sha_of(*files):
     """{file: SHA-256} of those that are files here: no folder of a model, no name on the hub."""
-    found = {}
-    for file in files:
-        if os.path.isfile(file):
-            with open(file, "rb") as f:
-                found[file] = hashlib.file_digest(f, "sha256").hexdigest()
-    return found
+    return {file: sha256_of(file) for file in files if os.path.isfile(file)}
 
 
 def check_task(a, task):
@@ -265,8 +246,7 @@ def stem_of(a, name, record):
     stem = os.path.join(a.out or folder, name)
     keys = ("n", "temperature", "seed", "limit", "max_new_tokens", "protocol")
     try:
-        with open(stem + ".json", encoding="utf-8") as f:
-            there = json.load(f)
+        there = parse_json(read_text(stem + ".json"))
     except (OSError, ValueError):
         return stem
     if all(there.get(key) == record.get(key) for key in keys):

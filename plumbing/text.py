@@ -6,7 +6,6 @@
 What a row may look like, and what --data may name: see load_text.
 """
 
-import argparse
 import array
 import hashlib
 import itertools
@@ -25,8 +24,8 @@ from data import Sample
 from plumbing import chat, files, tokenizer
 from plumbing.bar import bar
 from plumbing.chat import TEMPLATES, bos_token, compiled, pieces, template_source, with_template
-from plumbing.cli import program
-from plumbing.files import read_csv, read_rows, write_atomically
+from plumbing.cli import parser_of, program
+from plumbing.files import read_csv, read_rows, sha256_of, write_atomically
 from plumbing.hf import why
 from plumbing.tokenizer import Tokenizer, fingerprint, load_tokenizer, toy_encoding
 
@@ -134,11 +133,6 @@ def _conversation(row, columns, control):
 # --data -> rows
 
 
-def _digest(path):
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def _without_nulls(value):
     """Parquet gives each value every key that another row has, with None: as JSON leaves them out.
     """
@@ -195,7 +189,7 @@ def _open(spec, path, config, split):
         import datasets
         table = datasets.load_from_disk(path)
         table = table[split] if isinstance(table, dict) else table
-        stamp = [_digest(f["filename"]) for f in table.cache_files]
+        stamp = [sha256_of(f["filename"]) for f in table.cache_files]
         return stamp, partial(_numbered, path, table)
     if is_folder:                       # datasets knows splits by names: train.jsonl, test/0.json
         from datasets.data_files import DataFilesDict, get_data_patterns
@@ -205,7 +199,7 @@ def _open(spec, path, config, split):
     paths = [f for f in paths if f.endswith(SUFFIXES)]
     if not paths:
         raise ValueError(f"no file named {', '.join(SUFFIXES)} (split: {split})")
-    return [(f, _digest(f)) for f in paths], partial(_read, paths)
+    return [(f, sha256_of(f)) for f in paths], partial(_read, paths)
 
 
 def _source(spec):
@@ -293,7 +287,7 @@ def load_text(specs: list[str], enc: Tokenizer, *, template: str = "auto", promp
     sources = [_source(spec) for spec in specs]
     stamps = [stamp for _, stamp, _ in sources]
     modules = (sys.modules[__name__], data, chat, files, tokenizer)
-    code = [_digest(module.__file__) for module in modules]
+    code = [sha256_of(module.__file__) for module in modules]
     key = [code, sys.version, specs, stamps, fingerprint(enc), enc.end_id, enc.stop_ids, enc.bos_id,
            bos_token(enc), source, bare, enc.settings, columns, max_len, long]
     path = os.path.join(cache, hashlib.sha256(repr(key).encode()).hexdigest()[:32] + ".pt")
@@ -462,8 +456,7 @@ def marked(sample: Sample, enc: Tokenizer, colour: bool) -> str:
 @program("data")
 def main(argv: list[str] | None = None):
     """Print what a model would be trained on."""
-    cli = argparse.ArgumentParser(prog="python -m plumbing.text",
-                                  description="Print samples, what has loss marked.")
+    cli = parser_of("Print samples, what has loss marked.", "python -m plumbing.text")
     cli.add_argument("--data", nargs="+", required=True, metavar="SPEC",
                      help="files, folders, names on the hub; see load_text")
     cli.add_argument("--tokenizer", default="",

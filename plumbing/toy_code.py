@@ -6,11 +6,10 @@ Whether an expression is right is decided by running f on inputs that the line d
     python -m plumbing.toy_code --split test -n 3       # three of each, of another split
 """
 
-import argparse
 import random
 
 from data import SPLITS, Problem, draw_problems
-from plumbing.cli import program
+from plumbing.cli import parser_of, program
 
 # The inputs that a line does not show, as Python source
 NUMBERS = "[*range(-30, 31), 99, -99]"
@@ -119,8 +118,7 @@ def toy_code(split: str, n: int, seed: int = 0, noise: float = 0.0) -> list[Prob
 
 @program("toy_code")
 def main(argv: list[str] | None = None):
-    cli = argparse.ArgumentParser(prog="python -m plumbing.toy_code",
-                                  description="Print problems of the built-in code task.")
+    cli = parser_of("Print problems of the built-in code task.", "python -m plumbing.toy_code")
     cli.add_argument("--split", choices=SPLITS, default="train")
     cli.add_argument("-n", type=int, default=1, help="problems of each family")
     args = cli.parse_args(argv)

@@ -5,7 +5,6 @@ tokens for every arm. Measuring it changes no bit of training.
 """
 
 import json
-from contextlib import contextmanager
 
 import torch
 
@@ -23,17 +22,6 @@ TIMES = 8               # how often an arm is measured: with 2 % held out it tak
 def steps_of(run, steps):
     """The steps of an arm after which it is measured, its last among them."""
     return {steps * (i + 1) // TIMES for i in range(TIMES)} - {0} if run.held_out else set()
-
-
-@contextmanager
-def strong_alone(mixed_loss):
-    """The module without its weak model and its control: the loss of the strong one by itself."""
-    weak, control = mixed_loss.weak, mixed_loss.control
-    mixed_loss.weak = mixed_loss.control = None
-    try:
-        yield mixed_loss
-    finally:
-        mixed_loss.weak, mixed_loss.control = weak, control
 
 
 @torch.no_grad()
@@ -59,9 +47,11 @@ def measure(run, summed_loss, training=False):
 
 
 def of_training(run, mixed_loss):
-    """The loss of the strong model in the middle of its training."""
-    with strong_alone(mixed_loss) as alone:
-        found = measure(run, lambda *batch: alone(*batch, 1.0), training=True)
+    """The loss of the strong model, without its weak one and control, while it is trained."""
+    weak, control = mixed_loss.weak, mixed_loss.control
+    mixed_loss.weak = mixed_loss.control = None
+    found = measure(run, lambda *batch: mixed_loss(*batch, 1.0), training=True)
+    mixed_loss.weak, mixed_loss.control = weak, control
     if run.ranks.sharded:
         mixed_loss.reshard()            # as backward would have done
     return found

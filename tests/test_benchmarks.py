@@ -260,7 +260,9 @@ def test_each_form_of_a_row_and_named_columns_are_taken(tmp_path):
     for row in ({"question": "2+2?", "answer": "So\n#### 4"}, {"prompt": "2+2?", "completion": "4"},
                 {"messages": turns("2+2?", r"It is \boxed{4}.")}, {"q": "2+2?", "a": 4}):
         (p,) = own(tmp_path, [row], columns=columns)
-        assert (p.prompt, p.answer, p.messages) == ("2+2?", "4", ())
+        assert (p.prompt, p.answer) == ("2+2?", "4")
+        bare = [{"role": "user", "content": "2+2?", "bare": True}]
+        assert p.messages == (bare if "prompt" in row else ())
     (p,) = own(tmp_path, [{"messages": turns("Hi", "Hello", "2+2?", "4")}])
     assert p.answer == "4" and p.prompt == "Hi\n\nHello\n\n2+2?"
     assert [m["content"] for m in p.messages] == ["Hi", "Hello", "2+2?"]

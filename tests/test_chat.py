@@ -88,7 +88,7 @@ def test_a_question_of_your_own_is_asked_as_training_reads_its_row(row, template
     enc = encoding(template)
     sample = load([row], enc)[-1]
     (problem,) = own_problems("mine", "exact", "rows.jsonl")
-    n = int(sample.loss.nonzero()[-1]) + 1              # the last turn's, where a sample has several
+    n = int(sample.loss.nonzero()[-1]) + 1      # of the last turn, where a sample has several
     while sample.loss[n - 1]:
         n -= 1
     assert chat(enc)(asked(problem)) == enc.decode(sample.tokens[:n].tolist())

@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny_models import CONFIGS, PROMPTS, tiny
 
-from plumbing import decode
+from plumbing import batches, decode
 
 
 def test_worked_examples_in_docstrings_are_true():
     """Bug: an example that nobody has run."""
-    result = doctest.testmod(decode)
+    result = doctest.testmod(batches)
     assert result.failed == 0 and result.attempted > 0
 
 

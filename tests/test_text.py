@@ -421,10 +421,10 @@ def test_the_cache_depends_on_all_that_the_samples_depend_on(caching, monkeypatc
         assert len(caching) == n, f"change {n - 1} was answered from the cache"
     load(rows, encoding())
     assert len(caching) == len(changes)
-    real = text._digest
+    real = text.sha256_of
     modules = ("data.py", "text.py", "chat.py", "files.py", "tokenizer.py")
     for name in modules:
-        monkeypatch.setattr(text, "_digest", lambda path, name=name: real(path)
+        monkeypatch.setattr(text, "sha256_of", lambda path, name=name: real(path)
                             + name[:path.endswith("/" + name)])
         load(rows, encoding())
     assert len(caching) == len(changes) + len(modules)
