@@ -216,11 +216,22 @@ def do(job):
     return row | dict(log=log, total=time.time() - started)
 
 
-def tables(rows, regime):
-    """The rows as Markdown: each arm, then the declared differences."""
+def page(rows, regime):
+    """The rows as Markdown: where they were made, each arm, the declared differences."""
+    rows = [r for r in rows if r["regime"] == regime]
     arms = analyse.tested(rows, regime).get("words", {})
+    made = sorted({f"commit {r['commit']}, {r['versions']}, {r['hardware']}" for r in rows})
+    command = "real.py --own" if regime == "own" else "real.py"
+    head = (f"# Real weights\n\nWritten by `python experiments/{command} --table` from the rows of "
+            f"`{command}` ({'; '.join(made)}); do not edit.")
+    data = {r["seed"]: r["data"] for r in rows if "data" in r}
+    if data:
+        head += "\n\nLabels of the data, seeds " + ", ".join(map(str, sorted(data))) + ": "
+        head += "; ".join(f"{kind} " + ", ".join(str(data[seed][kind]) for seed in sorted(data))
+                          for kind in ("right", "gold", "mistakes")) + "."
     columns = {"nll_data": 1, "nll": 1, "nll_fitted": 1, "temperature": 1, "top1": 100,
                "ece_token": 100, "pass@1": 100, "pass@8": 100}
+    columns = {k: scale for k, scale in columns.items() if any(k in r for r in rows)}
     lines = []
     for arm in filter(arms.get, dict.fromkeys(("weak", "sft") + ARMS + OWN_ARMS)):
         seeds = arms[arm].values()
@@ -229,10 +240,11 @@ def tables(rows, regime):
         line += [mean_std([r.get(k) for r in seeds], scale, 3 if scale == 1 else 1)
                  for k, scale in columns.items()]
         lines.append(line)
-    head = ["arm", "setting", "seeds", "both, %", "words", "SVAMP", *columns]
+    names = ["arm", "setting", "seeds", "both, %", "words", "SVAMP", *columns]
     declared = analyse.declared(arms, DECLARED[regime])
     whole = all(len(arms.get(arm, ())) == len(SEEDS) for pair in DECLARED[regime] for arm in pair)
-    return "\n\n".join([analyse.table(head, lines), analyse.declared_table(declared, whole)])
+    return "\n\n".join([head, analyse.table(names, lines),
+                        analyse.declared_table(declared, whole)])
 
 
 def parse(argv):
@@ -265,7 +277,7 @@ def main(argv=None):
     a = parse(argv)
     regime = "own" if a.own else "real"
     if a.table:
-        return print(tables(analyse.read_rows(a.out), regime))
+        return print(page(analyse.read_rows(a.out), regime))
     a.base, a.data = os.path.abspath(a.base), os.path.abspath(a.data)
     found = read_problems(a.data, a.quick)
     for split, problems in found.items():               # SVAMP has answers, no worked solutions

@@ -949,6 +949,7 @@ def test_own_mistakes_are_the_weak_models_and_its_right_answers_stay(word_flags,
         real.main([*flags, "--table"])
     said = said.getvalue()
     assert said.count("test: 0 to do") == 1 and "frozen less sft-flops" in said
+    assert "right 1; gold 1; mistakes 1." in said and "pass@8" not in said
     (own,) = (tmp_path / "work").glob("own-0-*")
     read = {name: [json.loads(line) for line in (own / f"{name}.jsonl").read_text().splitlines()]
             for name in ("gold", "own")}
