@@ -26,7 +26,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 from eval_math import complete, show, summary
 from plumbing.answers import Answers, weights
-from plumbing.asking import cut_at_stop
 from plumbing.bar import Bar
 from plumbing.cli import program
 from plumbing.code_benchmarks import load_problems, read_samples
@@ -58,6 +57,16 @@ def extract_code(text: str, prompt: str = "", entry_point: str = "") -> str:
     '\\ndef f(x):\\n    return x\\n'
     """
     return extract(text, prompt, entry_point)[0]
+
+
+def cut_at_stop(text: str, stops: tuple[str, ...] = STOPS) -> str:
+    """text up to the first stop string, wherever tokens begin.
+
+    >>> cut_at_stop(" return 1\\ndef g", ["\\ndef"])
+    ' return 1'
+    """
+    ends = [text.find(stop) for stop in stops if stop in text]
+    return text[:min(ends, default=len(text))]
 
 
 def cut(text: str, prompt: str, entry_point: str, stops: tuple[str, ...] = STOPS) -> str:

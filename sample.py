@@ -16,6 +16,7 @@ import plumbing  # noqa: F401  (how threads wait; before torch)
 import torch
 from torch import Tensor
 
+from eval_code import cut_at_stop
 from model import GPT, load_checkpoint
 from plumbing import asking
 from plumbing.chat import render
@@ -52,9 +53,8 @@ def disagreement(enc: Tokenizer, prompt: list[int], answer: list[int], strong: G
             if rival != token:
                 line += f"; weak: {enc.decode([rival])!r} {p[0, t, rival]:.2f}"
             lines.append(line)
-    if len(lines) == 1:
-        return f"no token's probability differs by more than {DIFFERS}"
-    return "\n".join(lines)
+    none = f"no token's probability differs by more than {DIFFERS}"
+    return "\n".join(lines) if len(lines) > 1 else none
 
 
 @program("sample")
@@ -86,10 +86,10 @@ def main(argv: list[str] | None = None):
         prompt = asking.encode(enc, text, is_chat)
         length = args.max_new_tokens or max(1, min(512, strong.cfg.max_seq_len - len(prompt)))
         for name, (model, mixed_in) in answering.items():
-            tokens = model.generate(
-                [prompt], length, temperature=args.temperature, seed=args.seed, ends=is_over,
-                stop_ids=enc.stop_ids, weak=mixed_in, lam=args.lam)[0]
-            answer = asking.cut_at_stop(enc.decode(tokens), args.stop)
+            (tokens,) = model.generate(
+                [prompt], length, temperature=args.temperature, seed=args.seed, weak=mixed_in,
+                lam=args.lam, ends=is_over, stop_ids=enc.stop_ids)
+            answer = cut_at_stop(enc.decode(tokens), args.stop)
             print(f"{name:6} {answer}".lstrip())
         if args.weak:
             print(disagreement(enc, prompt, tokens, strong, weak, args.lam))

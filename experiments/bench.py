@@ -125,7 +125,7 @@ def peaks(what, peer_name, ours, peer, goal, **more):
                 spread=[min(spread), max(spread)], rounds=len(ours), goal=goal, more=more)
 
 
-def _as_rank(env, threads, act, args):
+def _as_rank(env, threads, act, args):      # in a process of its own
     os.environ.update(env)
     torch.set_num_threads(threads)
     return act(*args)

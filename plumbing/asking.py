@@ -52,13 +52,3 @@ def encode(enc, text, is_chat):
             raise ValueError(f"the model's vocabulary of {enc.n_vocab:,} tokens cannot spell {c!r}")
     special = "all" if is_chat else set()
     return enc.encode(text, allowed_special=special, disallowed_special=())
-
-
-def cut_at_stop(text: str, stops: tuple[str, ...]) -> str:
-    """The text up to the first of the stops that stands in it, wherever tokens begin.
-
-    >>> cut_at_stop(" return 1\\ndef g", ["\\ndef"])
-    ' return 1'
-    """
-    ends = [text.find(stop) for stop in stops if stop in text]
-    return text[:min(ends, default=len(text))]

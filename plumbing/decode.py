@@ -48,9 +48,10 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=
     # Prefill in order of length, in buckets that are padded on the right. A token's slot is its
     # position: pads lie beyond every real token, and decoding overwrites each pad before any token
     # may look at it.
-    order = sorted(range(len(prompts)), key=lens.__getitem__)
+    buckets = by_length(lens, 1.15)                     # no row is padded by more than 15 %
+    order = [i for bucket in buckets for i in bucket]
     x = []
-    for bucket in by_length(lens, 1.15):                # no row is padded by more than 15 %
+    for bucket in buckets:
         rows = [torch.tensor(prompts[i]) for i in bucket]
         x.append(pad_sequence(rows, batch_first=True).to(device))             # (B_i, T_i)
     draws = torch.stack([_uniform(max_new_tokens, seeds[i]) for i in order]).to(exact(device))

@@ -1,6 +1,6 @@
 """--log-to: what a step writes to log.jsonl goes to TensorBoard or Weights & Biases, too.
 
-A service of your own is a class like the two, and a line of SERVICES with its package.
+A service of your own is a class like the two, and a line of SERVICES, by its package's name.
 """
 
 import importlib.util

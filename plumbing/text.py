@@ -79,6 +79,7 @@ def _message(turn, column, control):
 
 
 def _is_bare(used, columns):
+    """Is it a row of prompt and completion, joined as they are if there is no template?"""
     return tuple(used) == PAIRS[0] and columns == ("", "")
 
 
