@@ -839,7 +839,7 @@ def test_the_temperature_and_the_loss_are_those_of_the_solutions():
     """Bug: prompts counted in, a temperature that multiplies, the confidence of the label."""
     samples = sweep.encode(sweep.TASKS["toy-math"]("val", 14), toy_encoding())
     model = Fixed(0)
-    losses, confidence, right = real.calibration(model, samples, 100)
+    losses, confidence, right, entropy = real.calibration(model, samples, 100)
     logits, y = [], []
     for s in samples:
         at = s.loss[1:].nonzero()[:, 0]
@@ -850,6 +850,8 @@ def test_the_temperature_and_the_loss_are_those_of_the_solutions():
         p = (logits / t).softmax(-1)[torch.arange(len(y)), y]
         assert loss == pytest.approx(-p.log().mean().item(), rel=1e-5)
     assert sorted(confidence) == pytest.approx(sorted(logits.softmax(-1).amax(-1).tolist()))
+    p = logits.double().softmax(-1)
+    assert entropy == pytest.approx(-(p * p.log()).sum(-1).mean().item(), rel=1e-5)
     assert sum(right) == int((logits.argmax(-1) == y).sum())
 
 
@@ -898,29 +900,45 @@ def word_flags(hf_folder, tmp_path, monkeypatch):
             str(tmp_path / "rows.jsonl"), "--work", str(tmp_path / "work")]
 
 
-def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(word_flags, tmp_path):
+def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(word_flags, tmp_path,
+                                                                 monkeypatch):
     """Bug: flags that no stage takes, a rate that no arm gets, a job that crashes after an hour; a
-    second start that trains again; a rate that was chosen on the test."""
-    flags = word_flags
-    for seeds in (["0"], ["0", "1"]):
+    second start that trains again; a rate that was chosen on the test, or that is chosen anew when
+    other seeds follow; the model of validation trained once more for the test; an arm that has
+    diverged and is the best, as 0 is above all losses."""
+    trained, train = [], train_wmss.train
+
+    def counting(run, *how, **more):
+        trained.append((run.cfg.seed, *run.cfg.arm, run.cfg.wmss_lr))
+        if run.cfg.stages != "sft" and (*run.cfg.arm, run.cfg.wmss_lr) == ("joint", 1e-5):
+            raise ValueError("joint has diverged")
+        return train(run, *how, **more)
+
+    monkeypatch.setattr(train_wmss, "train", counting)
+    arms, seeds = ("sft-steps", "wmss", "joint"), (0, 1, 2)
+    for these in ("0", "12", "012"):
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            real.main([*flags, "--arms", "sft-steps", "wmss", "--seeds", *seeds])
-    assert "val: 0 to do" in said.getvalue()
+            real.main([*word_flags, "--arms", *arms, "permuted", "--seeds", *these])
+    assert "val: 0 to do" in said.getvalue() and said.getvalue().count("test: 0 to do") == 3
+    assert len(trained) == 3 + len(arms) * 3 + len(arms) * 2 + 2
     found = analyse.read_rows(tmp_path / "rows.jsonl")
     val = [r for r in found if r["split"] == "val"]
-    assert sorted((r["arm"], r["lr"]) for r in val) == [
-        (arm, lr) for arm in ("sft-steps", "wmss") for lr in real.RATES]
-    best = {arm: max((r["accuracy"], r["lr"]) for r in val if r["arm"] == arm)[1]
-            for arm in ("sft-steps", "wmss")}
+    assert sorted((r["arm"], r["lr"]) for r in val) == sorted(
+        itertools.product(arms, real.RATES)) and {r["seed"] for r in val} == {0}
+    best = {arm: max((r["accuracy"], r["lr"]) for r in val if r["arm"] == arm)[1] for arm in arms}
+    assert best["joint"] != 1e-5
     test = [r for r in found if r["split"] == "test"]
-    assert sorted((r["arm"], r["seed"], r["lr"]) for r in test if r["lr"]) == [
-        (arm, seed, best[arm]) for arm in ("sft-steps", "wmss") for seed in (0, 1)]
+    expected = [(arm, seed, best[arm]) for arm in arms for seed in seeds]
+    expected += [("permuted", seed, best["joint"]) for seed in (0, 1)]
+    assert sorted((r["arm"], r["seed"], r["lr"]) for r in test if r["lr"]) == sorted(expected)
     assert sorted((r["arm"], r["seed"]) for r in test if not r["lr"]) == [
-        ("sft", 0), ("sft", 1), ("weak", 0)]
+        *(("sft", seed) for seed in seeds), ("weak", 0)]
     for r in test:
         assert r["n"] == 16 and set(r["families"]) == {"words", "svamp"}
         assert r["nll_fitted"] > 0 and r["temperature"] in real.TEMPERATURES
-        assert 0 <= r["top1"] <= 1 and "pass@8" in r
+        assert 0 <= r["top1"] <= 1 and r["entropy"] > 0
+        assert ("pass@8" in r) == (r["seed"] == 0)
+    flags = word_flags
     with contextlib.redirect_stdout(io.StringIO()) as said:
         real.main([*flags[4:], "--table"])
     assert "| sft-steps | lr" in said.getvalue()
