@@ -225,7 +225,7 @@ def test_the_page_is_short_and_its_numbers_stand_in_the_tables():
         open(os.path.join(analyse.HERE, name), encoding="utf-8").read()
         for name in ("README.md", "TABLES.md", "mistakes.md", "phase.md")
     )
-    assert len(page.split()) <= 900
+    assert len(page.replace("|", " ").split()) <= 900
     stated = set(re.findall(r"\d+\.\d+", page)) - {"0.9", "0.7", "0.5", "0.3", "2602.08222"}
     known = set(re.findall(r"\d+\.\d+", "".join(tables)))
     own = {line for line in page.splitlines() if "paper" in line}  # the paper's own numbers
