@@ -1,16 +1,17 @@
 """Real weights: SmolLM2-135M-Instruct on word problems of one and two steps.
 
 M1 is the model of a Hugging Face folder after an epoch over worked solutions of MAWPS and ASDiv
-(words.py); from it every arm goes on for half an epoch in the same order of data, with the paper's
-lambda of 0.5. Of three learning rates, the same for all arms, each arm has the one with the least
-loss on 200 held-out solutions, at the temperature that fits them best (mixing leaves a model too
-sure on purpose), on the first seed; permuted, a control of joint on two seeds, has joint's. Every
-seed then answers 500 test problems of the same sources and SVAMP's first 500, once. One JSONL row
-per cell; a killed run goes on where it was.
+(words.py); from it every arm goes on for half an epoch, sft-flops for joint's FLOPs (all of the
+data), in the same order but for wmss, which draws by the formula and the weights of the authors'
+code. Lambda is the paper's 0.5. Of three learning rates, the same for all arms, each has the one
+with the least loss on 200 held-out solutions, at the temperature that fits them best (mixing leaves
+a model too sure on purpose), on the first seed; permuted, a control of joint on two seeds, has
+joint's. Greedy answers to 500 test problems of the same sources and SVAMP's first 500 are read once
+a seed. Seeds change the order of data alone. One row per cell; a killed run goes on where it was.
 
-Declared before any test row: joint and wmss less sft-flops (primary; sft-flops has the FLOPs of
-joint, fewer than wmss, which measures entropies first, and alone sees all of the data), less
-sft-steps and less temperature; Holm over these six, five seeds.
+Declared before any test row: joint and wmss less sft-flops (primary), less sft-steps and less
+temperature; Holm over these six, five seeds. wmss, which measures entropies first, spends about 1.7
+of the FLOPs of sft-flops: a gain counts only if it is above sft-flops-wmss (--arms), too.
 
 With --own the data carry the weak model's own mistakes. For each seed it is the model of the folder
 after an epoch over 208 gold solutions, at 3e-5. It answers 416 other problems (greedily; nearly all
@@ -62,6 +63,7 @@ from plumbing.tasks import training_set
 
 ARMS = ("sft-steps", "sft-flops", "temperature", "permuted", "frozen", "joint", "wmss")
 OWN_ARMS = ("sft-steps", "sft-flops", "joint", "frozen", "permuted-frozen", "reweighted")
+MORE = "sft-flops-wmss"                 # trained only if it is named
 DECLARED = {
     "real": [(arm, ref) for ref in ("sft-flops", "sft-steps", "temperature")
              for arm in ("joint", "wmss")],
@@ -78,7 +80,7 @@ OWN_FLAGS = dict(sft_epochs=2.0, sft_lr=OWN_RATE, wmss_epochs=2.0)
 QUICK = dict(max_new_tokens=4, batch_size=4, micro_batch=4)
 FILES = ("mawps_asdiv/train.csv", "svamp/SVAMP.json")
 ASKED = dict(real=1000, own=800)        # test problems, those of words.py first
-SAMPLED = 200                           # of them are sampled eight times, on the first seed
+SAMPLED = 200           # of them are sampled eight times, at the fitted temperature, on seed 0
 TEMPERATURES = [2 ** (k / 8) for k in range(-8, 17)]                # 0.5 to 4
 
 
@@ -195,8 +197,8 @@ def do(job):
     with tempfile.TemporaryDirectory() as folder:
         folder = kept if job["split"] == "val" or os.path.isdir(kept) else folder
         arm = TRAINED.get(job["arm"], dict(gap="none"))
-        lr = dict.fromkeys(RATE_FLAGS, job["lr"] or RATES[0])
-        run = Quiet(folder, **flags | arm | lr, lam=LAM, sft=live, stages="entropy,wmss")
+        more = dict.fromkeys(RATE_FLAGS, job["lr"] or RATES[0]) | dict(save_minutes=1e6)
+        run = Quiet(folder, **flags | arm | more, lam=LAM, sft=live, stages="entropy,wmss")
         path = dict(weak=flags["base"], sft=live).get(job["arm"])
         if path is None:
             try:
@@ -208,8 +210,9 @@ def do(job):
         cost = meta.get("spent") or dict(steps=0, flops=0.0, seconds=0.0)
     model.eval()
     if job["split"] == "val":                   # what is least chooses the rate: analyse.choices
-        losses, *_ = calibration(model, run.held_out, job["tokens"], run.ranks.device)
-        return dict(accuracy=-min(losses), n=len(problems), total=time.time() - started)
+        losses, _, right, _ = calibration(model, run.held_out, job["tokens"], run.ranks.device)
+        return dict(accuracy=-min(losses), n=len(problems), top1=float(np.mean(right)),
+                    temperature=TEMPERATURES[np.argmin(losses)], total=time.time() - started)
     row = sweep.row_of(answers(job, run, model, problems), cost)
     if job["regime"] == "own":
         losses, *_ = calibration(model, run.samples, job["tokens"], run.ranks.device)
@@ -218,8 +221,9 @@ def do(job):
             row["data"] = json.load(f)
     else:
         row |= closer_look(job, run, model)
-        if job["seed"] == SEEDS[0]:
-            drawn = answers(job, run, model, problems[:SAMPLED], n=8, temperature=1.0)
+        if job["seed"] == SEEDS[0] and job["arm"] != "weak":
+            drawn = answers(job, run, model, problems[:SAMPLED], n=8,
+                            temperature=row["temperature"])
             row |= {k: v for k, v in eval_math.summary(drawn, (1, 8)).items() if "pass@" in k}
     return row | dict(log=log, total=time.time() - started)
 
@@ -227,6 +231,7 @@ def do(job):
 def page(rows, regime):
     """The rows as Markdown: where they were made, each arm, the declared differences."""
     rows = [r for r in rows if r["regime"] == regime]
+    rows = [r for r in rows if r["config"] == rows[-1]["config"]]       # not of another design
     arms = analyse.tested(rows, regime).get("words", {})
     made = sorted({f"commit {r['commit']}, {r['versions']}, {r['hardware']}" for r in rows})
     command = "real.py --own" if regime == "own" else "real.py"
@@ -241,18 +246,19 @@ def page(rows, regime):
                "ece_token": 100, "entropy": 1, "pass@1": 100, "pass@8": 100}
     columns = {k: scale for k, scale in columns.items() if any(k in r for r in rows)}
     lines = []
-    for arm in filter(arms.get, dict.fromkeys(("weak", "sft") + ARMS + OWN_ARMS)):
+    for arm in filter(arms.get, dict.fromkeys(("weak", "sft", *ARMS, *OWN_ARMS, MORE))):
         seeds = arms[arm].values()
-        line = [arm, analyse.setting(arms[arm]), len(seeds), mean_std(r["accuracy"] for r in seeds)]
+        line = [arm, analyse.setting(arms[arm]), len(seeds), analyse.steps_of(arms[arm]),
+                f"{analyse.tflops(arms[arm]):.0f}", mean_std(r["accuracy"] for r in seeds)]
         line += [mean_std([r["families"][name] for r in seeds]) for name in ("words", "svamp")]
         line += [mean_std([r.get(k) for r in seeds], scale, 3 if scale == 1 else 1)
                  for k, scale in columns.items()]
         lines.append(line)
-    names = ["arm", "setting", "seeds", "both, %", "words", "SVAMP", *columns]
-    declared = analyse.declared(arms, DECLARED[regime])
-    whole = all(len(arms.get(arm, ())) == len(SEEDS) for pair in DECLARED[regime] for arm in pair)
-    return "\n\n".join([head, analyse.table(names, lines),
-                        analyse.declared_table(declared, whole)])
+    names = ["arm", "setting", "seeds", "steps", "TFLOPs", "both, %", "words", "SVAMP", *columns]
+    last = f"What was declared stands here when seeds {', '.join(map(str, SEEDS))} are there."
+    if all(len(arms.get(arm, ())) == len(SEEDS) for pair in DECLARED[regime] for arm in pair):
+        last = analyse.declared_table(analyse.declared(arms, DECLARED[regime]))
+    return "\n\n".join([head, analyse.table(names, lines), last])
 
 
 def parse(argv):
@@ -268,7 +274,7 @@ def parse(argv):
     flag("--table", action="store_true", help="say what the rows say, train nothing")
     parser.set_defaults(workers=1)
     a = parser.parse_args(argv)
-    wrong = sweep.wrong_flags(a, OWN_ARMS if a.own else ARMS, "")
+    wrong = sweep.wrong_flags(a, OWN_ARMS if a.own else (*ARMS, MORE), "")
     needed = [os.path.join(a.base or "BASE", "config.json")]
     needed += [os.path.join(a.data or "DATA", name) for name in FILES]
     sweep.set_paths(a, "real", "real-quick" if a.quick else "real")
@@ -292,8 +298,8 @@ def main(argv=None):
         lines = text_of(p for p in problems if p.family == "words")
         write_text(os.path.join(a.work, f"{split}.jsonl"), lines)
     config = dict(flags=FLAGS, quick=a.quick, asked=ASKED[regime])
-    if a.own:
-        config |= dict(own=OWN_FLAGS, weak=WEAK, problems=OWN, gold=GOLD)
+    config |= (dict(own=OWN_FLAGS, weak=WEAK, problems=OWN, gold=GOLD) if a.own else
+               dict(lam=LAM, rates=list(RATES)))
     rows, _, keep = sweep.open_rows(a.out, config)
     extra = dict(base=a.base, data=a.data, work=a.work, tokens=a.tokens_per_batch,
                  eval_batch=a.eval_batch, quick=a.quick, regime=regime, config=config)
@@ -305,7 +311,7 @@ def main(argv=None):
 
     of = {arm: "joint" if arm == "permuted" else arm for arm in arms}       # whose rate it has
     val = [] if a.own else [cell(SEEDS[0], arm, "val", lr)
-                            for arm in dict.fromkeys(of.values()) for lr in RATES]
+                            for lr in RATES for arm in dict.fromkeys(of.values())]
     first = {SEEDS[0]} if any(sweep.key_of(job) not in rows for job in val) else set()
     with sweep.workers(a.workers) as pool:
         m1s = [dict(kind="m1", seed=seed, **extra) for seed in sorted({*a.seeds} | first)]
@@ -314,12 +320,11 @@ def main(argv=None):
         run_jobs(pool, do, "val", val, rows, keep)
         chosen = choices(r for r in rows.values() if r["config"] == config)
         rate = {arm: OWN_RATE if a.own else chosen[regime, "words", of[arm]]["lr"] for arm in arms}
-        for seed in a.seeds:
-            jobs = [cell(seed, arm, "test", rate[arm]) for arm in arms
-                    if arm != "permuted" or seed in SEEDS[:2]]
-            new = a.own or seed == SEEDS[0]         # without --own the base is that of all seeds
-            jobs += [cell(seed, arm, "test") for arm in ("weak", "sft")[not new:]]
-            run_jobs(pool, do, "test", jobs, rows, keep)
+        jobs = [cell(seed, arm, "test", rate.get(arm)) for seed in a.seeds
+                for arm in (*arms, "weak", "sft")
+                if (arm != "permuted" or seed in SEEDS[:2])
+                and (arm != "weak" or a.own or seed == SEEDS[0])]       # else it is M0, the same
+        run_jobs(pool, do, "test", jobs, rows, keep)
 
 
 if __name__ == "__main__":
