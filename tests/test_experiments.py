@@ -940,9 +940,8 @@ def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(word_flags, tmp
         assert ("pass@8" in r) == (r["seed"] == 0 and r["arm"] != "weak")
     older = [dict(r, config={}, seed=r["seed"] + 3) for r in found]     # of another design
     assert real.page(older + found, "real") == real.page(found, "real")
-    flags = word_flags
     with contextlib.redirect_stdout(io.StringIO()) as said:
-        real.main([*flags[4:], "--table"])
+        real.main([*word_flags[4:], "--table"])
     assert "| sft-steps | lr" in said.getvalue()
 
 
