@@ -307,17 +307,19 @@ def compare(by_task):
     """{task: arms} -> {task: pairs_of(arms)}, adjusted over all pairs, tasks and seeds (Holm).
 
     Of each pair: `holm`, the adjusted p; `better` and `worse`, in how many seeds by McNemar at 5 %,
-    adjusted too.
+    adjusted too. Two references that are held against each other both ways count once.
     """
     found = {task: pairs_of(arms) for task, arms in by_task.items()}
-    every = [pair for pairs in found.values() for pair in pairs.values()]
-    for pair, p in zip(every, holm([pair["p"] for pair in every]), strict=True):
-        pair["holm"] = p
-    adjusted = iter(holm([p for pair in every for p in pair["mcnemar"]]))
-    for pair in every:
-        sure = [d for d in pair["seeds"] if next(adjusted) < 0.05]
-        pair["better"] = sum(d > 0 for d in sure)
-        pair["worse"] = sum(d < 0 for d in sure)
+    every = [((task, frozenset(names)), pair) for task, pairs in found.items()
+             for names, pair in pairs.items()]
+    once = dict(every)
+    whole = dict(zip(once, holm([pair["p"] for pair in once.values()]), strict=True))
+    adjusted = iter(holm([p for pair in once.values() for p in pair["mcnemar"]]))
+    by_seed = {key: [next(adjusted) for _ in pair["seeds"]] for key, pair in once.items()}
+    for key, pair in every:
+        pair["holm"] = whole[key]
+        sure = [d for d, p in zip(pair["seeds"], by_seed[key], strict=True) if p < 0.05]
+        pair["better"], pair["worse"] = sum(d > 0 for d in sure), sum(d < 0 for d in sure)
     return found
 
 
@@ -351,20 +353,17 @@ def interval_of(d):
 def setting(seeds):
     """The setting of an arm's rows {seed: row}, in words."""
     row = next(iter(seeds.values()))
-    words = []
-    for k in ("lam", "lr", "mu"):
-        if row[k] is not None:
-            words.append(f"{k} {row[k]:g}" + (" (edge)" if k in row["edge"] else ""))
+    words = [f"{k} {row[k]:g}" + " (edge)" * (k in row["edge"])
+             for k in ("lam", "lr", "mu") if row[k] is not None]
     return ", ".join(words) or "-"
 
 
 def declared_table(found, starred=True):
     """What declared() finds; a star where Holm's p is below 0.05."""
-    lines = []
-    for (arm, ref), (mean, half, p) in found.items():
-        star = "*" if starred and p < 0.05 else ""
-        lines.append([f"{arm} less {ref}", interval(mean, half) + star, f"{p:.2g}"])
-    return table(["difference", "points", "p (Holm)"], lines)
+    return table(["difference", "points", "p (Holm)"], [
+        [f"{arm} less {ref}", interval(mean, half) + "*" * bool(starred and p < 0.05),
+         f"{p:.2g}"]
+        for (arm, ref), (mean, half, p) in found.items()])
 
 
 def difference(pair):
@@ -408,10 +407,9 @@ def family_table(arms):
     columns = list(next(iter(rows.values()))[0])
     if max(r["cut off"] for own in rows.values() for r in own) < 0.01:
         columns.remove("cut off")
-    lines = []
-    for arm, own in rows.items():
-        lines.append([arm, *(f"{100 * np.mean([r[c] for r in own]):.1f}" for c in columns)])
-    return table(["arm", *columns], lines)
+    return table(["arm", *columns], [
+        [arm, *(f"{100 * np.mean([r[c] for r in own]):.1f}" for c in columns)]
+        for arm, own in rows.items()])
 
 
 def closer_table(arms):
@@ -420,13 +418,10 @@ def closer_table(arms):
                "nll": ("NLL, mnat a token", 1000, 2),
                "nll_solution": ("NLL, nats a solution", 1, 3),
                "ece_token": ("ECE of tokens", 100, 2), "ece_answer": ("ECE of answers", 100, 1)}
-    lines = []
-    for arm, seeds in arms.items():
-        line = [arm]
-        for k, (_, scale, digits) in columns.items():
-            line.append(mean_std([r.get(k) for r in seeds.values()], scale, digits))
-        lines.append(line)
-    return table(["arm", *(name for name, *_ in columns.values())], lines)
+    return table(["arm", *(name for name, *_ in columns.values())], [
+        [arm, *(mean_std([r.get(k) for r in seeds.values()], scale, digits)
+                for k, (_, scale, digits) in columns.items())]
+        for arm, seeds in arms.items()])
 
 
 def ends(seeds, k):
@@ -501,21 +496,19 @@ def regime_table(rows):
             mean = {arm: np.mean(accuracies(arms[arm])) for arm in controls if arm in arms}
             if mean:
                 best = max(mean, key=mean.get)
-                words = f"{best} {100 * mean[best]:.2f}"
-                lines.append([regime, task, "best control", "", words, "", "", "", ""])
+                lines.append([regime, task, "best control", "", f"{best} {100 * mean[best]:.2f}"]
+                             + [""] * len(REFERENCES))
     head = ["regime", "task", "arm", "setting", "test accuracy"]
     return table(head + [f"against {r}" for r in REFERENCES], lines)
 
 
 def places(rows):
     """Where rows were made, and what they cost."""
-    lines = []
-    for (hardware, versions, commit), own in grouped(rows, "hardware", "versions",
-                                                     "commit").items():
-        hours = sum(r["total"] for r in own) / 3600
-        lines.append(f"{len(own):,} rows, {hours:.1f} h of one process ({hardware}, {versions}, "
-                     f"commit {commit})")
-    return ";\n".join(lines) + "."
+    made = grouped(rows, "hardware", "versions", "commit")
+    return ";\n".join(
+        f"{len(own):,} rows, {sum(r['total'] for r in own) / 3600:.1f} h of one process "
+        f"({hardware}, {versions}, commit {commit})"
+        for (hardware, versions, commit), own in made.items()) + "."
 
 
 # ------------------------------------------------------------------------------------------------

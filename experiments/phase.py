@@ -122,10 +122,11 @@ def rivals_table(rows):
 
 
 def curves_chart(task, points, weak):
-    """Accuracy against q. points: {q: its accuracies}; weak: log-odds of the weak model, nats."""
-    drawn = {arm: (arm, draw.dash(i), [(q, points[q][arm][0]) for q in sorted(points)
-                                       if arm in points[q]])
-             for i, arm in enumerate((*PLAIN, "frozen", "joint", "wmss", "reweighted"))
+    """Accuracy against q (SFT: for joint's FLOPs). points: {q: its accuracies}; weak: nats."""
+    flops = "sft-flops" + "-joint" * any("sft-flops-joint" in own for own in points.values())
+    drawn = {arm: (arm.removesuffix("-joint"), draw.dash(i),
+                   [(q, points[q][arm][0]) for q in sorted(points) if arm in points[q]])
+             for i, arm in enumerate(("sft-steps", flops, "frozen", "joint", "wmss", "reweighted"))
              if any(arm in found for found in points.values())}
     tens = [right / 10 for *_, line in drawn.values() for _, right in line]
     height, parts, title = draw.curves(

@@ -721,7 +721,8 @@ def test_pairs_are_of_the_same_seed_and_problem_and_corrected_for_their_number()
         eval_math.mcnemar(int((better[s] & ~reference[s]).sum()), 0) for s in range(3)
     ]
     assert (
-        pair["p"] < pair["holm"] < 0.05
+        pair["holm"] == pytest.approx(3 * pair["p"])  # a less b and b less a are one question
+        and pair["holm"] < 0.05
         and found["sft-steps", "temperature"]["holm"] == 1
         and found["sft-steps", "temperature"]["better"] == 0
     )
@@ -943,6 +944,12 @@ def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(word_flags, tmp
     with contextlib.redirect_stdout(io.StringIO()) as said:
         real.main([*word_flags[4:], "--table"])
     assert "| sft-steps | lr" in said.getvalue()
+    monkeypatch.setattr(real, "SEEDS", seeds)
+    monkeypatch.setitem(real.DECLARED, "real", [("wmss", "sft-steps")])
+    matched = [dict(r, arm=real.MATCHED) for r in found if r["arm"] == "sft-steps"]
+    assert "wmss less sft-flops-wmss" not in real.page(found, "real")
+    whole = real.page(found + matched, "real")      # a gain of wmss never stands alone
+    assert whole.index("wmss less sft-steps |") < whole.index("wmss less sft-flops-wmss |")
 
 
 def test_own_mistakes_are_the_weak_models_and_its_right_answers_stay(word_flags, tmp_path,
