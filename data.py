@@ -26,8 +26,7 @@ from plumbing.batches import Batches
 from plumbing.cli import program
 from plumbing.tokenizer import Tokenizer
 
-# --------------------------------------------------------------------------------------------------
-# problems and splits, for any task
+# ---- problems and splits, for any task ---------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -192,8 +191,7 @@ def toy_math(split: str, n: int, seed: int = 0, noise: float = 0.0) -> list[Prob
     return draw_problems(split, n, rng, noise, list(FAMILIES), _draw_math)
 
 
-# --------------------------------------------------------------------------------------------------
-# samples and batches
+# ---- samples and batches -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import json
 import math
 import os
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -36,8 +37,7 @@ from plumbing.files import commit, write_rows, write_text
 from plumbing.latex import is_equal
 from plumbing.scoring import PAPER_SYSTEM, PAPER_TOKENS, asked, chat, load_model, official_grader
 
-# ----------------------------------------------------------------------------------------------
-# from text to a verdict
+# ---- from text to a verdict --------------------------------------------------------------------
 
 def extract_answer(text: str) -> str | None:
     r"""The final answer of a completion, or None.
@@ -68,7 +68,8 @@ def grade(text: str, gold: str, dataset: str | None = None, question: str | None
     if dataset == "toy-math":
         answer = text.rpartition(";")[2].strip() if ";" in text else ""
         source = "last ;" if answer else "none"
-        return Grade(bool(answer) and is_equal(answer, gold), answer or None, source)
+        right = bool(re.fullmatch(r"-?\d+[,.]?", answer)) and is_equal(answer, gold)   # not 52+12
+        return Grade(right, answer or None, source)
     if dataset == "exact":
         answer = extract.plain(text[-TAIL:])
         return Grade(answer == gold, answer or None, "exact" if answer else "none")
@@ -79,8 +80,7 @@ def grade(text: str, gold: str, dataset: str | None = None, question: str | None
     return Grade(is_equal(answer, gold), answer, source)
 
 
-# ----------------------------------------------------------------------------------------------
-# statistics
+# ---- statistics --------------------------------------------------------------------------------
 
 
 def wilson(c: float, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
@@ -129,8 +129,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return (everything - none) / everything
 
 
-# ----------------------------------------------------------------------------------------------
-# from a model to a score
+# ---- from a model to a score -------------------------------------------------------------------
 
 
 def sample_seed(seed: int, problem: str, sample: int) -> int:
@@ -174,8 +173,11 @@ def complete(model, enc, problems: list, *, max_new_tokens: int = 64, batch_size
                 new = model.generate([prompts[i // n] for i in batch], max_new_tokens,
                                      temperature=temperature, stop_ids=enc.stop_ids,
                                      seed=[row["seed"] for row in own], weak=weak, lam=lam)
-                for row, tokens in zip(own, new, strict=True):
-                    row.update(completion=enc.decode(tokens), tokens=len(tokens),
+                for i, row, tokens in zip(batch, own, new, strict=True):
+                    text = enc.decode(tokens)
+                    if texts[i // n].endswith("\nAnswer:"):     # a base model asks the next one
+                        text = text.partition("\nQuestion:")[0]
+                    row.update(completion=text, tokens=len(tokens),
                                truncated=len(tokens) >= max_new_tokens)
                 if answers is not None:
                     answers.add(own)
@@ -260,8 +262,7 @@ def compare(path_a: str, path_b: str, draws: int = 2000, seed: int = 0) -> dict:
             "bootstrap_95": (boots[int(0.025 * draws)], boots[int(0.975 * draws)])}
 
 
-# ----------------------------------------------------------------------------------------------
-# command line
+# ---- command line ------------------------------------------------------------------------------
 
 
 def score(a, name: str, problems: list, model, enc, official: Callable | None) -> Answers:

@@ -146,8 +146,7 @@ class Config:
     max_new_tokens: int = arg(64, "per answer; the toy's longest has 61", low=1, text=512)
 
 
-# -------------------------------------------------------------------------------------------------
-# the loss: paper v2, eq. 5 and 6
+# ---- the loss: paper v2, eq. 5 and 6 -----------------------------------------------------------
 
 
 class MixedLoss(nn.Module):
@@ -264,7 +263,7 @@ def stage_base(run: Run):
     cfg = run.cfg
     if run.folder.has(0):
         return
-    samples = corpus_set(run.enc, cfg.corpus, cfg.seed, cfg.noise, cfg.task)
+    samples = corpus_set(run.enc, cfg.corpus, cfg.seed, cfg.noise, cfg.task, cfg.label_noise)
     torch.manual_seed(cfg.seed)
     model = GPT(GPTConfig(vocab_size=run.enc.n_vocab, dim=cfg.dim, n_layers=cfg.n_layers,
                           n_heads=cfg.n_heads))
@@ -304,6 +303,7 @@ def stage_entropy(run: Run, t: int):
     run.report_gaps(path, gaps)
     if run.ranks.rank == 0:
         gaps.save(path)
+    del weak, live                          # the page reads them for some samples
     report(run)
 
 

@@ -36,8 +36,7 @@ PLACE = ("regime", "task", "arm")
 KEY = (*PLACE, "seed", *SETTING, "split")
 NAMES = ("toy", "regimes", "equal", "unsure")                   # files of rows
 
-# ------------------------------------------------------------------------------------------------
-# rows
+# ---- rows --------------------------------------------------------------------------------------
 
 # Rows written before `made` had a vocabulary -> today's names. `wmss` meant resampling and the gap
 # mask together then; it now means the paper's method, resampling alone (then `wmss-sample`).
@@ -161,8 +160,7 @@ def tested(rows, regime="default"):
     return out
 
 
-# ------------------------------------------------------------------------------------------------
-# statistics
+# ---- statistics --------------------------------------------------------------------------------
 
 
 def t_tail(t, df):
@@ -323,8 +321,7 @@ def compare(by_task):
     return found
 
 
-# ------------------------------------------------------------------------------------------------
-# tables
+# ---- tables ------------------------------------------------------------------------------------
 
 
 def table(head, rows):
@@ -511,8 +508,7 @@ def places(rows):
         for (hardware, versions, commit), own in made.items()) + "."
 
 
-# ------------------------------------------------------------------------------------------------
-# the page
+# ---- the page ----------------------------------------------------------------------------------
 
 EQUAL = [(arm, ref) for ref in REFERENCES[:2] for arm in ("joint", "frozen", "wmss")]  # declared
 UNSURE = [*EQUAL, ("wmss-mask", "sft-steps"), ("wmss-mask", "sft-flops"), ("joint", "temperature"),

@@ -64,8 +64,7 @@ from train_wmss import Config
 
 ROOT = os.path.dirname(HERE)
 
-# ------------------------------------------------------------------------------------------------
-# a run of train_wmss.py, from here
+# ---- a run of train_wmss.py, from here ---------------------------------------------------------
 
 RATE_FLAGS = ("sft_steps_lr", "sft_flops_lr", "joint_lr", "wmss_lr", "mask_lr")  # one is the arm's
 
@@ -100,8 +99,7 @@ class Quiet(Run):
         train_wmss.run_stages(self)
 
 
-# ------------------------------------------------------------------------------------------------
-# the plan
+# ---- the plan ----------------------------------------------------------------------------------
 
 # Flags of stage 3 for each arm. sft-flops spends what joint spends, sft-flops-wmss what wmss-both
 # spends, its entropy pass included. wmss is the paper's method; wmss-both adds the gap mask to it,
@@ -148,8 +146,7 @@ OWN = tuple(REGIMES)
 REGIMES |= SHARES | {"unsure": (dict(noise=0.7, sft_epochs=2.0, sft_lr=2e-4),
                                 dict(wmss_epochs=2.0))}
 
-# ------------------------------------------------------------------------------------------------
-# the commands: what each of them trains, and how much of it
+# ---- the commands: what each of them trains, and how much of it --------------------------------
 #
 # rates: how many, over the whole range; or lrs: which, of a task or a regime. val, test: problems;
 # k: those of them that are sampled eight times. test 0: validation alone.
@@ -224,8 +221,7 @@ def plan(tasks, seeds, size):
     return sorted(cells, key=lambda c: c["seed"])       # a machine may not live to see them all
 
 
-# ------------------------------------------------------------------------------------------------
-# a worker: one process, one thread, many cells
+# ---- a worker: one process, one thread, many cells ---------------------------------------------
 
 
 def places(job):
@@ -451,8 +447,7 @@ def rounded(x):
     return json.loads(json.dumps(x), parse_float=to_six, parse_constant=dict().get)
 
 
-# ------------------------------------------------------------------------------------------------
-# the sweep
+# ---- the sweep ---------------------------------------------------------------------------------
 
 
 def cpu_name():

@@ -43,12 +43,14 @@ def typed():
 
 
 def encode(enc, text, is_chat):
-    """Token ids of a text; that of a chat spells special tokens, as its template wrote them.
+    """Token ids of a text; that of a chat spells special tokens, as its template wrote them, any
+    other begins with the token that opens every text of its training.
 
     ValueError on a character that the vocabulary cannot spell: the ids would leave it out.
     """
     for c in text:
-        if not enc.encode_ordinary(c):
+        if enc.decode(enc.encode_ordinary(c)) != c:
             raise ValueError(f"the model's vocabulary of {enc.n_vocab:,} tokens cannot spell {c!r}")
-    special = "all" if is_chat else set()
-    return enc.encode(text, allowed_special=special, disallowed_special=())
+    if is_chat:
+        return enc.encode(text, allowed_special="all", disallowed_special=())
+    return [i for i in (enc.bos_id,) if i is not None] + enc.encode_ordinary(text)

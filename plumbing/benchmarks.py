@@ -116,7 +116,9 @@ def own_problems(name: str, grader: str, path: str, columns: tuple[str, str] = (
             asked[-1] = {**asked[-1], "content": question}
         prompt = "\n\n".join(m["content"] for m in asked)
         kinds.add(kind_of(last["content"], prompt))
-        is_plain = len(asked) == 1 and "bare" not in asked[0]
+        if row.get("chat_template_kwargs"):
+            asked[0] = {**asked[0], "chat_template_kwargs": row["chat_template_kwargs"]}
+        is_plain = len(asked) == 1 and asked[0] == {"role": "user", "content": prompt}
         rows.append((where, prompt, last["content"], () if is_plain else asked))
     if not rows:
         raise ValueError(f"{name}={path}: no row in it; check the path")

@@ -79,8 +79,7 @@ class Candidate(Talk):
             return None
 
     def lineage(self, kind):
-        """[where, name] of a class and its bases up to the first builtin: by number if it is ours,
-        else by module."""
+        """[where, name] of a class and its bases up to a builtin; where: our number, or module."""
         lineage = []
         for base in kind.__mro__:
             ours = base.__module__ == "candidate"

@@ -11,7 +11,7 @@ import re
 
 from plumbing.files import reason
 from plumbing.limits import harmless, time_limit
-from plumbing.tokenizer import SETTINGS, Tokenizer, load_tokenizer, tokenizer_files
+from plumbing.tokenizer import SETTINGS, Tokenizer, load_tokenizer, special_tokens, tokenizer_files
 
 # "plain" is how the scores ask a model whose tokenizer has no template. Its completions begin with
 # a space, since byte-pair vocabularies hold " 42" as one token. "none" joins the texts as they are.
@@ -27,8 +27,8 @@ TEMPLATES = {
     "none": "BOS{% for m in messages %}{{ m.content }}"
             "{% if m.role == 'assistant' %}EOS{% endif %}{% endfor %}"}
 # what render() itself gives to a template
-OURS = ("messages", "add_generation_prompt", "bos_token", "eos_token", "tools", "documents",
-        "strftime_now")
+OURS = ("messages", "add_generation_prompt", "bos_token", "eos_token", "pad_token", "unk_token",
+        "tools", "documents", "strftime_now")
 # by these keys a message says whether it is to be learned: OpenAI's, axolotl's and ms-swift's
 SWITCHES = ("weight", "train", "loss")
 SECONDS = 10            # that a template may take
@@ -50,7 +50,7 @@ def template_source(template: str, enc: Tokenizer) -> str:
         bos = "" if enc.bos_id is None else enc.decode([enc.bos_id])
         return source.replace("BOS", bos).replace("EOS", enc.decode([enc.end_id]))
     try:
-        with open(template, encoding="utf-8") as f:
+        with open(template, encoding="utf-8-sig") as f:
             source = f.read()
         if "{{" not in source and "{%" not in source:
             raise ValueError("a file without any Jinja")
@@ -60,12 +60,15 @@ def template_source(template: str, enc: Tokenizer) -> str:
                          f".jinja file, found {reason(e)}") from None
 
 
-def bos_token(enc: Tokenizer) -> str:
-    """What a template means by bos_token: the one that the tokenizer's configuration names."""
-    token = json.loads(enc.files.get("tokenizer_config.json", "{}")).get("bos_token")
-    if isinstance(token, dict):
-        token = token["content"]
-    return token or ("" if enc.bos_id is None else enc.decode([enc.bos_id]))
+def named_tokens(enc: Tokenizer) -> dict[str, str]:
+    """What a template means by bos_token, pad_token, unk_token: what the tokenizer's files name."""
+    config, named = (json.loads(enc.files.get(name, "{}"))
+                     for name in ("tokenizer_config.json", "special_tokens_map.json"))
+    found = {"bos_token": "" if enc.bos_id is None else enc.decode([enc.bos_id])}
+    for key, token in special_tokens(config, named).items():
+        if key in ("bos_token", "pad_token", "unk_token"):
+            found[key] = token["content"] if isinstance(token, dict) else token
+    return found
 
 
 @functools.lru_cache
@@ -145,13 +148,13 @@ def render(messages: list[dict], enc: Tokenizer, template: str = "auto",
     """
     source = template_source(template, enc)
     # parsing the configuration takes long, so only for templates that need it
-    bos = bos_token(enc) if "bos_token" in source else ""
+    named = named_tokens(enc) if re.search("(bos|pad|unk)_token", source) else {}
     kwargs = enc.settings.get("kwargs", {}) | (kwargs or {})
     try:
         with time_limit(SECONDS):
             return compiled(source).render(
-                **kwargs, messages=messages, add_generation_prompt=add_generation_prompt,
-                bos_token=bos, eos_token=enc.decode([enc.end_id]), tools=None, documents=None,
+                **kwargs, **named, messages=messages, tools=None, documents=None,
+                add_generation_prompt=add_generation_prompt, eos_token=enc.decode([enc.end_id]),
                 strftime_now=day(enc.settings.get("date", "")).strftime)
     except Exception as e:              # a template is a program, its errors can be of any class
         raise ValueError(f"the chat template fails ({type(e).__name__}: {e}); mend the row or pass "
@@ -214,7 +217,8 @@ def _check_whole(messages, first, enc, template, prompt, turn, kwargs):
     for i, m in enumerate(messages):
         said = {k: m[k] for k in ("content", "tool_calls", "function_call") if k in m}
         marked.append({**m, **_mark(said, marks, i)})
-    written = _written(json.dumps(marked), json.dumps(kwargs), enc, template)
+    written = _written(json.dumps(marked, default=str), json.dumps(kwargs, default=str), enc,
+                       template)
     if written is not None:
         missing += [(i, x) for word, (i, x) in marks.items() if i >= first and word not in written]
     for i, text in missing:
@@ -304,7 +308,7 @@ def with_template(enc: Tokenizer, template: str = "auto", date: str = "",
     if template == "auto" and not enc.chat_template:
         return enc
     talk = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
-    _, turn = _turn(talk, 1, enc, source, settings.get("kwargs"))
+    turn = render(talk, enc, source, kwargs=settings.get("kwargs")).rstrip()
     closing = {i for token, i in enc._special_tokens.items() if turn.endswith(token)}
     if not closing:
         raise ValueError(f"the template ends a turn with {turn[-20:]!r}, which is no special token "

@@ -204,8 +204,8 @@ def check_interim(path, meta, params, weak, steps):
                 fine = fine and own == {"step", "exp_avg", "exp_avg_sq"}
                 fine = fine and state["step"].dim() == 0
                 pairs += [(tensor, p) for key, tensor in state.items() if key != "step"]
-        for name, p in weak.named_parameters() if weak is not None else ():
-            pairs.append((meta["weak"][name], p))
+        if weak is not None:
+            pairs += [(meta["weak"][name], p) for name, p in weak.named_parameters()]
         fine = fine and all(tensor.shape == p.shape for tensor, p in pairs)
     except (TypeError, AttributeError, KeyError, ValueError):
         fine = False

@@ -167,6 +167,8 @@ def parse(cls, argv=None, *, description="", check=None):
     if preset:
         try:
             values = _read(flags, parser, preset_words(preset), problems)
+            if values.pop("preset", ""):
+                problems.append(f"--preset {preset} names a preset; write its flags into the file")
         except ValueError as e:
             problems.append(str(e))
     cfg = cls(**values | given)
@@ -181,6 +183,11 @@ def parse(cls, argv=None, *, description="", check=None):
 def _read(flags, parser, argv, problems):
     """Words -> {field: value}; what is wrong is appended to problems."""
     found, unknown = parser.parse_known_args(argv)
+    names = [word.split("=")[0] for word in (sys.argv[1:] if argv is None else argv)]
+    for flag in flags.values():
+        if flag.is_list and names.count(flag.name) > 1 and os.environ.get("RANK", "0") == "0":
+            print(f"{flag.name} is given twice: the last one counts, with all its values behind it",
+                  file=sys.stderr)
     values = {}
     for name, words in vars(found).items():
         try:

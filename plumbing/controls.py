@@ -19,8 +19,7 @@ from plumbing.loss import Control, linear_cross_entropy
 from plumbing.neighbours import Averaged, Confidence, Dft, Distilled, Focal, Gce, Reweighted
 from plumbing.shard import full
 
-# -------------------------------------------------------------------------------------------------
-# arms
+# ---- arms --------------------------------------------------------------------------------------
 
 
 class Arm(NamedTuple):
@@ -109,6 +108,7 @@ ARMS = {
     "averaged": Arm(control=Averaged),
     "reweighted": Arm("frozen", control=Reweighted),
 }
+UNMIXED = ("distilled", "reweighted")           # they have a weak model, and do not mix its logits
 FORMER_NAMES = {"d0": "temperature", "label-smoothing": "smoothing"}   # of their checkpoints
 ROWS = ("base", "sft", *ARMS, "weak", "fused")      # of the table of scores; sft is M1
 
@@ -166,8 +166,7 @@ def permute_logits(z, y, keys):
     return z.gather(-1, source), source
 
 
-# -------------------------------------------------------------------------------------------------
-# diagnostics
+# ---- diagnostics -------------------------------------------------------------------------------
 
 
 def token_statistics(z_strong, y, z_weak=None, lam=0.5, gap_rule=None):
@@ -255,7 +254,8 @@ class Watch:
             return nn.functional.linear(h, full(self.models[name].lm_head.weight).float())
 
         y = torch.cat([row["y"] for row in self.rows])
+        z_strong, z_weak = logits("strong"), logits("weak")     # on a rank without a row, too
         if len(y):
-            found |= token_statistics(logits("strong"), y, logits("weak"), self.lam, self.gap_rule)
+            found |= token_statistics(z_strong, y, z_weak, self.lam, self.gap_rule)
         self.begin(0, False)
         return found

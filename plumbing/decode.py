@@ -50,10 +50,8 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=
     # may look at it.
     buckets = by_length(lens, 1.15)                     # no row is padded by more than 15 %
     order = [i for bucket in buckets for i in bucket]
-    x = []
-    for bucket in buckets:
-        rows = [torch.tensor(prompts[i]) for i in bucket]
-        x.append(pad_sequence(rows, batch_first=True).to(device))             # (B_i, T_i)
+    x = [pad_sequence([torch.tensor(prompts[i]) for i in bucket], batch_first=True).to(device)
+         for bucket in buckets]                                               # (B_i, T_i) each
     draws = torch.stack([_uniform(max_new_tokens, seeds[i]) for i in order]).to(exact(device))
     pos = torch.tensor(sorted(lens), device=device) - 1                       # (B,) newest token's
     decoder = Decoder(models, lam, len(prompts), max(lens) + max_new_tokens)
@@ -179,9 +177,7 @@ class Decoder:
             h = model(x, positions, [partial(attend, layer) for layer in cache])[rows]  # (B, C)
             parts = [F.linear(h, w) for w in tiles(model.lm_head.weight)]
             logits.append(torch.cat(parts, -1).float())
-        if len(logits) == 1:
-            return logits[0]
-        return self.lam * logits[0] + (1 - self.lam) * logits[1]
+        return logits[0] if len(logits) == 1 else self.lam * logits[0] + (1 - self.lam) * logits[1]
 
     def keep(self, rows):
         """Keep only these rows, in this order."""

@@ -42,7 +42,7 @@ def export(source, folder, dtype=None, shard_bytes=5_000_000_000):
     weights = {k if k.startswith("lm_head.") else f"model.{k}": w for k, w in weights.items()}
 
     from huggingface_hub import save_torch_state_dict  # comes with `datasets`
-    folder = os.path.normpath(folder)                      # a/ and a are one place
+    folder = os.path.realpath(folder)                      # a/ and a link to a are one place
     half = f"{folder}.tmp{os.getpid()}"
     try:
         os.makedirs(half)
@@ -61,11 +61,14 @@ def _text_files(enc, config, dtype):
     """The folder's files besides the weights: name -> text."""
     files = tokenizer_files(enc)
     contents = {}
-    if "tokenizer_config.json" in files:
+    if "tokenizer.json" in files:
         # A class of its own, GPT2Tokenizer say, would rebuild the splits of tokenizer.json by
         # guess: transformers 5.23 then leaves SmolLM2's numbers whole (83 GSM8K rows differ).
-        contents["tokenizer_config.json"] = {**json.loads(files["tokenizer_config.json"]),
-                                             "tokenizer_class": "PreTrainedTokenizerFast"}
+        # Without a file it guesses the class, and the token that ends a text.
+        contents["tokenizer_config.json"] = {
+            "eos_token": enc.decode([enc.end_id]),
+            **json.loads(files.get("tokenizer_config.json", "{}")),
+            "tokenizer_class": "PreTrainedTokenizerFast"}
     ends = enc.stop_ids if len(enc.stop_ids) > 1 else enc.end_id
     ids = dict(bos_token_id=enc.bos_id, eos_token_id=ends)
     contents["config.json"] = {**config, **ids, "torch_dtype": str(dtype).removeprefix("torch.")}

@@ -48,12 +48,14 @@ SCALED = re.compile(r"\d\s*(?:[万亿百十半倍成折]|千(?![米克瓦])|分�
 # Chinese and Japanese marks of sentences as ASCII, with the space that other searches expect
 FULL_WIDTH = {chr(i): chr(i - 0xFEE0) for i in range(0xFF01, 0xFF5F)}
 MARKS = str.maketrans({**FULL_WIDTH, "，": ", ", "。": ". ", "：": ": ", "；": "; ", "、": ", ",
-                       "！": "! ", "？": "? ", "\u3000": " ", **dict.fromkeys("「」『』“”")})
+                       "！": "! ", "？": "? ", "\u3000": " ", "−": "-",
+                       **dict.fromkeys("「」『』“”")})
 
 
 def find_answer(text):
     """(answer, name of its source). The best source that a completion has wins, not the last."""
     text = to_ascii_marks(text.rpartition("</think>")[2][-TAIL:])
+    text = re.sub(r"<<[^<>\n]*>>", "", text)            # GSM8K's calculator: 2*3=<<2*3=6>>6
     text = re.sub(r"\\boxed\s*\{\s*\}", "", text)      # an empty box echoes the instructions
     in_box, text = boxed(text)                         # text: up to a box that is never closed
     if in_box and in_box.strip():
@@ -223,7 +225,7 @@ def last_number_word(text):
             if after in SCALE:
                 return f"{number} {after}"
             return None if re.match(r"[万亿千百]", after) else number         # 42万 is not 42
-        if word[0].isdigit() or re.search(r"[\\=^]", word):
+        if re.match(r"[-+]?[$€£]?\d", word) or re.search(r"[\\=^]", word):
             return word.rpartition("=")[2]
     return None  # a digit glued inside a word (AZYUK2A) is no number
 
@@ -235,8 +237,7 @@ def bare_word(word):
     return word if re.match(r"\.\d", word) else word.lstrip(".")
 
 
-# ----------------------------------------------------------------------------------------------
-# multiple choice
+# ---- multiple choice ---------------------------------------------------------------------------
 
 LETTERS = tuple("ABCDE")
 LISTED = "Answer Choices:"      # in front of options that stand on a line each

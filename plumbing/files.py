@@ -4,6 +4,7 @@ import csv
 import functools
 import gzip
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -125,15 +126,15 @@ def read_rows(path):
 
 def read_csv(path):
     """Yield ("file:line", row) of a .csv file, whose first line names the columns."""
-    with open(path, encoding="utf-8-sig", newline="") as f:
-        try:
-            reader = csv.DictReader(f, strict=True)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"{len(reader.fieldnames)} columns as in its first line")
-                yield f"{path}:{reader.line_num}", row
-        except (ValueError, csv.Error) as e:
-            raise ValueError(f"{path}:{reader.line_num}: expected {e}") from None
+    csv.field_size_limit(10_000_000)
+    reader = csv.DictReader(io.StringIO(_read_all(path), newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f"{len(reader.fieldnames)} columns as in its first line")
+            yield f"{path}:{reader.line_num}", row
+    except (ValueError, csv.Error) as e:
+        raise ValueError(f"{path}:{reader.line_num}: expected {e}") from None
 
 
 def sha256_of(path):

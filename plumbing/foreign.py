@@ -47,7 +47,7 @@ class MadeClass:
 
     def __init__(self, talk, number, name, fields, members, is_tuple):
         self._talk, self._number, self._name = talk, number, name
-        self._fields, self._is_tuple = fields, is_tuple
+        self._fields, self._members, self._is_tuple = fields, members, is_tuple
         for member in members:
             if not member.startswith("_"):
                 vars(self)[member] = Made(self, (), {"name": member})
@@ -94,19 +94,23 @@ class Made:
             self._kind._talk.ask("set", self, [name, value], {})
 
     def __eq__(self, other):
-        """Was everything that the test gave said by the program too? By name, or by position."""
+        """Is what the test gave all that the program said? By name, or by position."""
         kind = self._kind
         kind._talk.unused.pop(id(self), None)
+        if len(self._given) < len(self._args) + len(self._kwargs):      # fields that it claims
+            kind._talk.refuse("an object whose class has fewer fields than the test gives")
         if type(other) is Made:
             return (kind, self._given, self._set) == (other._kind, other._given, other._set)
         if kind._is_tuple:
             return isinstance(other, tuple) and tuple(self._given.values()) == other
         expected = {**self._given, **self._set}
-        if type(other) is not Remote or not expected or len(self._args) > len(kind._fields):
+        if type(other) is not Remote or not expected:
             kind._talk.refuse("an object, where the test compares values")
         classes, state = other._about
         if state is None or classes[:1] != (kind._number,):
             return False
+        if len(state) > len(expected) and self._given.get("name") not in kind._members:
+            kind._talk.refuse("an object with attributes that the test does not give")
         values = dict(enumerate(state.values()))
         for i, (name, value) in enumerate(expected.items()):
             if name not in state and i not in values:

@@ -38,8 +38,7 @@ DTYPES = ("F64", "F32", "F16", "BF16")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-# ----------------------------------------------------------------------------------------------
-# config.json
+# ---- config.json -------------------------------------------------------------------------------
 
 def config_from_hf(c):
     """config.json as a dict -> GPTConfig's fields; ValueError names what we do not compute."""
@@ -87,8 +86,7 @@ def config_to_hf(cfg):
                 use_cache=True)
 
 
-# ----------------------------------------------------------------------------------------------
-# folders
+# ---- folders -----------------------------------------------------------------------------------
 
 def local(name):
     """A path that is there: `name`, or the folder that the hub's model `name` was downloaded to."""
@@ -192,8 +190,7 @@ def _weight_files(path):
     return names
 
 
-# ----------------------------------------------------------------------------------------------
-# safetensors
+# ---- safetensors -------------------------------------------------------------------------------
 
 class Stored(NamedTuple):
     """A tensor of a safetensors file that is not read yet; shape and to() are like a tensor's."""

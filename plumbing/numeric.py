@@ -83,8 +83,7 @@ def bits_of(x):
     return max(x.numerator.bit_length(), x.denominator.bit_length())
 
 
-# ----------------------------------------------------------------------------------------------
-# arithmetic
+# ---- arithmetic --------------------------------------------------------------------------------
 
 
 class Arithmetic:
@@ -202,8 +201,7 @@ COSTS = {**dict.fromkeys(PLAIN, 1), "add": 1, "binomial": 10, "factorial": 20}  
 arithmetic = cache(Arithmetic)
 
 
-# ----------------------------------------------------------------------------------------------
-# where formulas are evaluated
+# ---- where formulas are evaluated --------------------------------------------------------------
 
 
 # from, to, denominator, signs: small numbers first, where most formulas are defined; then whole,

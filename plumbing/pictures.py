@@ -7,10 +7,11 @@ import torch
 
 from plumbing import draw
 from plumbing.colours import ARMS
+from plumbing.controls import UNMIXED
 from plumbing.draw import CODES, dash, plain
 
 REFERENCES = ("sft-steps", "sft-flops")
-MIXING = ("joint", "wmss", "wmss-mask")
+MIXING = ("joint", "frozen", "wmss", "wmss-mask")
 
 
 class Picture(NamedTuple):
@@ -47,8 +48,7 @@ def row_of(groups, marks, name, log=False):
             for title, drawn in kept.items() if drawn]
 
 
-# -------------------------------------------------------------------------------------------------
-# training
+# ---- training ----------------------------------------------------------------------------------
 
 
 def story_of(log):
@@ -90,7 +90,8 @@ class Training:
     def __init__(self, story, same, lam):
         self.story, self.same, self.lam = story, same, lam
         arms = [arm for arm in in_order(story) if arm not in ("base", "sft")]
-        self.mixing = [arm for arm in arms if "ent_mix" in story[arm]]
+        self.mixing = [arm for arm in arms if "ent_mix" in story[arm]
+                       and of_model(arm) not in UNMIXED]
         self.unmixed = [arm for arm in arms if arm not in self.mixing]
         self.before = ["sft"] if "sft" in story else []
         # the arm of which the sentences speak
@@ -204,8 +205,7 @@ class Training:
         return Picture(charts, f"Tokens in a gap, first and last logged step: {', '.join(ends)}.")
 
 
-# -------------------------------------------------------------------------------------------------
-# scores and gaps
+# ---- scores and gaps ---------------------------------------------------------------------------
 
 
 def of_scores(rows):

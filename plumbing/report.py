@@ -26,8 +26,7 @@ MOST_TOKENS = 3000      # of the token view, to keep page and time small
 MOST_TEXT = 500_000     # characters of the answers to browse
 
 
-# -------------------------------------------------------------------------------------------------
-# for the terminal
+# ---- for the terminal --------------------------------------------------------------------------
 
 
 def score_table(rows):
@@ -113,8 +112,7 @@ def heaviest(gaps, samples, n):
 
 
 def whole_characters(tokens, enc):
-    """(text, how many tokens it takes) along a list of ids: what only together makes a character
-    is not taken apart."""
+    """(text, how many tokens it takes) along a list of ids; no character is taken apart."""
     start = 0
     for end in range(1, len(tokens) + 1):
         text = enc.decode(tokens[start:end])
@@ -164,8 +162,7 @@ def show_samples(gaps, samples, enc, n, plain=None):
     return "\n".join(lines)
 
 
-# -------------------------------------------------------------------------------------------------
-# the token view
+# ---- the token view ----------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -210,9 +207,8 @@ def candidates(sample, enc, weak, live, lam, most):
     tables = [each.exp() for each in log_p]
     ent_mix = -(tables[2] * log_p[2]).sum(-1)
     targets = torch.stack([p.gather(1, y[:, None])[:, 0] for p in tables], 1).tolist()
-    found = []
-    for target, entropy in zip(targets, ent_mix.tolist(), strict=True):
-        found.append([[round(p, 6) for p in target], [], round(entropy, 6)])
+    found = [[[round(p, 6) for p in target], [], round(entropy, 6)]
+             for target, entropy in zip(targets, ent_mix.tolist(), strict=True)]
     for p in tables:
         for place, (values, ids) in enumerate(zip(*p.topk(min(5, p.size(1))), strict=True)):
             words = [enc.decode([token]) for token in ids.tolist()]
@@ -221,8 +217,7 @@ def candidates(sample, enc, weak, live, lam, most):
     return found
 
 
-# -------------------------------------------------------------------------------------------------
-# scores and answers
+# ---- scores and answers ------------------------------------------------------------------------
 
 
 def difference(rows, reference):
@@ -288,8 +283,7 @@ def problems_to_browse(answers):
     return shown
 
 
-# -------------------------------------------------------------------------------------------------
-# the page
+# ---- the page ----------------------------------------------------------------------------------
 
 
 def visible(text):
@@ -373,7 +367,8 @@ def write_report(run, load_gaps, wilson):
     # arms that read the same batches as sft-steps can be compared with it step by step
     for arm in {r["arm"] for r in log if "arm" in r}:
         name = arm.partition("-round")[0]
-        if name in ARMS and arm_of(cfg, name).gap not in ("sample", "both"):
+        if (name in ARMS and name != "sft-flops"
+                and arm_of(cfg, name).gap not in ("sample", "both")):
             same.append(arm)
     training = pictures.Training(pictures.story_of(log), sorted(same), cfg.lam)
     data = scores_of(folder, wilson)

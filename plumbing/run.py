@@ -25,7 +25,7 @@ from plumbing.chat import with_template
 from plumbing.checkpoints import digest_of
 from plumbing.checks import check_interim
 from plumbing.cli import flag_of, preset_notes
-from plumbing.controls import ARMS, FORMER_NAMES, Watch
+from plumbing.controls import ARMS, FORMER_NAMES, UNMIXED, Watch
 from plumbing.devices import has_bf16, pick
 from plumbing.files import commit, in_words, parse_json, read_text, write_text
 from plumbing.log_to import SERVICES, numbers_of
@@ -57,9 +57,8 @@ class Ranks:
             return int(os.environ.get(key, default))
 
         self.rank, self.world, local = env("RANK", 0), env("WORLD_SIZE", 1), env("LOCAL_RANK", 0)
-        cores = os.cpu_count()
-        if hasattr(os, "sched_getaffinity"):
-            cores = len(os.sched_getaffinity(0))
+        known = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if known else os.cpu_count()
         # torchrun sets OMP_NUM_THREADS=1, so the threads are counted here
         torch.set_num_threads(cfg.threads or max(1, cores // env("LOCAL_WORLD_SIZE", 1)))
         name = cfg.device
@@ -143,10 +142,7 @@ class Ranks:
             return rows
         shares = [None] * self.world
         dist.all_gather_object(shares, rows)
-        out = []
-        for i in range(len(shares[0])):
-            out += [share[i] for share in shares if i < len(share)]
-        return out
+        return [share[i] for i in range(len(shares[0])) for share in shares if i < len(share)]
 
     def barrier(self):
         if self.world > 1:
@@ -323,8 +319,12 @@ class Folder:
                     os.remove(self.path(name))
 
     def has_files(self, rate, besides=""):
-        """Whether an arm that has this learning rate has left a checkpoint or an interim state."""
-        arms = [arm for arm in ("base", "sft", *ARMS) if rate_of(arm) == rate]
+        """Whether an arm that has this learning rate has left a checkpoint or an interim state; of
+        base and sft also what was made from them."""
+        order = ("base", "sft", *ARMS)
+        arms = [arm for arm in order if rate_of(arm) == rate]
+        if arms in (["base"], ["sft"]):
+            arms = [*order[order.index(arms[0]):], "gaps"]
         own = re.compile(rf"(resume-)?({'|'.join(arms)})(-round\d+)?\.pt")
         left = set(os.listdir(self.out)) - {os.path.basename(besides)}
         return not arms or any(map(own.fullmatch, left))
@@ -486,7 +486,7 @@ class Run:
         tokens = sum(int(self.samples[i].loss[1:].sum()) for i in drawn.tolist())
         unique, n = len(drawn.unique()), len(self.samples)
         loss = "plain cross-entropy"
-        if arm.weak:
+        if arm.weak and name.partition("-round")[0] not in UNMIXED:
             loss = f"mixed logits, lam {self.cfg.lam:g}, weak {arm.weak}"
         if arm.control is not None:
             loss += f", {getattr(arm.control, '__name__', 'a control').lower()}"
@@ -524,6 +524,8 @@ class Progress:
             self.strong.parameters(), self.weak.parameters() if self.weak else (), self.params)]
         interim = sizes[0] + sizes[1] + 2 * sizes[2]
         needed = (1 + len(self.snapshots)) * sizes[0] + sizes[1] + 2 * interim
+        there = self.folder.path(f"resume-{self.arm}.pt")       # one of the two, after a break
+        needed -= os.path.getsize(there) if os.path.exists(there) else 0
         said = owner.check_disk(self.folder.out, self.arm, needed)
         if needed > 1e9:
             self.folder.say(said)

@@ -29,8 +29,7 @@ from plumbing.values import MB, read, receive, send
 MAX_FOLDER, MAX_FILES = 64 * MB, 1_000          # what a program may keep in its folder
 Verdict = namedtuple("Verdict", "status detail seconds isolation")   # pass, fail, timeout, error
 
-# ----------------------------------------------------------------------------------------------
-# the zygote
+# ---- the zygote --------------------------------------------------------------------------------
 
 
 def fork(role, keep, *args):
@@ -171,8 +170,7 @@ def zygote(folder):
             os.close(fd)
 
 
-# ----------------------------------------------------------------------------------------------
-# the caller's side
+# ---- the caller's side -------------------------------------------------------------------------
 
 BOOT = ("import sys; sys.path.append(sys.argv[1]); import plumbing.sandbox as sandbox; "
         "sys.path.pop(); sandbox.zygote(sys.argv[2]); "

@@ -12,8 +12,7 @@ from plumbing.code_benchmarks import EXPECTED
 from plumbing.files import parse_json, read_rows, read_text, sha256_of
 
 SAMPLES = (".jsonl", ".jsonl.gz")       # what eval_code.py takes for answers, not for a model
-CONSENT = ("this runs code that a model wrote; pass --allow-code-execution if that is what you "
-           "want")
+CONSENT = "this runs code that a model wrote; pass --allow-code-execution if you want that"
 # The paper's system prompt and lengths, as in its public repository (utils/prompts.py; the curly
 # apostrophe is theirs too).
 PAPER_SYSTEM = (
@@ -37,18 +36,21 @@ def chat(enc, system=None, raw=False):
     message that is bare: where the tokenizer has no template the text stands as it is (a function
     to complete, a row of prompt and completion), behind the token that opens every text.
     """
-    from plumbing.chat import render
+    from plumbing.chat import render, template_arguments, template_source
     first = [{"role": "system", "content": system}] if system else []
 
     def wrap(question):
-        messages = [{"role": "user", "content": question}]
+        messages, kwargs = [{"role": "user", "content": question}], {}
         if not isinstance(question, str):
-            messages = question
+            kwargs = question[0].get("chat_template_kwargs", {})
+            messages = [{k: v for k, v in m.items() if k != "chat_template_kwargs"}
+                        for m in question]
         if messages[0]["role"] != "system":
             messages = [*first, *messages]
         bare = raw or len(messages) == 1 and messages[0].get("bare")
         template = "none" if bare and not enc.chat_template else "auto"
-        return render(messages, enc, template, add_generation_prompt=True)
+        kwargs = template_arguments(kwargs, template_source(template, enc))
+        return render(messages, enc, template, add_generation_prompt=True, kwargs=kwargs)
     return wrap
 
 
@@ -72,8 +74,7 @@ def load_model(path, device="cpu"):
 
 
 def read_by(problems, wrap):
-    """Digests of what is asked, and of what the model reads of it (template and date included) and
-    is tested by."""
+    """Digests of what is asked, what the model reads of it (template, date) and is tested by."""
     texts = [(wrap(asked(p)) if wrap else p.prompt, p.test) for p in problems]
     read = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
     return dict(data=digest(problems), read=read)
@@ -236,7 +237,7 @@ def stem_of(a, name, record):
     """Where the rows and the record of a set go, without .jsonl or .json.
 
     That is NAME, beside a .pt file without .pt, else in out/; or NAME-SETTINGS where NAME has
-    scores of other settings, so that scores are overwritten by their like only.
+    scores of other settings, data or models: scores are overwritten by their like only.
     """
     if name.startswith("toy-") and a.split == "val":
         name += "-val"
@@ -244,14 +245,20 @@ def stem_of(a, name, record):
     if a.checkpoint.endswith(".pt"):
         folder = a.checkpoint.removesuffix(".pt")
     stem = os.path.join(a.out or folder, name)
-    keys = ("n", "temperature", "seed", "limit", "max_new_tokens", "protocol")
-    try:
-        there = parse_json(read_text(stem + ".json"))
-    except (OSError, ValueError):
-        return stem
-    if all(there.get(key) == record.get(key) for key in keys):
-        return stem
+    keys = ["n", "temperature", "seed", "limit", "max_new_tokens", "protocol", "data",
+            "data_sha256", "graded_as"]
+    if a.out or not a.checkpoint.endswith(".pt"):
+        keys.append("checkpoint")
+    ours = {key: record.get(key) for key in keys}
     tags = [(a.temperature > 0, f"n{a.n}-t{a.temperature:g}-seed{a.seed}"),
             (a.limit, f"first{a.limit}"), (a.max_new_tokens, f"{a.max_new_tokens}tokens"),
             (record.get("protocol") == "paper", "paper")]
-    return "-".join([stem, *([tag for is_set, tag in tags if is_set] or ["greedy"])])
+    tagged = "-".join([stem, *([tag for is_set, tag in tags if is_set] or ["greedy"])])
+    for free in (stem, tagged):
+        try:
+            there = parse_json(read_text(free + ".json"))
+        except (OSError, ValueError):
+            return free
+        if ours.items() <= {**dict.fromkeys(keys), **there}.items():
+            return free
+    return f"{tagged}-{hashlib.sha256(json.dumps(ours).encode()).hexdigest()[:6]}"

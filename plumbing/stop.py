@@ -19,11 +19,11 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP")
 
 
 def command(*more):
-    """The command of this run, with other flags behind, as "--resume"."""
+    """The command of this run, with other flags, as "--resume", in the place of its own."""
     words, keeps = [], True
     for word in sys.argv[1:]:
         if word.startswith("--"):
-            keeps = word.split("=")[0] not in ("--resume", "--overwrite")
+            keeps = word.split("=")[0] not in ("--resume", "--overwrite", *more)
         if keeps:
             words.append(word)
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")

@@ -17,10 +17,12 @@ from plumbing.toy_code import toy_code
 TASKS = {"toy-math": toy_math, "toy-code": toy_code}
 
 
-def corpus_set(enc: Tokenizer, n: int, seed: int, noise: float,
-               task: str = "toy-math") -> list[Sample]:
-    """What the base is trained on: n samples of the train split, a share `noise` of them flawed."""
-    noise = max(noise, 1e-9)            # with 0 it would draw the very problems of the clean set
+def corpus_set(enc: Tokenizer, n: int, seed: int, noise: float, task: str = "toy-math",
+               label_noise: float = 0.0) -> list[Sample]:
+    """What the base is trained on: n samples of the train split, a share `noise` of them flawed.
+    label_noise: that of D, whose very problems an equal share would draw."""
+    noise = max(noise, 1e-9)
+    noise += 1e-9 * (noise == label_noise)
     return encode(TASKS[task]("train", n, seed, noise), enc)
 
 

@@ -23,7 +23,7 @@ import data
 from data import Sample
 from plumbing import chat, files, tokenizer
 from plumbing.bar import bar
-from plumbing.chat import TEMPLATES, bos_token, compiled, pieces, template_source, with_template
+from plumbing.chat import TEMPLATES, compiled, pieces, template_source, with_template
 from plumbing.cli import parser_of, program
 from plumbing.files import read_csv, read_rows, sha256_of, write_atomically
 from plumbing.hf import why
@@ -45,8 +45,7 @@ CACHE = os.path.join("out", "cache")
 MOST_OF_A_ROW = 10_000_000      # characters; more would take minutes, to be dropped in the end
 CACHED_ROWS = 1000      # fewer rows than these are tokenised too fast for a cache to save time
 
-# --------------------------------------------------------------------------------------------------
-# a row -> a conversation
+# ---- a row -> a conversation -------------------------------------------------------------------
 
 
 def _message(turn, column, control):
@@ -56,7 +55,7 @@ def _message(turn, column, control):
     """
     turn = {k: v for k, v in turn.items() if v is not None}     # a missing key, to parquet
     m = {"role": turn.pop("from", None), "content": turn.pop("value", None), **turn}
-    if m["role"] not in ROLES:
+    if not isinstance(m["role"], str) or m["role"] not in ROLES:
         raise ValueError(f"unknown role {m['role']!r} in {column}; expected one of "
                          f"{', '.join(ROLES)}")
     role = m["role"] = ROLES[m["role"]]
@@ -130,13 +129,11 @@ def _conversation(row, columns, control):
     return messages, used
 
 
-# --------------------------------------------------------------------------------------------------
-# --data -> rows
+# ---- --data -> rows ----------------------------------------------------------------------------
 
 
 def _without_nulls(value):
-    """Parquet gives each value every key that another row has, with None: as JSON leaves them out.
-    """
+    """Without the keys of other rows, which parquet gives to each with None."""
     if isinstance(value, dict):
         return {k: _without_nulls(v) for k, v in value.items() if v is not None}
     return [_without_nulls(v) for v in value] if isinstance(value, list) else value
@@ -197,6 +194,9 @@ def _open(spec, path, config, split):
         splits = DataFilesDict.from_patterns(get_data_patterns(path), base_path=path)
         root = os.path.abspath(path)
         paths = sorted(os.path.join(path, os.path.relpath(f, root)) for f in splits.get(split, []))
+    odd = [f for f in paths if f.endswith((".csv", ".tsv", ".arrow", ".zst", ".xz", ".bz2"))]
+    if is_folder and odd:               # shards that would be left out
+        raise ValueError(f"{odd[0]} is no {', '.join(SUFFIXES)}; convert it, or name the files")
     paths = [f for f in paths if f.endswith(SUFFIXES)]
     if not paths:
         raise ValueError(f"no file named {', '.join(SUFFIXES)} (split: {split})")
@@ -233,7 +233,8 @@ def conversations(path: str, columns: tuple[str, str] = ("", "")):
     nothing = re.compile("(?!)")
     for where, row in _read([path]):
         try:
-            texts = {k: str(v) if type(v) in (int, float) else v for k, v in row.items()}
+            texts = {k: str(v) if type(v) in (int, float) and v - v == 0 else v    # no NaN
+                     for k, v in row.items()}
             named = columns if columns[1] in row else ("", "")
             messages, used = _conversation(texts, named, nothing)
             if _is_bare(used, named):
@@ -246,8 +247,7 @@ def conversations(path: str, columns: tuple[str, str] = ("", "")):
         yield where, row, messages
 
 
-# --------------------------------------------------------------------------------------------------
-# rows -> samples
+# ---- rows -> samples ---------------------------------------------------------------------------
 
 
 def load_text(specs: list[str], enc: Tokenizer, *, template: str = "auto", prompt_column: str = "",
@@ -290,7 +290,7 @@ def load_text(specs: list[str], enc: Tokenizer, *, template: str = "auto", promp
     modules = (sys.modules[__name__], data, chat, files, tokenizer)
     code = [sha256_of(module.__file__) for module in modules]
     key = [code, sys.version, specs, stamps, fingerprint(enc), enc.end_id, enc.stop_ids, enc.bos_id,
-           bos_token(enc), source, bare, enc.settings, columns, max_len, long]
+           chat.named_tokens(enc), source, bare, enc.settings, columns, max_len, long]
     path = os.path.join(cache, hashlib.sha256(repr(key).encode()).hexdigest()[:32] + ".pt")
     kept = _read_cache(path)
     if kept is None:
@@ -439,8 +439,7 @@ def _read_cache(path):
         return None
 
 
-# --------------------------------------------------------------------------------------------------
-# the command line
+# ---- the command line --------------------------------------------------------------------------
 
 
 def marked(sample: Sample, enc: Tokenizer, colour: bool) -> str:

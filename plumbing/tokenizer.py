@@ -163,8 +163,7 @@ def fingerprint(enc: tiktoken.Encoding) -> str:
     return h.hexdigest()[:16]
 
 
-# --------------------------------------------------------------------------------------------------
-# other people's tokenizers
+# ---- other people's tokenizers -----------------------------------------------------------------
 
 # What a Hugging Face folder says about its tokenizer. generation_config.json belongs to the model,
 # but names what ends a text.
@@ -254,7 +253,7 @@ def _from_files(files):
            f"normalizer {' + '.join(normalizers)}; only NFC is known")
     pattern = _pattern(_steps(spec, "pre_tokenizer", "pretokenizers"))
     bos = _begins_with(_steps(spec, "post_processor", "processors"))
-    special = _special_tokens(config, _json(files, "special_tokens_map.json"))
+    special = special_tokens(config, _json(files, "special_tokens_map.json"))
     tokens = _listed(spec.get("added_tokens") or [], config, special, model["vocab"])
     added = _added_tokens(tokens, model["vocab"], bool(normalizers))
     ranks = _ranks(model, added)
@@ -301,8 +300,7 @@ def tokenizer_files(enc: Tokenizer) -> dict[str, str]:
     return {name: json.dumps(content, ensure_ascii=False) for name, content in files.items()}
 
 
-# --------------------------------------------------------------------------------------------------
-# what can be read exactly, and what is refused
+# ---- what can be read exactly, and what is refused ---------------------------------------------
 
 
 def _read_files(path):
@@ -343,7 +341,7 @@ def _steps(spec, part, members):
     return step[members] if step["type"] == "Sequence" else [step]
 
 
-def _special_tokens(config, named):
+def special_tokens(config, named):
     """{"eos_token": "<|im_end|>", ...}: named beside the tokenizer, by the file that wins there."""
     if "added_tokens_decoder" in config:
         config, named = named, config   # as in transformers, which then reads no other file
@@ -384,8 +382,6 @@ def _ends(files, config, special, added, bos):
     ends = [text_of("eos_token"), *stops, *(token for token in usual if token in added)]
     end = next(filter(None, ends), None)
     _check(end, 'nothing says which token ends a text; set "eos_token" in tokenizer_config.json')
-    if config.get("add_bos_token") is not None:         # has the last word, as in transformers
-        bos = text_of("bos_token") if config["add_bos_token"] else None
     for token in (end, bos or end):
         _check(token in added, f"{token!r} begins or ends texts, but is not among added_tokens; "
                                "correct tokenizer_config.json, or add it there")

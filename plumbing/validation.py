@@ -76,9 +76,8 @@ def table(run):
     """The losses of all models of a run: said, and written to val.json."""
     rows, lam = [], run.cfg.lam
     for name, path in run.folder.models(ROWS).items():
-        parts = {path: 1.0}
-        if name == "fused":
-            parts = {path: 1 - lam, run.folder.path("wmss.pt"): lam}
+        fused = {path: 1 - lam, run.folder.path("wmss.pt"): lam}
+        parts = fused if name == "fused" else {path: 1.0}
         rows.append(dict(model=name, checkpoint=path, **of_checkpoints(run, parts)))
     lines = [f"validation: {len(run.held_out):,} samples, {rows[0]['val_tokens']:,} loss tokens",
              f"{'model':14s}loss, nats a token"]

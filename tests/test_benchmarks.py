@@ -319,8 +319,23 @@ def test_an_own_file_that_cannot_be_graded_is_one_sentence(tmp_path, spec, row, 
         own(tmp_path, [row], spec)
 
 
+def test_one_answer_that_is_no_number_does_not_make_all_others_texts(tmp_path):
+    """Bug: a NaN of pandas as the gold answer "nan", and 3.0 compared with "3" by characters."""
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": 3.0}\n'
+                                      '{"question": "r", "answer": NaN}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: .*found float nan"):
+        benchmarks.load_problems(f"mine={tmp_path / 'a.jsonl'}")
+
+
 def test_a_torn_csv_and_an_empty_file_are_refused(tmp_path):
-    """Bug: a row with a comma too many, whose gold answer is half of it."""
+    """Bug: a row with a comma too many, whose gold answer is half of it; a long text refused;
+    another encoding as an error of line 0."""
+    (tmp_path / "long.csv").write_text(f"question,answer\n{'x' * 140_000},3\n")
+    (long,) = benchmarks.load_problems(f"mine={tmp_path / 'long.csv'}")
+    assert long.answer == "3" and len(long.prompt) == 140_000
+    (tmp_path / "latin.csv").write_bytes("question,answer\ncafé,3\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.csv:2: .*found byte 0xe9; save it as UTF-8"):
+        benchmarks.load_problems(f"mine={tmp_path / 'latin.csv'}")
     (tmp_path / "a.csv").write_text("question,answer\nq,1\nq,1,2\n")
     with pytest.raises(ValueError, match=r"a\.csv:3: expected 2 columns as in its first line"):
         benchmarks.load_problems(f"mine={tmp_path / 'a.csv'}")

@@ -22,6 +22,7 @@ from chats import (
     load,
     say,
 )
+from test_tokenizer import made
 
 from plumbing.chat import render, template_source, with_template
 from plumbing.text import marked
@@ -76,10 +77,13 @@ def test_plain_is_the_prompt_of_the_scores():
     assert render(system, encoding(), "plain", True) == "<|begin|>" + asked
 
 
-@pytest.mark.parametrize("template", [None, CHATML, QWEN3])
+@pytest.mark.parametrize("template", [
+    None, CHATML, QWEN3, CHATML.replace("{{ m.content", "{{ m.name or '' }}{{ m.content")])
 @pytest.mark.parametrize("row", [
     {"prompt": "How many? ", "completion": "42"}, {"question": "How many?", "answer": "42"},
-    {"prompt": "How many?", "completion": "42", "system": "Think."}, {"messages": TALK}])
+    {"prompt": "How many?", "completion": "42", "system": "Think."}, {"messages": TALK},
+    {"messages": [say("system", "Greet."), say("assistant", "Hello!")]},
+    {"messages": [say("user", "How many?", name="Ann"), say("assistant", "42")]}])
 def test_a_question_of_your_own_is_asked_as_training_reads_its_row(row, template):
     """Bug: a model without a chat template that learns "How many? 42" is asked "Question: How many?
     Answer:", and its score is that of another prompt."""
@@ -94,12 +98,52 @@ def test_a_question_of_your_own_is_asked_as_training_reads_its_row(row, template
     assert chat(enc)(asked(problem)) == enc.decode(sample.tokens[:n].tolist())
 
 
+def test_a_question_of_your_own_has_the_template_arguments_of_its_row():
+    """Bug: trained with thinking off, as its row says, and asked with it on."""
+    from plumbing.benchmarks import own_problems
+    from plumbing.scoring import asked, chat
+    enc = encoding(ARGUED)
+    (sample,) = load([{"messages": ONE, "chat_template_kwargs": {"enable_thinking": False}}], enc)
+    (problem,) = own_problems("mine", "exact", "rows.jsonl")
+    prompt = sample.tokens[:int(sample.loss.nonzero()[0])].tolist()
+    assert chat(enc)(asked(problem)) == enc.decode(prompt) != chat(enc)("1+1?")
+
+
+def test_a_model_whose_prompt_opens_a_thought_is_asked():
+    """Bug: a template as DeepSeek-R1's distilled models have it, whose prompt ends in a <think>
+    that no turn begins with, stops sampling and scoring."""
+    thinks = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    assert thinks != CHATML
+    enc = with_template(encoding(thinks))
+    assert render(ONE[:1], enc, add_generation_prompt=True).endswith("<think>\n")
+    assert enc.encode_single_token("<|im_end|>") in enc.stop_ids
+
+
+@pytest.mark.parametrize("config, named", [
+    ({}, {"bos_token": "<|im_start|>"}),
+    ({"pad_token": "<|im_end|>", "unk_token": "<|im_start|>"}, {}),
+    ({"bos_token": "<|im_end|>"}, {"bos_token": "<|im_start|>"})])
+def test_a_template_is_given_the_tokens_that_transformers_gives(config, named, tmp_path):
+    """Bug: bos_token of special_tokens_map.json, pad_token and unk_token left empty."""
+    transformers = pytest.importorskip("transformers", reason="the oracle")
+    template = "{{ bos_token }}|{{ pad_token }}|{{ unk_token }}|{{ eos_token }}"
+    usual = {"eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    for name, text in {
+            "tokenizer.json": made("smollm2"),
+            "tokenizer_config.json": json.dumps(usual | config | {"chat_template": template}),
+            "special_tokens_map.json": json.dumps(named)}.items():
+        (tmp_path / name).write_text(text)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert render(ONE, load_tokenizer(tmp_path)).split("|") == theirs.apply_chat_template(
+        ONE, tokenize=False).split("|")
+
+
 def test_a_template_file_is_read_and_a_wrong_one_is_refused(tmp_path):
     """Bug: a mistyped name taken for a template; a syntax error as a traceback in the middle of the
     data.
     """
     source = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
-    (tmp_path / "mine.jinja").write_text(source)
+    (tmp_path / "mine.jinja").write_text(source, "utf-8-sig")       # as some editors save it
     assert render(ONE, encoding(), "mine.jinja") == "1+1?<|im_end|>2<|im_end|>"
     with pytest.raises(ValueError,
                        match="--template mine.jinj: expected auto, plain, chatml, none or a"):

@@ -3,6 +3,7 @@ words."""
 
 import os
 import re
+import sys
 from dataclasses import dataclass, fields, make_dataclass
 from typing import Literal
 
@@ -11,6 +12,7 @@ from runs import refuse
 
 import entropy
 import train_wmss
+from plumbing import stop
 from plumbing.checks import check_flags
 from plumbing.cli import PRESETS, arg, flag_of, parse, preset_notes, preset_words, program
 from train_wmss import Config
@@ -270,8 +272,21 @@ def test_a_wrong_preset_is_named():
     assert "found 'somke'" in said and "--lam: expected" in said
 
 
+def test_of_a_list_that_is_given_twice_the_user_is_told(monkeypatch, capsys):
+    """Bug: half of the data gone without a word, as the last --data wins; a command to go on with
+    that names its arms twice."""
+    assert read("--arm", "wmss", "--lam", "0.3", "--arm=joint").arm == ["joint"]
+    assert "--arm is given twice: the last one counts" in capsys.readouterr().err
+    assert read("--arm", "wmss", "joint", "--lam", "0.3", "--lam", "0.4").lam == 0.4
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["a.py", "--arm", "wmss", "joint", "--lr=1", "--resume"])
+    assert stop.command("--arm", "joint", "--lr", "2") == "python a.py --arm joint --lr 2"
+
+
 def test_wrong_flags_in_a_preset_are_named(tmp_path):
-    """Bug: a typo in a file that is silently left out."""
+    """Bug: a typo in a file that is silently left out; a preset in a preset, too."""
+    (tmp_path / "two.txt").write_text("--preset smoke\n--lam 0.7\n")
+    assert "two.txt names a preset" in wrong("--preset", str(tmp_path / "two.txt"))
     file = tmp_path / "mine.txt"
     file.write_text("--lamda 0.3\n--clip 0\n")
     said = wrong("--preset", str(file), "--seed", "-1")

@@ -6,6 +6,7 @@ Extraction and equality are tested in test_latex.py, data sets in test_benchmark
 import json
 import math
 import os
+import pathlib
 import sys
 import types
 from fractions import Fraction
@@ -17,6 +18,7 @@ import eval_math as em
 from data import toy_math
 from eval_math import grade, mcnemar, pass_at_k, wilson
 from model import GPT, GPTConfig, save_checkpoint
+from plumbing import scoring
 from plumbing.tokenizer import Tokenizer, fingerprint, tokenizer_files, toy_encoding
 
 # ----------------------------------------------------------------------------------------------
@@ -159,6 +161,23 @@ def test_one_long_prompt_does_not_make_the_cache_of_all_others_long():
     )
 
 
+def test_a_base_model_is_graded_on_its_own_question():
+    """Bug: a model without a template goes on with the next question, and that answer counts."""
+    says = knows(say=" So {}.\n#### {}\n\nQuestion: 1 + 1?\nAnswer: 2\n#### 2")
+    says.say, says.answers = says.say.replace("{}", "9"), dict.fromkeys(("q",), "9")
+    enc = types.SimpleNamespace(
+        _mergeable_ranks=dict.fromkeys(bytes([i]) for i in range(256)),
+        encode=lambda text, **_: text,
+        decode=lambda text: text,
+        stop_ids=[],
+    )
+    says.generate = lambda prompts, *_, **__: [says.say for _ in prompts]
+    one = [types.SimpleNamespace(id="1", family="f", prompt="q", answer="9")]
+    for template, right in (("Question: {}\nAnswer:", True), ("<user>{}<bot>", False)):
+        (row,) = em.judge(em.complete(says, enc, one, wrap=template.format), "gsm8k")
+        assert row["correct"] is right and ("Question" in row["completion"]) is not right
+
+
 def test_sample_seeds_are_stable_over_processes():
     """Bug: Python's salted hash() in a seed."""
     assert em.sample_seed(0, "gsm8k/1", 0) == 406885344802642555 != em.sample_seed(0, "gsm8k/1", 1)
@@ -175,6 +194,8 @@ def test_sample_seeds_are_stable_over_processes():
         (";125,", "125,", True),
         ("", None, False),
         (";125;1", "1", False),
+        (";63+62", "63+62", False),  # the question again, or a step: no answer
+        (";x=125", "x=125", False),
     ],
 )
 def test_the_answer_of_the_built_in_task_follows_the_last_semicolon(text, answer, correct):
@@ -330,6 +351,29 @@ def test_scores_of_other_settings_are_not_overwritten(tmp_path, fake, capsys):
         "toy-math-first10.jsonl": 10,
         "toy-math-n2-t0.5-seed0-first10.jsonl": 20,
     }
+
+
+def test_scores_of_another_model_or_set_of_that_name_are_not_overwritten(tmp_path, monkeypatch):
+    """Bug: /runs/sft/final and /runs/wmss/final both in out/final; mine=a.jsonl, then mine=b.jsonl
+    or mine:exact=a.jsonl."""
+    monkeypatch.chdir(tmp_path)
+
+    def stem(checkpoint, **record):
+        a = types.SimpleNamespace(
+            checkpoint=checkpoint, out=None, n=1, temperature=0.0, seed=0, limit=None,
+            max_new_tokens=None, split="test")
+        record = {**vars(a), "data": "mine", "data_sha256": "a", "graded_as": "math", **record}
+        path = scoring.stem_of(a, "mine", record)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        pathlib.Path(path + ".json").write_text(json.dumps(record))
+        return path
+
+    runs = [("/runs/sft/final", {}), ("/runs/wmss/final", {}), ("/runs/dft/final", {}),
+            ("/runs/sft/final", dict(data_sha256="b")),
+            ("/runs/sft/final", dict(graded_as="exact"))]
+    paths = [stem(checkpoint, **record) for checkpoint, record in runs]
+    assert len(set(paths)) == 5 and all(p.startswith("out/final/mine") for p in paths)
+    assert [stem(checkpoint, **record) for checkpoint, record in runs] == paths
 
 
 @pytest.mark.parametrize(

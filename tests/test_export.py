@@ -6,7 +6,8 @@ import os
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_models import close, tiny
+from test_tokenizer import made
+from tiny_models import close, folder, tiny
 
 from model import GPT, save_checkpoint
 from plumbing import export as export_file
@@ -108,6 +109,22 @@ def test_all_that_ends_generation_is_exported(tmp_path, toy_files, monkeypatch):
     for name in ("config.json", "generation_config.json"):
         ids = json.loads((tmp_path / "hf" / name).read_text())
         assert (ids["eos_token_id"], ids["bos_token_id"]) == ([1, 2], 3)
+
+
+def test_an_export_of_a_bare_tokenizer_gives_the_same_ids_in_transformers(tmp_path):
+    """Bug: without tokenizer_config.json transformers guesses a class, splits numbers anew and ends
+    texts with another token."""
+    transformers = pytest.importorskip("transformers", reason="the oracle")
+    source = made("gpt2")
+    enc = tokenizer.load_tokenizer({"tokenizer.json": source})
+    folder(tmp_path / "from", tiny(vocab_size=enc.n_vocab, qk_norm=True))
+    (tmp_path / "from" / "tokenizer.json").write_text(source, "utf-8")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    export(tmp_path / "from", tmp_path / "link")            # a link to an empty folder is one
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "real")
+    text = "In 2024, 12345 clips: it's 72\n\n  in the land."
+    assert theirs(text).input_ids == enc.encode(text) and theirs.eos_token_id == enc.end_id
 
 
 def full_disk(path, text):

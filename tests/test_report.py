@@ -342,6 +342,16 @@ def test_a_saturated_run_and_a_lambda_of_0_have_their_charts():
     assert all(picture.says for picture in found.pictures().values()) and found.doubt()
 
 
+def test_an_arm_that_has_a_weak_model_does_not_always_mix():
+    """Bug: the losses of a teacher's pupil in the chart of mixed logits; sft-flops, which reads
+    other batches, minus sft-steps."""
+    log = [dict(arm=arm, step=1, loss=1.0, ent_mix=0.5, margin=1.0)
+           for arm in ("frozen", "frozen-round2", "reweighted", "distilled")]
+    training = Training(story_of(log), [], 0.5)
+    assert training.mixing == ["frozen", "frozen-round2"]
+    assert training.unmixed == ["distilled", "reweighted"]
+
+
 def test_losses_on_held_out_text_are_drawn_where_the_log_has_them():
     """Bug: a run without scores that has nothing to show; values of some steps at others."""
     log = [dict(arm="sft", step=s, loss=1.0, **({"val_loss": 2.0 / s} if s % 2 else {}))

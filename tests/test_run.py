@@ -490,6 +490,32 @@ def test_existing_run_is_neither_overwritten_nor_resumed_with_other_values(run):
     assert json.loads((out / "config.json").read_text())["base_lr"] == 0.01
 
 
+def test_a_model_from_which_others_were_made_is_not_made_anew_with_another_rate(run):
+    """Bug: a new M1 beside gaps, arms and scores of the old one, in one table."""
+    flags = ("--name", "a", "--arm", "sft-steps", "joint")
+    out = run(*flags, "--stages", "base,sft,entropy")
+    os.remove(out / "sft.pt")
+    assert "--sft-lr" in refuse(*TINY, *flags, "--resume", "--sft-lr", "3e-2")
+    os.remove(out / "gaps.pt")                              # now nothing is left of it
+    run(*flags, "--stages", "sft,entropy,wmss", "--resume", "--sft-lr", "3e-2")
+    os.remove(out / "base.pt")
+    assert "--base-lr" in refuse(*TINY, *flags, "--resume", "--base-lr", "3e-2")
+
+
+def test_an_interim_state_counts_as_room(run, interrupted, monkeypatch):
+    """Bug: --resume refused for want of a disk that had carried the run."""
+    asked = []
+    monkeypatch.setattr(run_file.owner, "check_disk", lambda out, arm, needed: asked.append(
+        (arm, needed)) or "")
+    flags, interim = interrupted
+    size = os.path.getsize(interim)
+    run(*flags, "--resume")
+    os.remove("out/a/wmss.pt")
+    run(*flags, "--resume")
+    again, first = (needed for arm, needed in asked if arm == "wmss")
+    assert again == first - size > 0
+
+
 def test_what_changes_no_weight_may_change_on_resume(run, trained):
     """Bug: a run that cannot be gone on with because it is to be scored in another way."""
     out = run("--name", "a", "--stages", "base")

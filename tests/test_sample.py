@@ -5,13 +5,15 @@ import shutil
 
 import pytest
 import torch
+from test_tokenizer import made
 from tiny_models import PROMPTS, tiny
 
 import sample
 from model import GPT, load_checkpoint
+from plumbing import asking
 from plumbing.chat import render
 from plumbing.scoring import load_model
-from plumbing.tokenizer import toy_encoding
+from plumbing.tokenizer import load_tokenizer, toy_encoding
 
 
 def said(capsys, *argv):
@@ -146,6 +148,21 @@ def test_a_text_model_is_asked_in_its_chat_format(hf_folder, capsys, monkeypatch
     asked.clear()
     said(capsys, folder, "--raw", "--lam", "0.5", "one?")
     assert asked == ["one?"]
+
+
+def test_a_raw_prompt_begins_as_the_texts_of_training_do():
+    """Bug: Llama-3 asked without the token that opens every text it has read; a letter of which the
+    vocabulary has only one byte sent on as that byte."""
+    enc = load_tokenizer({"tokenizer.json": made("llama3")})
+    assert enc.bos_id is not None
+    assert asking.encode(enc, "cat", False) == [enc.bos_id, *enc.encode("cat")]
+    text = "<|im_start|>cat"
+    assert asking.encode(enc, text, True) == enc.encode(text, allowed_special="all")
+    enc = load_tokenizer({"tokenizer.json": made("smollm2")})
+    some = next(c for c in map(chr, range(128, 2000)) if enc.encode(c) and
+                {*c.encode()} & {*enc._lacking})
+    with pytest.raises(ValueError, match=f"cannot spell {some!r}"):
+        asking.encode(enc, some, False)
 
 
 @pytest.mark.parametrize("flags, words", [

@@ -18,16 +18,18 @@ from plumbing.tokenizer import toy_encoding
 ARMS = ("wmss", "frozen", "permuted")
 # Few positions a pass: then ranks need different numbers of passes for their shares of a step
 WHOLE = ("--gap", "both", *RATES, "--arm", *ARMS, "--tokens-per-batch", "60", "--val-share", "0.3")
+ROWLESS = ("--batch-size", "1", "--clean", "6")         # two of three ranks never have a row
 
 
 def in_shards(whole, flags):
-    """What each of three ranks does: four runs, of which only the last one ends the processes."""
+    """What each of three ranks does: five runs, of which only the last one ends the processes."""
     fsdp, close = ["--parallel", "fsdp"], Ranks.close
     Ranks.close = Ranks.barrier
     train_wmss.main([*whole, *fsdp, "--name", "whole", "--checkpointing"])
     interrupted(1, *flags, "--name", "from-ddp")
     interrupted(2, *flags, "--name", "from-ddp", "--resume", *fsdp)
     train_wmss.main([*flags, "--name", "from-one", "--resume", *fsdp])
+    train_wmss.main([*flags, "--name", "rowless-shards", *fsdp, *ROWLESS])
     Ranks.close = close
     train_wmss.main([*flags, "--name", "bf16", *fsdp, "--dtype", "bf16"])
 
@@ -51,6 +53,7 @@ def shards(trained, some_settled, tmp_path_factory):
         done = torchrun(partial(in_shards, whole, flags), folder, 3)
         assert done.returncode == 0, done.stderr[-30000:]
         train_wmss.main([*flags, "--name", "from-ddp", "--resume"])
+        train_wmss.main([*flags, "--name", "rowless", *ROWLESS])
     return folder / "out"
 
 
@@ -104,6 +107,14 @@ def test_a_run_goes_on_with_shards_and_without(shards, trained):
     close(shards / "from-one" / "weak.pt", shards / "from-ddp" / "weak.pt")
     a, b = trace(shards / "from-one", "wmss"), trace(shards / "from-ddp", "wmss")
     assert a == pytest.approx(b, rel=1e-5) and len(a) == 3
+
+
+def test_a_rank_without_a_row_trains_its_shard_along(shards):
+    """Bug: a rank that has nothing to watch leaves the others waiting for its part of the head."""
+    one, three = shards / "rowless", shards / "rowless-shards"
+    assert trace(one, "wmss") == pytest.approx(trace(three, "wmss"), rel=1e-5)
+    assert len(trace(one, "wmss")) == 6
+    close(one / "wmss.pt", three / "wmss.pt")
 
 
 def test_shards_compute_in_bf16_where_they_are_told_to(shards):

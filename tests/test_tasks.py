@@ -34,12 +34,16 @@ def test_encoding_is_one_token_a_character_and_loses_nothing(task):
 
 def test_clean_set_is_not_the_head_of_a_clean_corpus():
     """Bug: --noise 0 that draws the corpus with the seed of the clean set, so that SFT sees nothing
-    new.
+    new; --noise 0.5 --label-noise 0.5, whose D is the start of the corpus.
     """
     enc = toy_encoding()
     def tokens(samples):
         return {tuple(s.tokens.tolist()) for s in samples}
     assert len(tokens(corpus_set(enc, 200, 0, 0.0)) & tokens(clean_set(enc, 200, 0))) < 20
+    corpus = tokens(corpus_set(enc, 200, 0, 0.5, label_noise=0.5))
+    assert len(corpus & tokens(clean_set(enc, 200, 0, noise=0.5))) < 20
+    assert corpus != tokens(corpus_set(enc, 200, 0, 0.5)) == tokens(
+        corpus_set(enc, 200, 0, 0.5, label_noise=0.3)), "others stay as they were"
 
 
 def draw_echo(family, rng):

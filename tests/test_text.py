@@ -1,6 +1,7 @@
 """Text in: forms of rows, sources, every refusal, the cache that is never stale, the command line.
 """
 
+import datetime
 import gzip
 import json
 import os
@@ -153,6 +154,26 @@ def test_files_of_all_kinds_and_folders_at_once_keep_their_order_and_names(tmp_p
     assert len(lines) == 8 and lines[0].startswith("data: p.parquet: 2 rows -> 2 samples of ")
 
 
+def test_a_folder_with_files_of_other_kinds_is_refused():
+    """Bug: one of three shards read, since the others are packed in another way."""
+    for name in ("train-1.jsonl.zst", "train-1.csv"):
+        write(f"{name}.d/train-0.jsonl", [ROW])
+        write(f"{name}.d/{name}", [ROW])
+        with pytest.raises(ValueError, match=r"train-1\.\S+ is no \.jsonl, .*; convert it"):
+            load_text([f"{name}.d"], encoding())
+
+
+def test_times_and_dates_in_a_message_are_read():
+    """Bug: a chat log with the time of each message ends in a TypeError of JSON."""
+    import datasets
+    now = datetime.datetime(2026, 1, 1)
+    messages = [say("user", "a", time=now), say("assistant", "b", time=now)]
+    datasets.Dataset.from_list([{"messages": messages}]).to_parquet("p.parquet")
+    enc = encoding(CHATML)
+    (sample,) = load_text(["p.parquet"], enc)
+    assert enc.decode(sample.tokens.tolist()).count("<|im_start|>") == 2
+
+
 def test_the_hub_is_asked_for_name_configuration_and_split(monkeypatch):
     """Bug: a configuration taken for a split, the test split as default."""
     import datasets
@@ -219,6 +240,7 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path):
     ({"messages": [say("user", "a"), say("critic", "b")]},
      "unknown role 'critic' in messages; expected one of system, user"),
     ({"messages": [{"content": "a"}]}, "unknown role None"),
+    ({"messages": [say(["user"], "a"), say("assistant", "b")]}, "unknown role ['user']"),
     ({"messages": [say("user", "a"), {"role": "assistant"}]},
      "expected text as the assistant's content, found NoneType"),
     ({"messages": [say("user", "a"), say("assistant", "")]}, "empty completion"),
