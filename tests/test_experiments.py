@@ -223,7 +223,7 @@ def test_the_page_is_short_and_its_numbers_stand_in_the_tables():
     """Bug: a page that grows back to 17,000 words, a number that no row gives."""
     page, *tables = (
         open(os.path.join(analyse.HERE, name), encoding="utf-8").read()
-        for name in ("README.md", "TABLES.md", "mistakes.md", "phase.md")
+        for name in ("README.md", "TABLES.md", "mistakes.md", "phase.md", "real.md")
     )
     assert len(page.replace("|", " ").split()) <= 900
     stated = set(re.findall(r"\d+\.\d+", page)) - {"0.9", "0.7", "0.5", "0.3", "2602.08222"}
@@ -1133,6 +1133,13 @@ def test_the_map_tells_of_each_point_who_is_right_and_by_how_much(tmp_path):
         drawn = (tmp_path / name).read_text()
         assert xml.dom.minidom.parseString(drawn) and drawing in drawn
     assert "mixing →" not in drawn, "all declared points are right of 0.18"
+
+
+def test_the_published_page_of_real_weights_is_that_of_the_rows():
+    """Bug: rows were made again, or joined, and the page is the old one."""
+    rows = analyse.read_rows(os.path.join(analyse.HERE, "real.jsonl"))
+    published = pathlib.Path(analyse.HERE, "real.md").read_text(encoding="utf-8")
+    assert published == real.page(rows, "own") + "\n" and "| 5 | 51-52 |" in published
 
 
 def test_the_published_mistakes_and_map_are_those_of_the_rows(tmp_path):
