@@ -43,13 +43,12 @@ def typed():
 
 
 def encode(enc, text, is_chat):
-    """Token ids of a text; that of a chat spells special tokens, as its template wrote them, any
-    other begins with the token that opens every text of its training.
+    """Token ids of a text; that of a chat spells special tokens, any other begins with bos.
 
     ValueError on a character that the vocabulary cannot spell: the ids would leave it out.
     """
     for c in text:
-        if enc.decode(enc.encode_ordinary(c)) != c:
+        if {*c.encode("utf-8", "replace")} & {*enc._lacking}:
             raise ValueError(f"the model's vocabulary of {enc.n_vocab:,} tokens cannot spell {c!r}")
     if is_chat:
         return enc.encode(text, allowed_special="all", disallowed_special=())

@@ -225,7 +225,8 @@ def last_number_word(text):
             if after in SCALE:
                 return f"{number} {after}"
             return None if re.match(r"[万亿千百]", after) else number         # 42万 is not 42
-        if re.match(r"[-+]?[$€£]?\d", word) or re.search(r"[\\=^]", word):
+        money = r"\d|[-+]?[$€£]?\d[\d,.]*(?!-[A-Za-z]|[\d,.])"       # $2/hour, but no $5-bill
+        if re.match(money, word) or re.search(r"[\\=^]", word):
             return word.rpartition("=")[2]
     return None  # a digit glued inside a word (AZYUK2A) is no number
 

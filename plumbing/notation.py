@@ -110,9 +110,9 @@ UNITS = {alias: names.split()[0] for names in """dollar dollars ¤ usd|cent cent
          for alias in names.split()}
 GLUE = {"of", "per", "a", "an", "the", "in", "each", "for", "on", "to", "/", "^2", "^3"}
 NO_UNIT = {*"""squared cubed factorial choose mod modulo plus minus times divided over half halve
-    third fourth fifth sixth seventh eighth ninth tenth hundredth thousandth lakh crore below more
-    less fewer base than not least most where when with score remainder and noon am pm""".split(),
-    *SCALE}
+    lakh crore more less fewer base than not least most where when with score remainder and noon am
+    pm""".split(), *SCALE}
+FRACTIONS = re.compile(r"(thir|four|fif|six|seven|eigh|nin|ten|hundred|thousand)(th|d)s")
 UNIT = re.compile(  # possessive quantifiers: never tried twice, so linear
     r"(?:(?<=[\d})\]])|(?<=\\pi)(?=\s*⟦))"
     r"(?:\s*+(?:⟦[^⟧]*⟧|[A-Za-z°€£¥₹¤%][A-Za-z.'°]*+|/(?=\s*[A-Za-z⟦])|\^\s*\{?[23]\}?))++"
@@ -150,7 +150,7 @@ def _unit(m):
         known = w in UNITS and (
             quoted or len(w) > 1 or not w.isalpha() or words[i - 1:i] == ["/"])
         is_word = len(words[i]) > 2 and (i or m[0][0] == " ") and re.search("[aeiou]", w)
-        is_word = is_word and w not in FUNCTIONS
+        is_word = is_word and w not in FUNCTIONS and not FRACTIONS.fullmatch(words[i])
         if w in NO_UNIT or not (known or is_word or quoted or (i and w in GLUE)):
             return m[0]
         w = UNITS.get(w, w)

@@ -158,6 +158,7 @@ def test_a_raw_prompt_begins_as_the_texts_of_training_do():
     assert asking.encode(enc, "cat", False) == [enc.bos_id, *enc.encode("cat")]
     text = "<|im_start|>cat"
     assert asking.encode(enc, text, True) == enc.encode(text, allowed_special="all")
+    asking.encode(load_tokenizer({"tokenizer.json": made("qwen")}), "Cafe\u0301", False)   # NFC
     enc = load_tokenizer({"tokenizer.json": made("smollm2")})
     some = next(c for c in map(chr, range(128, 2000)) if enc.encode(c) and
                 {*c.encode()} & {*enc._lacking})
