@@ -109,10 +109,11 @@ UNITS = {alias: names.split()[0] for names in """dollar dollars ¤ usd|cent cent
     |h hr hrs hour|yr year|celsius °c|fahrenheit °f|mph|kph|sq square|cu cubic""".split("|")
          for alias in names.split()}
 GLUE = {"of", "per", "a", "an", "the", "in", "each", "for", "on", "to", "/", "^2", "^3"}
-NO_UNIT = {*"""squared cubed factorial choose mod modulo plus minus times divided over half halve
+NO_UNIT = {*"""squared cubed factorial choose mod modulo plus minus times divided over half
     lakh crore more less fewer base than not least most where when with score remainder and noon am
     pm""".split(), *SCALE}
-FRACTIONS = re.compile(r"(thir|four|fif|six|seven|eigh|nin|ten|hundred|thousand)(th|d)s")
+FRACTIONS = """halves thirds fourths fifths sixths sevenths eighths ninths tenths hundredths
+    thousandths""".split()                          # 2 thirds are not 2, but 4 fifth graders are 4
 UNIT = re.compile(  # possessive quantifiers: never tried twice, so linear
     r"(?:(?<=[\d})\]])|(?<=\\pi)(?=\s*⟦))"
     r"(?:\s*+(?:⟦[^⟧]*⟧|[A-Za-z°€£¥₹¤%][A-Za-z.'°]*+|/(?=\s*[A-Za-z⟦])|\^\s*\{?[23]\}?))++"
@@ -146,12 +147,12 @@ def _unit(m):
                     phrase)
     words, out = re.sub(r"([a-z]) squared", r"\1 ^2", phrase).split(), []
     for i, w in enumerate(words):
-        w = w if w in UNITS else w.removesuffix("s")
+        w = w if w in UNITS or w in FRACTIONS else w.removesuffix("s")
         known = w in UNITS and (
             quoted or len(w) > 1 or not w.isalpha() or words[i - 1:i] == ["/"])
         is_word = len(words[i]) > 2 and (i or m[0][0] == " ") and re.search("[aeiou]", w)
-        is_word = is_word and w not in FUNCTIONS and not FRACTIONS.fullmatch(words[i])
-        if w in NO_UNIT or not (known or is_word or quoted or (i and w in GLUE)):
+        is_word = is_word and w not in FUNCTIONS
+        if w in NO_UNIT or w in FRACTIONS or not (known or is_word or quoted or (i and w in GLUE)):
             return m[0]
         w = UNITS.get(w, w)
         if w not in out[-1:] + ["unit"]:

@@ -625,11 +625,11 @@ class Progress:
                         loss_tokens=self.n_tokens, tok_s=round(speed), **self.found)
 
     def _again(self):
-        """The command that trains this arm again, with a third of its rate."""
+        """The command that trains this arm again at a third of its rate, beside others of it."""
         folder, arm, rate = self.folder, self.arm.split("-round")[0], rate_of(self.arm)
         lower = [flag_of(rate), f"{self.lr / 3:.1g}"]
         interim = folder.path(f"resume-{self.arm}.pt")
-        if folder.has_files(rate, besides=interim):         # others have been trained with it
+        if self.arm not in ("base", "sft") and folder.has_files(rate, besides=interim):
             return stop.command("--name", f"{self.cfg.name}-{arm}", "--arm", arm,
                                 "--stages", "entropy,wmss", "--base", folder.checkpoint(0),
                                 "--sft", folder.checkpoint(1), *lower)

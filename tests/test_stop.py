@@ -165,6 +165,16 @@ def test_what_diverged_is_started_again_with_the_command_that_is_named(run, monk
     assert "--sft-lr 0.001 -> 0.1" in refuse(*flags, "--resume", "--sft-lr", "0.1")
 
 
+def test_a_model_made_anew_that_diverges_names_a_command_there_is(run, monkeypatch):
+    """Bug: "--arm sft" and an --sft that is not there, since an arm of the old M1 is."""
+    flags = ["--name", "a", "--stages", "base,sft,wmss", "--arm", "sft-steps", "--gap", "none"]
+    os.remove(run(*flags) / "sft.pt")
+    monkeypatch.setattr(sys, "argv", ["train_wmss.py", *TINY, *flags])
+    monkeypatch.setattr(train_wmss, "lr_at", lambda *a: 1e30)
+    said = refuse(*TINY, *flags, "--resume")
+    assert "sft has diverged" in said and "--arm sft " not in said and "--resume --sft-lr" in said
+
+
 def test_an_arm_that_shares_its_rate_is_started_again_beside_the_run(run, trained, monkeypatch):
     """Bug: a command with a lower rate, refused since another arm was trained with the old one."""
     flags = [*TINY, "--name", "a", *from_m1(trained), "--arm", "wmss", "permuted"]
