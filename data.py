@@ -79,8 +79,7 @@ def draw_problems(split: str, n: int, rng: random.Random, noise: float, families
     return problems
 
 
-# --------------------------------------------------------------------------------------------------
-# the math task: solutions show their steps, so an early wrong token spoils the rest
+# ---- the math task: solutions show their steps, so an early wrong token spoils the rest --------
 #
 # Each procedure works from the units on and returns (steps, result). `bug`: with a mistake from the
 # catalogue of pupils' errors (Brown & Burton 1978), a rule and not random noise: it can be learned.

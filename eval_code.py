@@ -46,7 +46,7 @@ from plumbing.scoring import (
 # where a base model that goes on after its function, with prose or tests, is cut (Chen et al. 2021)
 STOPS = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint(", "\nassert ", "\n```")
 
-# ------------------------------------------------------------------------- from answer to program
+# ---- from answer to program --------------------------------------------------------------------
 
 
 def extract_code(text: str, prompt: str = "", entry_point: str = "") -> str:
@@ -96,7 +96,7 @@ def cut(text: str, prompt: str, entry_point: str, stops: tuple[str, ...] = STOPS
     return kept[len(prompt):] + "\n"
 
 
-# --------------------------------------------------------------------------------------- scoring
+# ---- scoring -----------------------------------------------------------------------------------
 
 
 def run_programs(jobs: list, timeout: float, bar: Bar | None = None) -> list:
@@ -172,7 +172,7 @@ def judge(rows: list[dict], problems: list, allow_code_execution: bool = False,
     return rows
 
 
-# ----------------------------------------------------------------------------------- command line
+# ---- command line ------------------------------------------------------------------------------
 
 
 def answered(args: argparse.Namespace, problems: list, skipped: list, folder: str) -> tuple:

@@ -47,8 +47,7 @@ from plumbing.run import Folder, Progress, Ranks, Run, sample_flops, step_flops
 from plumbing.scores import Questions, Scores
 from plumbing.tasks import corpus_set
 
-# -------------------------------------------------------------------------------------------------
-# configuration: each field is a flag; a plain `my_temp: float = 1.0` would be one, too
+# ---- configuration: each field is a flag; a plain `my_temp: float = 1.0` would be one, too -----
 
 
 @dataclass
@@ -179,8 +178,7 @@ class MixedLoss(nn.Module):
         return linear_cross_entropy(branches, y, self.chunk_rows)
 
 
-# -------------------------------------------------------------------------------------------------
-# training: one function for the base, SFT, WMSS and everything that is compared with it
+# ---- training: one function for the base, SFT, WMSS and what is compared with it ---------------
 
 
 def lr_at(step: int, steps: int, peak: float, warmup: float) -> float:
@@ -239,8 +237,7 @@ def train(run: Run, arm: str, strong: GPT, samples: list[Sample], batches: Seque
     return progress.state(steps)
 
 
-# -------------------------------------------------------------------------------------------------
-# stages: each reads files and writes files, and is skipped when its files are there
+# ---- stages: each reads files and writes files, and is skipped when its files are there --------
 
 
 def finish(run: Run, name: str, model: GPT, state: dict):

@@ -311,11 +311,11 @@ def compare(by_task):
     every = [((task, frozenset(names)), pair) for task, pairs in found.items()
              for names, pair in pairs.items()]
     once = dict(every)
-    whole = dict(zip(once, holm([pair["p"] for pair in once.values()]), strict=True))
+    of_pairs = dict(zip(once, holm([pair["p"] for pair in once.values()]), strict=True))
     adjusted = iter(holm([p for pair in once.values() for p in pair["mcnemar"]]))
     by_seed = {key: [next(adjusted) for _ in pair["seeds"]] for key, pair in once.items()}
     for key, pair in every:
-        pair["holm"] = whole[key]
+        pair["holm"] = of_pairs[key]
         sure = [d for d, p in zip(pair["seeds"], by_seed[key], strict=True) if p < 0.05]
         pair["better"], pair["worse"] = sum(d > 0 for d in sure), sum(d < 0 for d in sure)
     return found

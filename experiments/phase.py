@@ -122,7 +122,7 @@ def rivals_table(rows):
 
 
 def curves_chart(task, points, weak):
-    """Accuracy against q (SFT: for joint's FLOPs). points: {q: its accuracies}; weak: nats."""
+    """Accuracy against q; SFT for joint's FLOPs. points: {q: accuracies}; weak: its log-odds."""
     flops = "sft-flops" + "-joint" * any("sft-flops-joint" in own for own in points.values())
     drawn = {arm: (arm.removesuffix("-joint"), draw.dash(i),
                    [(q, points[q][arm][0]) for q in sorted(points) if arm in points[q]])

@@ -52,4 +52,4 @@ def encode(enc, text, is_chat):
             raise ValueError(f"the model's vocabulary of {enc.n_vocab:,} tokens cannot spell {c!r}")
     if is_chat:
         return enc.encode(text, allowed_special="all", disallowed_special=())
-    return [i for i in (enc.bos_id,) if i is not None] + enc.encode_ordinary(text)
+    return ([] if enc.bos_id is None else [enc.bos_id]) + enc.encode_ordinary(text)

@@ -217,8 +217,8 @@ def _check_whole(messages, first, enc, template, prompt, turn, kwargs):
     for i, m in enumerate(messages):
         said = {k: m[k] for k in ("content", "tool_calls", "function_call") if k in m}
         marked.append({**m, **_mark(said, marks, i)})
-    written = _written(json.dumps(marked, default=str), json.dumps(kwargs, default=str), enc,
-                       template)
+    texts = (json.dumps(x, default=str) for x in (marked, kwargs))
+    written = _written(*texts, enc, template)
     if written is not None:
         missing += [(i, x) for word, (i, x) in marks.items() if i >= first and word not in written]
     for i, text in missing:

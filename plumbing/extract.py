@@ -43,6 +43,7 @@ ASIDE = re.compile(  # what may stand behind a number without being part of it
     r"|\s+of\s+(?:an?|the|his|her|its|their|all|each)\b[A-Za-z ]*$"   # 3/4 of an hour
     r"|\s+(?:more|left|in total|in all|altogether|remaining)$"       # 7 more
     r"|,?\s+(?:[—–-]\s*)?(?:and|but)?\s*(?:not|rather than|instead of)\s.*$", re.S)   # 16, not 15
+AMOUNT = re.compile(r"\d|[-+]?[$€£]?\d[\d,.]*(?!-[A-Za-z]|[\d,.])")     # $2/hour, no $5-bill
 # 42万 is 420,000, and a Chinese word behind it that is no mere counter
 SCALED = re.compile(r"\d\s*(?:[万亿百十半倍成折]|千(?![米克瓦])|分之)")
 # Chinese and Japanese marks of sentences as ASCII, with the space that other searches expect
@@ -225,8 +226,7 @@ def last_number_word(text):
             if after in SCALE:
                 return f"{number} {after}"
             return None if re.match(r"[万亿千百]", after) else number         # 42万 is not 42
-        money = r"\d|[-+]?[$€£]?\d[\d,.]*(?!-[A-Za-z]|[\d,.])"       # $2/hour, but no $5-bill
-        if re.match(money, word) or re.search(r"[\\=^]", word):
+        if AMOUNT.match(word) or re.search(r"[\\=^]", word):
             return word.rpartition("=")[2]
     return None  # a digit glued inside a word (AZYUK2A) is no number
 

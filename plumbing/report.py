@@ -367,8 +367,7 @@ def write_report(run, load_gaps, wilson):
     # arms that read the same batches as sft-steps can be compared with it step by step
     for arm in {r["arm"] for r in log if "arm" in r}:
         name = arm.partition("-round")[0]
-        if (name in ARMS and name != "sft-flops"
-                and arm_of(cfg, name).gap not in ("sample", "both")):
+        if name in {*ARMS} - {"sft-flops"} and arm_of(cfg, name).gap not in ("sample", "both"):
             same.append(arm)
     training = pictures.Training(pictures.story_of(log), sorted(same), cfg.lam)
     data = scores_of(folder, wilson)
