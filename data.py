@@ -1,8 +1,9 @@
 """Problems -> tokens and loss masks -> batches; the built-in math task; the order of the samples.
 
 The math task imitates what post-training meets (paper, section 1): a large noisy corpus, in which
-half of the solutions make a mistake that people are known for, and a small clean set. It is
-generated, nothing is downloaded. Your own text becomes the same Samples: plumbing/text.py.
+half of the solutions follow a mistake that people are known for (a third of the problems cannot
+show it), and a small clean set. Nothing is downloaded. Your own text becomes the same Samples:
+plumbing/text.py.
 
     python data.py                          # a problem of each family: right solution and mistake
     python data.py --split test -n 3        # three of each family, of another split
@@ -15,7 +16,6 @@ import hashlib
 import math
 import random
 import re
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -163,7 +163,7 @@ FAMILIES = {        # family: (prompt, procedure, the operands' ranges), from ea
 
 
 def _suits(family, a, b, c=0):
-    """Is there a carry or borrow in just the families named so, and no negative result?"""
+    """add, sub: no carry or borrow; carry, borrow: one; sub, borrow, chain: no negative result."""
     carries = a % 10 + b % 10 > 9 or a % 100 + b % 100 > 99
     borrows = a % 10 < b % 10 or a % 100 < b % 100
     if family in ("add", "carry"):
@@ -326,9 +326,6 @@ def micro_batches(samples: list[Sample], micro_batch: int, rank: int = 0, world:
 
 @program("data")
 def main(argv: list[str] | None = None):
-    moved = {"show": "plumbing.text", "--task": "plumbing.toy_code", "am": "experiments.am"}
-    for word in moved.keys() & set(sys.argv[1:] if argv is None else argv):
-        raise ValueError(f"{word} is now `python -m {moved[word]}`, run in the project's folder")
     cli = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     cli.add_argument("--split", choices=SPLITS, default="train")
     cli.add_argument("-n", type=int, default=1, help="problems of each family")

@@ -134,7 +134,7 @@ def gap_weights(ent_weak: Tensor, ent_live: Tensor, alpha: float = 0.1,
 
 def gap_mask(ent_weak: Tensor, ent_live: Tensor, tau: float = 0.0,
              h: float = 0.0) -> Tensor:
-    """Gap code of each token -> uint8, indices into CODES; the gap mask is code > 0.
+    """Gap code of each token -> uint8, 0 to 3; the gap mask is code > 0.
 
     1 consolidating: the live model is surer than the weak one by more than tau. 2 regressing: less
     sure by more than tau. 3 hard: neither, and the weak model's entropy is above h. 0 settled: the

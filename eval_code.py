@@ -6,7 +6,7 @@ code rows are HumanEval and MBPP (pass@1).
         --allow-code-execution --workers 4 --timeout 3                # {task_id, completion} rows
 
 A program may loop, fill the memory, delete files, kill its parent, or return an object that claims
-to equal everything. So it never meets its tests (more in plumbing/sandbox.py):
+to equal everything. So a program never meets its tests (more in plumbing/sandbox.py):
 
     this process   reads data, asks for verdicts, writes them
     zygote         a bare interpreter that forks the two below for each program, and kills them
@@ -114,9 +114,9 @@ def score(jobs: list, timeout: float = 3.0, workers: int | None = None,
           allow_code_execution: bool = False) -> list:
     """[(problem, code)] -> verdicts in that order, from `workers` programs at a time (cores / 2).
 
-    A timeout (or trouble of the harness) is believed where the program, run alone, has it again,
-    within twice the time that the problem's own solution takes here, if that is more: a slow
-    machine is no reason to fail. ValueError without allow_code_execution, and where a right program
+    A timeout or an error of the harness counts only if a second run, alone, has it again. Its limit
+    is `timeout`, or twice the time of the problem's own solution if that is more: a slow machine is
+    no reason to fail. ValueError without allow_code_execution, and where a right program
     does not pass, or a wrong one not fail: no verdict would mean anything.
     """
     if not allow_code_execution:

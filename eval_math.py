@@ -1,6 +1,6 @@
 r"""Scores on maths problems: completions -> answers -> equality with the gold answer -> accuracy.
 
-With it come mean@n, pass@k, intervals, the comparison of two runs (section 4.1 of the paper).
+Also mean@n, pass@k, intervals, the comparison of two runs (section 4.1 of the paper).
 
     python eval_math.py out/toy/wmss.pt                  # 2,100 test problems of the built-in task
     python eval_math.py out/toy/sft.pt --split val --limit 700
@@ -10,8 +10,8 @@ With it come mean@n, pass@k, intervals, the comparison of two runs (section 4.1 
     python eval_math.py --compare out/toy/sft/toy-math.jsonl out/toy/wmss/toy-math.jsonl
 
 Grading evaluates no code: plumbing/extract.py searches a completion for its answer, and
-plumbing/latex.py compares two. In doubt they differ: a wrong accept inflates a score in silence.
-Rows are appended as they come; after an interruption the same command goes on where it was.
+plumbing/latex.py compares two. In doubt they count as different: a wrong accept inflates a score in
+silence. Rows are appended as they come; after an interruption the same command goes on from there.
 """
 
 import hashlib
@@ -175,7 +175,7 @@ def complete(model, enc, problems: list, *, max_new_tokens: int = 64, batch_size
                                      seed=[row["seed"] for row in own], weak=weak, lam=lam)
                 for i, row, tokens in zip(batch, own, new, strict=True):
                     text = enc.decode(tokens)
-                    if texts[i // n].endswith("\nAnswer:"):     # a base model asks the next one
+                    if texts[i // n].endswith("\nAnswer:"):     # and then one of its own
                         text = text.partition("\nQuestion:")[0]
                     row.update(completion=text, tokens=len(tokens),
                                truncated=len(tokens) >= max_new_tokens)
@@ -205,8 +205,8 @@ def mean(values) -> float:
 def summary(rows: list[dict], ks: tuple = (), verdict: str = "correct") -> dict:
     """Judged rows -> accuracy (mean@n), its Wilson interval, pass@k, shares, accuracy per family.
 
-    n counts problems: samples of one are not independent. A problem with a verdict of None (trouble
-    of the harness) counts neither way, but in `errors`."""
+    n counts problems, as samples of one are not independent. A problem with a verdict of None
+    (trouble of the harness) counts neither way, but in `errors`."""
     broken = {row["id"] for row in rows if row[verdict] is None}
     right, families = {}, {}
     for row in rows:

@@ -1,7 +1,7 @@
 """The transformer of the Llama/Qwen family: RMSNorm, RoPE, grouped-query attention, SwiGLU.
 
 The parameters carry their Hugging Face names: folders of the types llama (SmolLM2 too), qwen2 and
-qwen3 load by name. The model returns hidden states, not logits: who needs logits applies the head
+qwen3 load by name. The model returns hidden states; whoever needs logits applies the head
 to a few rows at a time, so that the (B * T, V) matrix never exists (Qwen3, 4,096 tokens: 2.5 GB).
 
     python -c "from model import *; print(GPT(GPTConfig()))"
@@ -282,7 +282,7 @@ class GPT(nn.Module):
         return checkpoints.Checkpoint(cls, path, weights_only=True).read(dtype, device)
 
 
-# Explained in plumbing/checkpoints.py, which cannot import this file: it is handed the class.
+# Explained in plumbing/checkpoints.py, which cannot import this file and gets GPT as an argument.
 save_checkpoint = checkpoints.save                   # (path, model, weights, **meta)
 load_checkpoint = partial(checkpoints.load, GPT)     # (path, device, tokenizer, dtype) -> GPT, meta
 read_config = partial(checkpoints.read_config, GPT)  # (path, tokenizer) -> GPTConfig, meta

@@ -101,7 +101,7 @@ class Config:
     base_lr: float = arg(3e-3, "peak learning rate of the base", above=0)
     sft_epochs: float = arg(1.0, "epochs of SFT over D", above=0)
     sft_lr: float = arg(1e-4, "peak learning rate of SFT", above=0, text=1e-5)
-    wmss_epochs: float = arg(1.0, "epochs of wmss; the other arms take as many steps", above=0)
+    wmss_epochs: float = arg(1.0, "epochs of wmss; the others: as many steps or FLOPs", above=0)
     # each arm's best of 1e-5, 3e-5, ..., 3e-3 on the validation problems of toy-math, five seeds;
     # text=, the default with --data, is the paper's
     sft_steps_lr: float = arg(1e-4, "peak learning rate of sft-steps", above=0, text=1e-5)
@@ -164,8 +164,8 @@ class MixedLoss(nn.Module):
 
     def forward(self, x: Tensor | list[Tensor], y: Tensor, positions: Tensor,
                 lam: float | Tensor) -> Tensor:
-        """x: token ids, (B, T) or a list of buckets; y (N,) targets; positions (N,): where among
-        the P positions of all rows they are predicted; lam: a number or (N,)."""
+        """x: token ids, (B, T) or a list of buckets; y (N,) targets; positions (N,): where they
+        are predicted, as indices into all positions of x end to end; lam: a number or (N,)."""
         def hidden(model):
             return model(x).flatten(0, -2).index_select(0, positions)       # (N, C)
 
@@ -204,7 +204,7 @@ def train(run: Run, arm: str, strong: GPT, samples: list[Sample], batches: Seque
                             fused=True)
     progress = Progress(run, arm, mixed_loss, opt, samples, batches, snapshots,
                         partial(gap_mask, tau=cfg.tau, h=cfg.h))
-    first = progress.take_up()                  # 0, or where a run broke off; compiles
+    first = progress.take_up()                  # 0, or where a run broke off; also compiles
     ddp = ranks.data_parallel(mixed_loss)
     for step in range(first, steps):
         rows = [samples[i] for i in batches[step].tolist()]
@@ -213,7 +213,7 @@ def train(run: Run, arm: str, strong: GPT, samples: list[Sample], batches: Seque
         total = torch.zeros((), device=ranks.device)
         micros = micro_batches(rows, cfg.micro_batch, ranks.rank, ranks.world,
                                cfg.tokens_per_batch)
-        progress.begin(step, micros, n_tokens)  # for controls and log; shards: equal passes
+        progress.begin(step, micros, n_tokens)  # lets controls and the log get ready
         for i, batch in enumerate(micros):
             positions = batch.loss_mask.flatten().nonzero()[:, 0]
             x, y, lam = batch.x, batch.y.flatten()[positions], 1.0
@@ -226,7 +226,7 @@ def train(run: Run, arm: str, strong: GPT, samples: list[Sample], batches: Seque
             with ranks.exchange(ddp, last):
                 with ranks.autocast(training=True):
                     loss = ddp(x, y, positions, lam)
-                # DDP and FSDP average over ranks: times their number, the mean over all tokens
+                # DDP and FSDP average over ranks: times their number is the mean
                 (loss * (ranks.world / max(1, n_tokens))).backward()
             total += loss.detach()
         progress.gradients(total)               # their norms, for the log
@@ -300,7 +300,7 @@ def stage_entropy(run: Run, t: int):
     run.report_gaps(path, gaps)
     if run.ranks.rank == 0:
         gaps.save(path)
-    del weak, live                          # the page reads them for some samples
+    del weak, live                          # report() reads both again, if it needs them
     report(run)
 
 
@@ -313,15 +313,15 @@ def draw(run: Run, t: int, gap: str, **length):
     """-> (gaps of round t or None, the batches of stage 3); length: epochs= or steps=."""
     cfg, gaps = run.cfg, (load_gaps(run, t) if gap != "none" else None)
     weights = gaps.weights if gap in ("sample", "both") else None       # WMSS: the curriculum
-    # orders that SFT has not seen (+ 2: an epoch that it began, one that filled its last step); in
-    # round 1 every arm sees the same ones
+    # epochs after those of SFT (+ 2: one that it began, one that filled its last batch), the same
+    # for all arms of round 1; where weights are drawn, they draw from the whole set
     first_epoch = int(cfg.sft_epochs) + 2 + (t - 1) * (int(cfg.wmss_epochs) + 2)
     return gaps, schedule(len(run.samples), cfg.batch_size, cfg.seed, first_epoch,
                           weights=weights, dedup=cfg.dedup, **length)
 
 
 def steps_of(run: Run, name: str) -> int:
-    """Optimizer steps of an arm: as many as wmss takes; sft-flops: as many as cost what it costs.
+    """Optimizer steps of an arm: those of wmss; sft-flops: as many as take the FLOPs of wmss.
 
     With one round wmss need not have been trained: what it draws gives its steps and FLOPs.
     """
@@ -411,7 +411,7 @@ def stage_score(run: Run):
             kept = scores.begin(name, paths, questions, share, **how)
             with ranks.autocast():
                 rows = eval_math.complete(model.eval(), run.enc, share, wrap=questions.wrap,
-                                          weak=weak, answers=kept, **how)   # kept judges them
+                                          weak=weak, answers=kept, **how)   # it grades, too
             judged += ranks.gather(rows)
         cost = {} if name in ("weak", "fused") else meta.get("spent") or meta
         scores.add(judged, model=name, **eval_math.summary(judged), flops=cost.get("flops"),
@@ -434,7 +434,7 @@ def run_stages(run: Run):
         if "wmss" in stages and "wmss" in cfg.arm:
             stage_arm(run, "wmss", t)
     for name in cfg.arm:                # after wmss, whose rounds give the others their steps
-        if "wmss" in stages and name != "wmss":
+        if "wmss" in stages and name != "wmss":             # the stage wmss trains all arms
             stage_arm(run, name)
     if "score" in stages and run.held_out:
         validation.table(run)

@@ -132,7 +132,7 @@ def curves_chart(task, points, weak):
     height, parts, title = draw.curves(
         f"{task}: right answers, %; base's corpus right in 5 %, λ 0.5", drawn,
         [(q, draw.plain(q)) for q in sorted(points)],
-        "share q of the fine-tuning data that is right", 10 * math.floor(min(tens)),
+        "share q that is right, of the labels that can be wrong", 10 * math.floor(min(tens)),
         10 * math.ceil(max(tens)))
     x = draw.scale(min(points), max(points), draw.LEFT, draw.RIGHT)
     for words, q, y in (("mixing", border(weak, 0.5), 42), ("SFT", 0.5, 172)):
@@ -164,7 +164,7 @@ def map_chart(found, lam, reference):
     for q in sorted({shares_of(regime)[1] for regime in found.regimes}):
         parts.append(draw.text(x(q), draw.TALL + 46, draw.plain(q), "middle"))
     parts.append(draw.text(draw.WIDTH / 2, draw.TALL + 63,
-                           "share q of the fine-tuning data that is right", "middle"))
+                           "share q that is right, of the labels that can be wrong", "middle"))
     sign = draw.box(2, -5, 22, 10, "frozen", 'fill-opacity=".25"')
     height, signs = draw.legend({"theory: mixing right, SFT wrong": sign}, draw.TALL + 72)
     return height, parts + signs, title

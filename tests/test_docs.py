@@ -181,7 +181,7 @@ def test_commands_name_programs_and_flags_that_are_there(program, help_of):
 
 def test_flags_in_the_running_text_exist(help_of):
     """Bug: an advice to use a flag that is gone."""
-    known = {"--nproc_per_node", "--max-restarts", "--my-temp"}
+    known = {"--nproc_per_node", "--max-restarts", "--my-temp", "--index-url"}
     known |= {"--kills", "--ranks", "--cross", "--flags"}           # of tests/kills.py
     for program in {program for _, program, _ in ALL}:
         known |= set(re.findall(FLAG, help_of(program)))
