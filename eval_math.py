@@ -152,12 +152,8 @@ def complete(model, enc, problems: list, *, max_new_tokens: int = 64, batch_size
     encoding cannot spell, or too long for the model.
     """
     texts = [wrap(asked(p)) if wrap else p.prompt for p in problems]
-    alphabet = {token[0] for token in enc._mergeable_ranks if len(token) == 1}
     for p, text in zip(problems, texts, strict=True):
-        for c in text:
-            if not set(c.encode()) <= alphabet:
-                raise ValueError(f"the model's {len(alphabet)}-character alphabet lacks {c!r} of "
-                                 f"problem {p.id}")
+        enc.check(text, of=f" of problem {p.id}")
     special = "all" if wrap else set()
     prompts = [enc.encode(t, allowed_special=special, disallowed_special=()) for t in texts]
     rows = []
@@ -267,8 +263,9 @@ def compare(path_a: str, path_b: str, draws: int = 2000, seed: int = 0) -> dict:
 
 def score(a, name: str, problems: list, model, enc, official: Callable | None) -> Answers:
     """Complete, judge and write one data set: NAME.jsonl (rows), NAME.json (settings, scores)."""
-    grader = getattr(problems[0], "grader", name)          # a built-in task has its own
-    if name == "toy-math":
+    grader = getattr(problems[0], "grader", "")
+    if not grader:                                         # a built-in task, which has its own
+        grader = name
         system, wrap, new_tokens, batch = None, None, 64, 700
     else:
         system = PAPER_SYSTEM if a.protocol == "paper" else None

@@ -32,8 +32,7 @@ DIFFERS = 0.1       # a token is listed if two models give it probabilities fart
 def answer_logits(model: GPT, prompt: list[int], answer: list[int]) -> Tensor:
     """The logits that the n tokens of an answer are drawn from -> (n, V) fp32, on the CPU."""
     x = torch.tensor([prompt + answer], device=model.cos.device)            # (1, T)
-    hidden = model(x)[0, len(prompt) - 1:-1]                                # (n, C)
-    return model.lm_head(hidden).float().cpu()
+    return model.lm_head(model(x)[0, len(prompt) - 1:-1]).float().cpu()
 
 
 def disagreement(enc: Tokenizer, prompt: list[int], answer: list[int], strong: GPT, weak: GPT,
@@ -67,6 +66,7 @@ def main(argv: list[str] | None = None):
         weak = load_checkpoint(args.weak, device, fingerprint(enc))[0].eval()
         # the strong one comes last: its answer is what the table and a conversation go on with
         answering = {"weak": (weak, None), "fused": (strong, weak), "strong": (strong, None)}
+    room = min(model.cfg.max_seq_len for model, _ in answering.values())
     is_chat = task == "text" and not args.raw
     opening = [{"role": "system", "content": args.system}] if args.system else []
 
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None):
         talk.append({"role": "user", "content": line})
         text = render(talk, enc, add_generation_prompt=True) if is_chat else line
         prompt = asking.encode(enc, text, is_chat)
-        length = args.max_new_tokens or max(1, min(512, strong.cfg.max_seq_len - len(prompt)))
+        length = args.max_new_tokens or max(1, min(512, room - len(prompt)))
         for name, (model, mixed_in) in answering.items():
             (tokens,) = model.generate(
                 [prompt], length, temperature=args.temperature, seed=args.seed, weak=mixed_in,

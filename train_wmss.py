@@ -258,7 +258,7 @@ def report(run: Run):
 def stage_base(run: Run):
     """M0, where no flag names one: a small model trained on the noisy corpus."""
     cfg = run.cfg
-    if run.folder.has(0):
+    if run.folder.has(0) or cfg.sft and cfg.weak_snapshot:          # then nothing needs it
         return
     samples = corpus_set(run.enc, cfg.corpus, cfg.seed, cfg.noise, cfg.task, cfg.label_noise)
     torch.manual_seed(cfg.seed)
@@ -455,9 +455,11 @@ def main(argv: list[str] | None = None):
 
     with run:                       # the lock on the folder, and the signals
         ranks.first(start)
+        run.stop.has_begun = True
         run.folder.check_shared(ranks)
         if ranks.rank > 0:
             run.read_data()             # after rank 0, which leaves tokenised text in the cache
+        run.folder.check_same(ranks, run.digest, run.tokenizer)
         run.folder.header(ranks, run.compiles, run.data_report)
         run_stages(run)
     ranks.close()

@@ -196,7 +196,8 @@ def in_words(points, rows):
     lines = [f"- {point}: {point.verdict(rows)}" for point in points]
     return ("**Predictions declared before any row** (`mistakes.py`): w is the share of right "
             "solutions in the base's corpus, q that in the fine-tuning set, of those that can be "
-            "wrong (math: two thirds); all else makes the family's usual mistake. Stars: Holm over a point's differences, where a gain is "
+            "wrong (math: two thirds); all else makes the family's usual mistake. Stars: Holm over "
+            "a point's differences, where a gain is "
             "foreseen. It holds if all that were named have one; no gain, if neither `joint` less "
             "`sft-flops` nor less `sft-steps` has its interval above 0. On code `frozen` less "
             "`permuted` was not declared; `sft-flops-joint` and `permuted-joint` were, but after "

@@ -16,7 +16,8 @@ def flags(description, argv=None):
     add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     add("--seed", type=int, default=0, help="of the draws")
     add("--max-new-tokens", type=int, help="default: 512, or as many as the model has room for")
-    add("--stop", nargs="+", default=[], metavar="TEXT", help="an answer ends before such a text")
+    add("--stop", action="append", default=[], metavar="TEXT",
+        help="an answer ends before this text; may be given again")
     add("--system", default="", help="system prompt of a conversation")
     add("--raw", action="store_true", help="continue the prompt as it is: no chat template")
     add("--device", default="auto", help="cuda, mps, cpu; auto: the first that is there")
@@ -47,9 +48,7 @@ def encode(enc, text, is_chat):
 
     ValueError on a character that the vocabulary cannot spell: the ids would leave it out.
     """
-    for c in text:
-        if {*c.encode("utf-8", "replace")} & {*enc._lacking}:
-            raise ValueError(f"the model's vocabulary of {enc.n_vocab:,} tokens cannot spell {c!r}")
+    enc.check(text)
     if is_chat:
         return enc.encode(text, allowed_special="all", disallowed_special=())
     return ([] if enc.bos_id is None else [enc.bos_id]) + enc.encode_ordinary(text)

@@ -13,6 +13,7 @@ from plumbing.benchmarks import CODE_SETS, parse_spec
 from plumbing.checkpoints import check_archive, is_finite
 from plumbing.cli import flag_of, parser_of
 from plumbing.confine import UNABLE
+from plumbing.controls import ARMS, ROWS
 from plumbing.files import parse_json, read_text
 from plumbing.log_to import missing
 from plumbing.report import CODES
@@ -48,10 +49,10 @@ def check_flags(cfg, given):
           f"--dim: expected an even multiple of --n-heads {cfg.n_heads}, found {cfg.dim}")
     check(cfg.alpha + cfg.beta + cfg.gamma > 0,
           "--alpha, --beta and --gamma are all 0, so no sample would be drawn; give one a share")
-    iterates = "wmss" in cfg.arm and not {"joint", "frozen", "permuted"} & set(cfg.arm)
-    check(cfg.rounds == 1 or iterates,
-          "--rounds: only the arm wmss has rounds; pass --arm wmss without joint, frozen and "
-          "permuted (--arm wmss --gap none iterates mixing alone)")
+    mixing = [name for name in cfg.arm if name != "wmss" and ARMS[name].weak != ""]
+    check(cfg.rounds == 1 or "wmss" in cfg.arm and not mixing,
+          "--rounds: of the arms with a weak model only wmss has rounds; pass --arm wmss without "
+          f"{', '.join(mixing) or 'others'} (--arm wmss --gap none iterates mixing alone)")
     check(cfg.task == "text" or not cfg.data,
           f"--task {cfg.task} makes its own data; leave --task away to train on --data")
     check(cfg.task != "text" or cfg.data,
@@ -92,8 +93,8 @@ def fit_to_text(cfg, given):
     """
     saved = {}
     if cfg.resume:
-        with contextlib.suppress(OSError, ValueError):      # Folder.open will say what is wrong
-            saved = parse_json(read_text(os.path.join("out", cfg.name, "config.json")))
+        with contextlib.suppress(OSError, ValueError, TypeError):   # Folder.open will say why
+            saved = dict(parse_json(read_text(os.path.join("out", cfg.name, "config.json"))))
     for field in dataclasses.fields(cfg):
         default = field.metadata.get("text")
         if default is not None and field.name not in given:
@@ -127,7 +128,7 @@ def check_inputs(run, needs_gaps, sets_to_score):
         return not cfg.overwrite and os.path.exists(path)
 
     for t, name in ((0, "base"), (1, "sft")):
-        there = getattr(cfg, name) or kept(folder.checkpoint(t))
+        there = getattr(cfg, name) or kept(folder.checkpoint(t)) or cfg.sft and cfg.weak_snapshot
         needed = any(s in stages for s in STAGES[t + 1:4])
         if not there and name not in stages and needed:
             raise ValueError(f"the stages {cfg.stages} need {folder.checkpoint(t)}, which is not "
@@ -139,8 +140,20 @@ def check_inputs(run, needs_gaps, sets_to_score):
         if not kept(folder.gaps(cfg.rounds)):
             raise ValueError(f"the stage wmss needs {folder.gaps(cfg.rounds)}, which is not there; "
                              "add the stage entropy, or leave the gaps away (--gap none)")
-    if stages == ["score"] and not (paths or kept(folder.path("base.pt"))):
+    for t in range(2, cfg.rounds + 1):
+        if "entropy" in stages and "wmss" not in stages and not kept(folder.checkpoint(t)):
+            raise ValueError(f"the stage entropy of round {t} needs {folder.checkpoint(t)}, which "
+                             "the stage wmss makes; add that stage, or pass --rounds 1")
+    if stages == ["score"] and not paths and (cfg.overwrite or not folder.models(ROWS)):
         raise ValueError(f"no checkpoint in {folder.out} to score; run the stages before it")
+    if cfg.overwrite:
+        named = [*paths.values(), *cfg.data, *cfg.val_data, cfg.preset, cfg.template,
+                 *(spec.partition("=")[2] for spec in cfg.score_data)]
+        own = os.path.realpath(folder.out) + os.sep
+        lost = [path for path in named if os.path.realpath(path).startswith(own)]
+        if lost:
+            raise ValueError(f"--overwrite would delete {lost[0]}, which this run is to read; "
+                             "choose another --name, or move it")
     if "score" in stages and (cfg.task != "text" or cfg.score_data):
         room = model_cfg.max_seq_len if cfg.task == "text" else GPTConfig.max_seq_len
         _check_room(run, sets_to_score(run), room)
@@ -167,10 +180,6 @@ def _check_checkpoint(run, name, path):
                             for flags in (was, vars(cfg))]
             raise ValueError(f"{path} was trained in another chat format ({theirs}) than this "
                              f"run's ({ours}); pass the one that it was trained in")
-    folder = os.path.realpath(run.folder.out) + os.sep
-    if cfg.overwrite and os.path.realpath(path).startswith(folder):
-        raise ValueError(f"--overwrite would delete {path}, which this run is to start from; "
-                         "choose another --name")
     return model_cfg
 
 
@@ -179,7 +188,9 @@ def _check_room(run, sets, room):
     texts = []
     for questions in sets:
         wrap = questions.wrap
-        texts += [wrap(asked(p)) if wrap else p.prompt for p in questions.problems]
+        for p in questions.problems:
+            texts.append(wrap(asked(p)) if wrap else p.prompt)
+            run.enc.check(texts[-1], of=f" of problem {p.id}")
     encoded = run.enc.encode_batch(texts, allowed_special="all", num_threads=1)
     longest = max(map(len, encoded))
     if longest + run.cfg.max_new_tokens > room:
@@ -290,6 +301,12 @@ def entropy_flags(description, weights, argv=None):
     args = parser.parse_args(argv)
     if args.show < 0:
         parser.error(f"--show: expected a number of samples, found {args.show}")
+    for name in ("tau", "h"):
+        if not 0 <= (getattr(args, name) or 0) < math.inf:
+            raise ValueError("tau and h must be >= 0 nats and finite; found "
+                             f"--{name} {getattr(args, name)}")
+    if os.path.isdir(args.report):
+        parser.error(f"--report: expected the name of a page, found the folder {args.report}")
     return args
 
 

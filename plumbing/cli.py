@@ -170,7 +170,7 @@ def parse(cls, argv=None, *, description="", check=None):
             if values.pop("preset", ""):
                 problems.append(f"--preset {preset} names a preset; write its flags into the file")
         except ValueError as e:
-            problems.append(str(e))
+            problems.append(str(e) if str(e).startswith("--") else f"--preset {preset}: {e}")
     cfg = cls(**values | given)
     if check is not None:
         problems += check(cfg, set(given) | set(values))
@@ -211,7 +211,7 @@ def preset_lines(preset):
     """The lines of a preset: a name in plumbing/presets, or a file of flags anywhere."""
     path = os.path.join(PRESETS, preset + ".txt")
     try:
-        with open(path if os.path.isfile(path) else preset, encoding="utf-8") as f:
+        with open(path if os.path.isfile(path) else preset, encoding="utf-8-sig") as f:
             return f.read().splitlines()
     except OSError:
         there = ", ".join(sorted(name.removesuffix(".txt") for name in os.listdir(PRESETS)))

@@ -52,7 +52,8 @@ def config_from_hf(c):
     if nested:
         raise ValueError(f"config.json has RoPE parameters for {', '.join(nested)} apart; here all "
                          "layers have the same: put them into rope_parameters itself")
-    c = {**ABSENT, **ABSENT_IN[kind], "rope_type": rope.get("type", "default"), **c, **rope}
+    c = {**ABSENT, **ABSENT_IN[kind], **c, **rope}
+    c["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "qwen2":
         c["attention_bias"] = False           # the type alone says it: on q, k and v, not on o_proj
     for key, ours in COMPUTED.items():

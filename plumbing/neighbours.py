@@ -31,7 +31,7 @@ class RowLoss(Control):
         return total
 
     def piece(self, y, hidden, heads):
-        log_ps = [F.linear(h, w).float().log_softmax(-1)
+        log_ps = [F.linear(h, w.to(h)).float().log_softmax(-1)
                   for h, w in zip(hidden, heads, strict=True)]
         log_p_y = log_ps[0].gather(-1, y[:, None])[:, 0]
         return self.row_loss(log_ps[0], log_p_y, *log_ps[1:]).sum()
@@ -85,7 +85,7 @@ class Reweighted(Control):
         (_, h, w), (_, h_weak, w_weak) = branches
         with torch.no_grad():
             size = self.chunk_rows or chunk_of(len(w))
-            first = [F.linear(part, w_weak).argmax(-1) for part in h_weak.split(size)]
+            first = [F.linear(part, w_weak.to(part)).argmax(-1) for part in h_weak.split(size)]
         agree = torch.cat(first) == y
         of_both = [linear_cross_entropy([(1.0, h[rows], w)], y[rows], self.chunk_rows)
                    for rows in (agree, ~agree)]

@@ -13,8 +13,8 @@ _locks = {}         # path -> open file; the kernel takes a lock back when its p
 
 def _beside(out, ending):
     """The path .NAME.ending beside the folder `out`."""
-    parent, name = os.path.split(os.path.abspath(out))
-    return os.path.join(os.path.realpath(parent), f".{name}.{ending}")
+    parent, name = os.path.split(os.path.realpath(out))     # a link to a folder is that folder
+    return os.path.join(parent, f".{name}.{ending}")
 
 
 def lock(out):

@@ -35,13 +35,18 @@ def extract(text: str, prompt: str, entry_point: str) -> tuple[str, str]:
     """As extract_code, and where the code was found: "fence" or "text"."""
     text = text.rpartition("</think>")[2].removeprefix(prompt)
     name = re.escape(entry_point)
-    function = re.compile(rf"^\s*(async\s+)?(def|class)\s+{name}\b|^{name}\s*=[^=]|"
-                          rf"^from\s.*\bimport\b.*\b{name}\b", re.M)
+    own = rf"(async\s+)?(def|class)\s+{name}\b|^{name}\s*=[^=]"
+    imports = rf"^from\s.*\bimport\b.*\b{name}\b"
+    function = re.compile(rf"^[ \t]*{own}|{imports}", re.M)
     before, blocks = fences_of(text)
-    with_function = [block for block in blocks if function.search(block)]
+    for form in (f"^{own}", rf"^[ \t]+{own}", imports):     # a method of that name may be another
+        with_function = [b for b in blocks if re.search(form, textwrap.dedent(b), re.M)]
+        if with_function:
+            break
     if blocks and not with_function:
         # a model that goes on in a block which its prompt opened closes it behind the function
-        goes_on = prompt and re.match(r"\s*[\r\n]*[ \t]+\S", before)
+        lead = before[:len(before) - len(before.lstrip())]
+        goes_on = prompt and len(lead) < len(before) and lead[-1:] in (" ", "\t")
         if function.search(before) or goes_on:
             blocks, lines = [], (prompt + text).split("\n")
             n_before = (prompt + before).count("\n")

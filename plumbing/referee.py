@@ -259,7 +259,7 @@ class Referee(Talk):
         due = [change for change in self.pending if change[0] >= depth]
         self.pending = [change for change in self.pending if change[0] < depth]
         for _, old, new in due:
-            overwrite(old, new)
+            overwrite(old, new, set())
 
     def settle(self, discarded=False):
         """A statement of the test is over: see rewrite. In functions that the test calls, only if

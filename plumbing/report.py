@@ -231,8 +231,8 @@ def difference(rows, reference):
     gains = torch.tensor([100.0 * (a[k] - b[k]) for k in a if k in b], dtype=torch.float64)
     if not len(gains):
         return 0.0, 100.0
-    if not gains.any():                         # rule of three: 0 of n may be up to 3 in n
-        return 0.0, min(100.0, 300 / len(gains))
+    if len(gains.unique()) == 1:                # rule of three: 0 of n may be up to 3 in n
+        return gains[0].item(), min(100.0, 300 / len(gains))
     return gains.mean().item(), 1.96 * gains.std(correction=0).item() / math.sqrt(len(gains))
 
 

@@ -175,11 +175,13 @@ class Folder:
         """{name: path} of those models of the run that are there, in the order of names."""
         paths = {"base": self.checkpoint(0), "sft": self.checkpoint(1),
                  "fused": self.path("weak.pt")}
+        whole = os.path.exists(self.path("wmss.pt"))        # saved last
         found = {}
         for name in names:
             path = paths.get(name) or self.path(f"{name}.pt")
             if path in (self.cfg.base, self.cfg.sft) or os.path.exists(path):
-                found[name] = path
+                if whole or name not in ("weak", "fused"):
+                    found[name] = path
         if not found:
             raise ValueError(f"no checkpoint in {self.out} to score; run the stages before it")
         return found
@@ -296,6 +298,18 @@ class Folder:
         if blind:
             raise ValueError(f"rank {', '.join(blind)} does not see {os.path.abspath(self.out)} of "
                              "rank 0; start all nodes in a folder that they share")
+
+    def check_same(self, ranks, *marks):
+        """ValueError unless all ranks have read the same data, and all nodes the same models."""
+        paths, models = [self.cfg.base, self.cfg.sft, self.cfg.weak_snapshot], None
+        if ranks.world > 1 and os.environ.get("LOCAL_RANK", "0") == "0":
+            models = [digest_of(path) for path in paths if path]
+        found = ranks.gather([(marks, models, f"{ranks.rank} ({platform.node()})")])
+        other = [rank for mark, model, rank in found
+                 if mark != found[0][0] or model not in (None, found[0][1])]
+        if other:
+            raise ValueError(f"rank {', '.join(other)} has other files than rank 0 under the names "
+                             "of --data, --base and the like; give all nodes the same ones")
 
     def _holds(self, path, text):
         try:
@@ -477,6 +491,7 @@ class Run:
         mass = {}
         for s, weight in zip(self.samples, gaps.weights.tolist(), strict=True):
             mass[s.family] = mass.get(s.family, 0.0) + weight
+        self.folder.keep_log(lambda record: record.get("gaps") != path)
         self.folder.log(gaps=path, mass=mass)
         self.folder.say(f"\nentropy: {gaps.weak} -> {gaps.live}\n{gap_table(gaps, self.samples)}")
 
@@ -630,9 +645,11 @@ class Progress:
         lower = [flag_of(rate), f"{self.lr / 3:.1g}"]
         interim = folder.path(f"resume-{self.arm}.pt")
         if self.arm not in ("base", "sft") and folder.has_files(rate, besides=interim):
-            return stop.command("--name", f"{self.cfg.name}-{arm}", "--arm", arm,
-                                "--stages", "entropy,wmss", "--base", folder.checkpoint(0),
-                                "--sft", folder.checkpoint(1), *lower)
+            names = (f"{self.cfg.name}-{arm}{n}" for n in ("", *range(2, 100)))
+            name = next(n for n in names if not os.path.exists(os.path.join("out", n)))
+            return stop.command("--name", name, "--arm", arm,
+                                "--stages", "entropy,wmss", "--sft", folder.checkpoint(1), *lower,
+                                *(["--base", folder.checkpoint(0)] if folder.has(0) else []))
         again = stop.command("--resume", *lower)
         return f"rm {interim} && {again}" if os.path.exists(interim) else again
 

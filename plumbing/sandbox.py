@@ -134,7 +134,7 @@ def bury(pids):
 
 def zygote(folder):
     """Serve programs until stdin closes. Each comes as 8 bytes of timeout, a message for the
-    candidate, and one for the referee."""
+    candidate, and one for the referee. Where our caller has died we remove its folder."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)   # where seccomp is missing a program may send them
     if hasattr(LIBC, "prctl"):
@@ -142,8 +142,8 @@ def zygote(folder):
         libc("prctl", 4, 0, 0, 0, 0)            # PR_SET_DUMPABLE: no process may trace us
     while True:
         head = read(0, 8)
-        if len(head) < 8:
-            return
+        if len(head) < 8:                       # stop() says a byte before it closes our stdin
+            return head or remove(folder)
         timeout, = struct.unpack("d", head)
         before, in_force = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]), []
         (c_in, r_out), (r_in, c_out), (ready, c_ready), (done, r_done) = (
@@ -164,7 +164,7 @@ def zygote(folder):
             bury(pids)
         seconds = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before
         if reason == "gone":
-            return
+            return remove(folder)
         send(1, ["end", "timeout" if seconds > timeout else reason, seconds, in_force])
         for fd in (ready, done):
             os.close(fd)
@@ -208,8 +208,8 @@ class Runner:
 
     def __exit__(self, *_):
         self.stop()
-        clear(self.folder)                      # after Ctrl-C the program wrote on until stop()
-        os.rmdir(self.folder)
+        if os.path.isdir(self.folder):          # after Ctrl-C the program wrote on until stop()
+            remove(self.folder)
 
     def start(self):
         import subprocess
@@ -222,8 +222,12 @@ class Runner:
             cwd=self.folder, start_new_session=True)
 
     def stop(self):
-        """Closing its stdin makes the zygote kill what it has, and leave."""
+        """A byte, and the end of its stdin, make the zygote kill what it has, and leave."""
         if self.process:
+            try:
+                self.process.stdin.write(b"\0")
+            except OSError:                     # it is dead
+                pass
             self.process.stdin.close()
             self.process.stdout.close()
             self.process.wait()
@@ -231,8 +235,8 @@ class Runner:
 
     def check(self, prompt, completion, test, entry_point, timeout):
         """As the function `check`, without its new zygote each time."""
-        if not timeout > 0:
-            raise ValueError(f"check: expected a timeout over 0 seconds, found {timeout}")
+        if not 0 < timeout <= 1e6:
+            raise ValueError(f"check: expected a timeout from 0 to 1e6 seconds, found {timeout}")
         test = test if isinstance(test, str) else "\n".join(test)
         for _ in range(2):                      # what dies is judged once more, by a new zygote
             verdict = self.judge(prompt, completion, test, entry_point, timeout)
@@ -290,6 +294,11 @@ def clear(folder):
                 subprocess.run([*command, entry.path], stderr=subprocess.DEVNULL)
         else:
             os.unlink(entry.path)
+
+
+def remove(folder):
+    clear(folder)
+    os.rmdir(folder)
 
 
 def check(prompt, completion, test, entry_point, timeout):

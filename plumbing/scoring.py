@@ -197,8 +197,8 @@ def code_flags(description, argv=None):
     wrong = wrong_flags(args) if is_model else []
     if not is_model and args.limit is not None and args.limit < 1:
         wrong.append("--limit: expected 1 or more")
-    if args.timeout <= 0 or args.workers is not None and args.workers < 1:
-        wrong.append("--timeout and --workers: expected more than 0")
+    if not 0 < args.timeout <= 86_400 or args.workers is not None and args.workers < 1:
+        wrong.append("--timeout and --workers: expected more than 0, and a day of time at most")
     if wrong:
         raise ValueError("\n  ".join(wrong))
     return args
@@ -214,7 +214,9 @@ def check_task(a, task):
     if task == "toy-math" or "toy-math" not in a.data:
         return
     was, instead = f"was trained on {task}", f"--data {', '.join(SOURCES)}"
-    if task != "text":
+    if task not in ("text", "toy-code"):
+        instead = f"--data {task}"
+    elif task == "toy-code":
         instead = f"python eval_code.py {a.checkpoint} --allow-code-execution"
     elif not a.checkpoint.endswith(".pt"):
         was = "does not say on what it was trained, so on text"

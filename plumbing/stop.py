@@ -23,22 +23,26 @@ def command(*more):
     words, keeps = [], True
     for word in sys.argv[1:]:
         if word.startswith("--"):
-            keeps = word.split("=")[0] not in ("--resume", "--overwrite", *more)
+            keeps = not more or word.split("=")[0] not in ("--resume", "--overwrite", *more)
         if keeps:
             words.append(word)
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    start = ["python"] if ranks == "1" else ["torchrun", "--nproc_per_node", ranks]
-    return shlex.join([*start, sys.argv[0], *words, *more])
+    start = "python" if ranks == "1" else f"torchrun --nproc_per_node {ranks}"
+    if os.environ.get("WORLD_SIZE", ranks) != ranks:
+        start = "torchrun (as before, on every node)"
+    return f"{start} {shlex.join([sys.argv[0], *words, *more])}"
 
 
 class Stop:
     """From listen() on, SIGTERM, SIGINT and SIGHUP end the program with 128 + their number.
 
     They do so at once, except in training (`waits`): there after the step, when its state is saved.
+    has_begun: whether the run's folder is open, so that there is something to resume.
     """
 
     def __init__(self, ranks):
         self.ranks, self.number, self.waits, self.former = ranks, 0, False, {}
+        self.has_begun = False
         if ranks.world > 1:     # on the CPU: a GPU need not be waited for
             self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
@@ -56,7 +60,8 @@ class Stop:
             self.waits = False
         self.number = number
         if not self.waits:
-            self.leave("stopped; finished stages are kept")
+            self.leave("stopped; finished stages are kept" if self.has_begun else
+                       "stopped before anything was written")
 
     def agree(self, due):
         """-> (number of a signal that a rank has got or 0, due on a rank): on all ranks alike."""
@@ -76,7 +81,8 @@ class Stop:
 
     def leave(self, what):
         name = signal.Signals(self.number).name
-        message = f"train_wmss: {name}: {what}; go on with: {command('--resume')}"
+        again = command(*["--resume"] * self.has_begun)
+        message = f"train_wmss: {name}: {what}; go on with: {again}"
         if self.waits or self.ranks.rank == 0:
             tell_torchrun(message)      # agreed: it shows that of whichever rank it first sees gone
         if self.ranks.rank == 0:

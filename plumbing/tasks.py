@@ -96,4 +96,4 @@ def built_in(task: str, split: str, limit: int | None = None) -> list[Problem]:
     try:
         return TASKS[task](split, limit or 2100)
     except ValueError as e:
-        raise ValueError(f"--limit {limit}: {e}") from None
+        raise ValueError(f"{limit} problems to score: {e}") from None

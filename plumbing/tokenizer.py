@@ -69,8 +69,19 @@ class Tokenizer(tiktoken.Encoding):
             return False
         if self.nfc and _nfc(text) != text:
             return False
-        raw = text.encode("utf-8", "replace")
+        return self.spells(text)
+
+    def spells(self, text):
+        """Does the vocabulary have all bytes of the text? The ids would leave out the others."""
+        raw = text.encode("utf-8", "surrogatepass")
         return len(raw) == len(raw.translate(None, self._lacking))
+
+    def check(self, text, of=""):
+        """ValueError on the first character of a text that the vocabulary cannot spell."""
+        for c in "" if self.spells(text) else text:
+            if not self.spells(c):
+                raise ValueError(f"the model's vocabulary of {self.n_vocab:,} tokens cannot spell "
+                                 f"{c!r}{of}")
 
     def encode_ordinary(self, text):
         if self._plain(text):
@@ -254,6 +265,7 @@ def _from_files(files):
     pattern = _pattern(_steps(spec, "pre_tokenizer", "pretokenizers"))
     bos = _begins_with(_steps(spec, "post_processor", "processors"))
     special = special_tokens(config, _json(files, "special_tokens_map.json"))
+    _check(not config.get("split_special_tokens"), "split_special_tokens is not one that we have")
     tokens = _listed(spec.get("added_tokens") or [], config, special, model["vocab"])
     added = _added_tokens(tokens, model["vocab"], bool(normalizers))
     ranks = _ranks(model, added)
@@ -356,6 +368,8 @@ def _listed(tokens, config, special, vocab):
     for i, token in sorted(decoder.items(), key=lambda item: int(item[0])):
         found[token["content"]] = {"normalized": not token.get("special"), **token, "id": int(i)}
     for value in special.values():      # texts, or tokens with their traits
+        if isinstance(value, dict) and "content" not in value:          # {name: token}
+            value = list(value.values())
         for token in value if isinstance(value, list) else [value]:
             token = token if isinstance(token, dict) else {"content": token}
             name = token.get("content")

@@ -24,7 +24,8 @@ MUTABLE = {"list", "dict", "set", "bytearray", "deque", "Counter", "OrderedDict"
 
 
 def pairs(x):
-    return [list(pair) for pair in dict.items(x)]
+    ordered = sys.modules["collections"].OrderedDict        # whose order is not that of dict
+    return [list(pair) for pair in (ordered if isinstance(x, ordered) else dict).items(x)]
 
 
 def of_dict(x):
@@ -137,14 +138,20 @@ def unpack(tree, references, depth=0):
     return maker(tag)(*unpack(parts, references, depth))
 
 
-def overwrite(old, new):
-    """old with the content of new if both are one kind of container, inner ones too; else new."""
+def overwrite(old, new, done):
+    """old with the content of new if both are one kind of container, inner ones too; else new.
+
+    done: ids of what has been overwritten. What stands in two places gets one content.
+    """
     if type(old) is not type(new) or type(old).__name__ not in MUTABLE:
         return new
+    if id(old) in done:
+        return old if old == new else new
+    done.add(id(old))
     if isinstance(old, dict):
-        new = {key: overwrite(old.get(key), value) for key, value in new.items()}
+        new = {key: overwrite(old.get(key), value, done) for key, value in new.items()}
     elif isinstance(old, list) and len(old) == len(new):
-        new = [overwrite(a, b) for a, b in zip(old, new, strict=True)]
+        new = [overwrite(a, b, done) for a, b in zip(old, new, strict=True)]
     old.clear()
     fill = old.update if isinstance(old, (dict, set)) else old.extend
     fill(new)

@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 
 import conftest
 import pytest
@@ -192,6 +193,9 @@ AROUND = {
     "second function": f"{HELPER}\n{WHOLE}\ndef mul(a, b):\n    return a * b\n",
     "carriage returns": f"{HELPER}\n{WHOLE}".replace("\n", "\r\n"),
 }
+# what a model may put into fences of their own behind its fenced answer
+MORE_FENCES = ("from solution import add\nprint(add(1, 2))\n",
+               "class Calculator:\n    def add(self, a, b):\n        return a * b\n")
 # what a model that goes on may write behind it, where no fence ends the answer
 BEHIND = {
     "prose": "\nThis works because it's short (see above.\n",
@@ -222,6 +226,21 @@ def test_an_answer_gets_the_same_verdict_with_and_without_a_fence(name):
             continue
         for answer in (problem.answer, f"\n{HELPER}\n{WHOLE}"):
             assert verdict_of(answer + BEHIND[name], problem) == "pass"
+
+
+def test_a_fence_that_only_uses_the_function_is_not_taken_for_it():
+    """Bug: right programs that fail because an example of their use, or a method of that name,
+    stands in the last fence; an answer with blank lines that takes minutes to read."""
+    for problem in SAMPLE:
+        for name, own in AROUND.items():
+            for more in MORE_FENCES[:dict(imported=0).get(name, 1 if "condition" in name else 2)]:
+                answer = f"```python\n{own}\n```\nUse it:\n```python\n{more}```\n"
+                assert verdict_of(answer, problem) == "pass", (name, more)
+    began = time.process_time()
+    for blank in ("\n" * 32_768, " " * 32_768, "\t\n" * 16_384):
+        for text in (f"```python\n{blank}{WHOLE}```", f"{blank}```python\n{WHOLE}```"):
+            assert "return helper(a) + b" in extract_code(text, ADD[0], "add")
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("text", [

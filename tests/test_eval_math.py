@@ -18,7 +18,7 @@ import eval_math as em
 from data import toy_math
 from eval_math import grade, mcnemar, pass_at_k, wilson
 from model import GPT, GPTConfig, save_checkpoint
-from plumbing import scoring
+from plumbing import scoring, tasks
 from plumbing.tokenizer import Tokenizer, fingerprint, tokenizer_files, toy_encoding
 
 # ----------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_a_base_model_is_graded_on_its_own_question():
     says = knows(say=" So {}.\n#### {}\n\nQuestion: 1 + 1?\nAnswer: 2\n#### 2")
     says.say, says.answers = says.say.replace("{}", "9"), dict.fromkeys(("q",), "9")
     enc = types.SimpleNamespace(
-        _mergeable_ranks=dict.fromkeys(bytes([i]) for i in range(256)),
+        check=lambda text, of: None,
         encode=lambda text, **_: text,
         decode=lambda text: text,
         stop_ids=[],
@@ -470,12 +470,24 @@ def test_a_question_too_long_for_the_model_is_one_sentence(trained, tmp_path):
         )
 
 
+def test_a_task_of_ones_own_is_scored_as_the_built_in_ones(trained, tmp_path, monkeypatch):
+    """Bug: a forked task is asked in a chat's words, or its checkpoint is sent to eval_code.py."""
+    monkeypatch.setitem(tasks.TASKS, "double", tasks.toy_math)
+    em.main([str(trained / "sft.pt"), "--data", "double", "--limit", "7", "--out", str(tmp_path)])
+    record = json.loads((tmp_path / "double.json").read_text())
+    assert record["system"] is None and record["max_new_tokens"] == 64
+    assert record["graded_as"] == "double" and record["scores"]["n"] == 7
+    a = types.SimpleNamespace(checkpoint="a.pt", data=["toy-math"])
+    with pytest.raises(ValueError, match="trained on double; score it with --data double"):
+        scoring.check_task(a, "double")
+
+
 def test_a_question_in_a_foreign_alphabet_is_one_sentence(trained, tmp_path):
     """Bug: a panic of the tokenizer's Rust code."""
     (tmp_path / "a.jsonl").write_text(
         json.dumps({"id": 0, "question": "Miles\u2019?", "answer": "27.0"}) + "\n"
     )
-    with pytest.raises(SystemExit, match="96-character alphabet lacks '\u2019' of problem amc23/1"):
+    with pytest.raises(SystemExit, match="97 tokens cannot spell '\u2019' of problem amc23/1"):
         em.main(
             [
                 str(trained / "wmss.pt"),

@@ -87,6 +87,14 @@ def test_export_takes_a_dtype_and_a_folder(tmp_path, toy_files, capsys):
         assert {w.dtype for w in written.values()} == {dtype}
 
 
+def test_who_may_read_the_text_files_may_read_the_weights(tmp_path, toy_files):
+    """Bug: weights that only their owner can read: a server of another user cannot load them."""
+    save_checkpoint(tmp_path / "a.pt", tiny(vocab_size=97), **TOY)
+    export(tmp_path / "a.pt", tmp_path / "hf")
+    modes = {name: os.stat(tmp_path / "hf" / name).st_mode for name in os.listdir(tmp_path / "hf")}
+    assert "model.safetensors" in modes and len(set(modes.values())) == 1, modes
+
+
 def test_all_that_ends_generation_is_exported(tmp_path, toy_files, monkeypatch):
     """Bug: a chat model that stops at <|im_end|> here and babbles on in vLLM."""
     enc = tokenizer.Tokenizer(

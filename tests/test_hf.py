@@ -180,6 +180,10 @@ REFUSED = {
         reword(dict(quantization_config=dict(quant_method="awq"))),
         "quantization_config",
     ),
+    "yarn by its old name": (
+        reword(dict(rope_scaling=dict(rope_type=None, type="yarn", factor=4.0))),
+        "rope_type 'yarn'",
+    ),
     "yarn": (reword(dict(rope_scaling=dict(rope_type="yarn", factor=4.0))), "rope_type 'yarn'"),
     "linear, in the oldest layout": (
         reword(dict(rope_scaling=dict(type="linear", factor=4.0))),

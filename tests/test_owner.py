@@ -215,6 +215,29 @@ def test_a_rank_that_does_not_see_the_folder_is_named_at_the_start(tmp_path, mon
     assert not folder._holds(folder.path("seen"), "1")
 
 
+def test_a_rank_with_other_data_is_named_at_the_start(tmp_path, monkeypatch):
+    """Bug: two nodes that train on different files of one name, or wait for each other for ever."""
+    ranks, folder = Ranks(Config(threads=1)), Folder(Config(), 0, str(tmp_path))
+    for mine, models, words in (("d", [], ""), ("d", None, ""), ("e", [], "rank 1"),
+                                ("d", ["other"], "rank 1")):
+        monkeypatch.setattr(ranks, "gather", lambda rows, own=(mine, models): [
+            *rows, ((own[0], "t"), own[1], "1 (node7)")])
+        monkeypatch.setattr(ranks, "world", 2)
+        if words:
+            with pytest.raises(ValueError, match=r"rank 1 \(node7\) has other files than rank 0"):
+                folder.check_same(ranks, "d", "t")
+        else:
+            folder.check_same(ranks, "d", "t")
+
+
+def test_a_folder_by_another_name_is_the_same_folder(tmp_path, monkeypatch):
+    """Bug: two runs in one folder, since one came by a link."""
+    monkeypatch.chdir(tmp_path)
+    os.makedirs("out/t")
+    os.symlink("t", "out/t2")
+    assert owner._beside("out/t", "lock") == owner._beside("out/t2", "lock")
+
+
 def test_all_arms_have_a_rate():
     """Bug: a sentence that names a flag that does not exist."""
     fields = Config.__dataclass_fields__

@@ -228,6 +228,7 @@ def test_a_difference_goes_problem_by_problem():
     assert half == pytest.approx(1.96 * float(gains.std(correction=0)) / 5 ** 0.5)
     # no problem on which they differ: the rule of three, of 5 problems
     assert difference(rows(*a), rows(*a)) == (0, 60)
+    assert difference(rows(True), rows(False)) == (100, 100), "one gain of one is no certainty"
     assert difference(rows(None), rows(True)) == (0, 100)
 
 

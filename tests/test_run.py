@@ -478,6 +478,9 @@ def test_existing_run_is_neither_overwritten_nor_resumed_with_other_values(run):
     assert "--lam 0.5 -> 0.3" in said and "--base-lr 0.003 -> 0.01" in said
     said = refuse(*flags, "--overwrite", "--base", str(out / "base.pt"))
     assert "would delete" in said
+    (out / "mine.txt").write_text("--lam 0.3\n")
+    before = files_of(out)
+    assert "would delete" in refuse(*flags, "--overwrite", "--preset", str(out / "mine.txt"))
     assert "not both" in refuse(*flags, "--overwrite", "--resume")
     assert files_of(out) == before
     os.mkdir(os.path.join("out", "mine"))
@@ -488,6 +491,30 @@ def test_existing_run_is_neither_overwritten_nor_resumed_with_other_values(run):
     assert "nothing to resume" in refuse(*TINY, "--name", "new", "--resume")
     run("--name", "a", "--stages", "base", "--overwrite", "--base-lr", "1e-2")
     assert json.loads((out / "config.json").read_text())["base_lr"] == 0.01
+
+
+def test_an_m1_and_a_weak_snapshot_need_no_base(run, trained):
+    """Bug: a base trained for an hour that nothing reads, and that the table calls M0."""
+    weak = next(str(path) for path in (trained / "snapshots").iterdir())
+    out = run("--name", "a", "--sft", str(trained / "sft.pt"), "--weak-snapshot", weak, "--arm",
+              "joint")
+    assert not (out / "base.pt").exists()
+    assert [row["model"] for row in scores(out)] == ["sft", "joint"]
+
+
+def test_what_a_kill_has_left_half_done_is_scored_and_said(run, trained):
+    """Bug: a run whose wmss.pt is gone cannot be scored; stages that fail at the end of the first
+    round; entropies logged twice."""
+    out = run("--name", "a", *from_m1(trained, "entropy,wmss,score"), "--arm", "sft-steps", "wmss")
+    os.remove(out / "wmss.pt")
+    os.remove(out / "gaps.pt")
+    run("--name", "a", *from_m1(trained, "score"), "--arm", "sft-steps", "wmss", "--resume")
+    assert [row["model"] for row in scores(out)] == ["base", "sft", "sft-steps"]
+    run("--name", "a", *from_m1(trained, "entropy"), "--arm", "sft-steps", "wmss", "--resume")
+    assert len([r for r in records(out) if "gaps" in r]) == 1
+    said = refuse(*TINY, "--name", "r", *from_m1(trained, "entropy"), "--rounds", "2", "--arm",
+                  "wmss")
+    assert "entropy of round 2 needs out/r/wmss-round1.pt" in said and not os.path.exists("out/r")
 
 
 def test_a_model_from_which_others_were_made_is_not_made_anew_with_another_rate(run):

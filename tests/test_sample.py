@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from test_tokenizer import made
 from tiny_models import PROMPTS, tiny
 
 import sample
-from model import GPT, load_checkpoint
+from model import GPT, load_checkpoint, save_checkpoint
 from plumbing import asking
 from plumbing.chat import render
 from plumbing.scoring import load_model
@@ -178,6 +179,18 @@ def test_a_raw_prompt_begins_as_the_texts_of_training_do():
 def test_what_cannot_be_used_is_one_sentence(flags, words, trained):
     """Bug: a traceback, or a temperature that divides by a negative number."""
     assert words in refused(trained / "sft.pt", "1+1:", *flags)
+
+
+def test_the_smaller_of_two_models_sets_the_length(tmp_path, monkeypatch, trained, capsys):
+    """Bug: a default length that one of the two models cannot have; a prompt that is taken for a
+    second text to stop at."""
+    monkeypatch.chdir(tmp_path)
+    path = str(trained / "sft.pt")
+    model, meta = load_checkpoint(path)
+    small = GPT(replace(model.cfg, max_seq_len=64))
+    save_checkpoint("small.pt", small, tokenizer=meta["tokenizer"])
+    sample.main([path, "--weak", "small.pt", "--stop", ";", "1+1:"])
+    assert "> 1+1:" in capsys.readouterr().out
 
 
 def test_foreign_letters_and_foreign_models_are_named(trained, trained_code, hf_folder, tmp_path):

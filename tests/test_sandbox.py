@@ -51,6 +51,30 @@ def status(runner, program, test="assert f(2) == 3", entry_point="f", timeout=5,
     return runner.check(prompt, program, test, entry_point, timeout).status
 
 
+def test_a_caller_that_is_killed_leaves_no_folder(tmp_path):
+    """Bug: /tmp fills with the files of programs whose judge was killed."""
+    program = "open('junk', 'w').write('x' * 100)\nfor _ in iter(int, 1): pass"
+    for wait in ("", "import time; time.sleep(60)"):          # while a program runs, between two
+        caller = subprocess.Popen(
+            [sys.executable, "-c", f"""if 1:
+                from plumbing.sandbox import Runner
+                runner = Runner()
+                runner.check("", "def f(x): return x", "assert f(1) == 1", "f", 9)
+                print(runner.folder, flush=True)
+                {wait or f'runner.check("", {program!r}, "assert f(1) == 1", "f", 30)'}"""],
+            cwd=ROOT, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "TMPDIR": str(tmp_path)})
+        folder = caller.stdout.readline().strip()
+        while not wait and not os.path.exists(f"{folder}/junk"):
+            time.sleep(0.01)
+        caller.kill()
+        caller.communicate()
+        patience = time.time() + 30
+        while os.path.exists(folder) and time.time() < patience:
+            time.sleep(0.01)
+        assert os.listdir(tmp_path) == []
+
+
 def processes():
     """Python processes started by the sandbox that are alive or unreaped."""
     found = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout

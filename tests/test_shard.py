@@ -18,11 +18,12 @@ from plumbing.tokenizer import toy_encoding
 ARMS = ("wmss", "frozen", "permuted")
 # Few positions a pass: then ranks need different numbers of passes for their shares of a step
 WHOLE = ("--gap", "both", *RATES, "--arm", *ARMS, "--tokens-per-batch", "60", "--val-share", "0.3")
+NEIGHBOURS = ("dft", "focal", "distilled", "reweighted")
 ROWLESS = ("--batch-size", "1", "--clean", "6")         # two of three ranks never have a row
 
 
 def in_shards(whole, flags):
-    """What each of three ranks does: five runs, of which only the last one ends the processes."""
+    """What each of three ranks does: six runs, of which only the last one ends the processes."""
     fsdp, close = ["--parallel", "fsdp"], Ranks.close
     Ranks.close = Ranks.barrier
     train_wmss.main([*whole, *fsdp, "--name", "whole", "--checkpointing"])
@@ -30,6 +31,8 @@ def in_shards(whole, flags):
     interrupted(2, *flags, "--name", "from-ddp", "--resume", *fsdp)
     train_wmss.main([*flags, "--name", "from-one", "--resume", *fsdp])
     train_wmss.main([*flags, "--name", "rowless-shards", *fsdp, *ROWLESS])
+    train_wmss.main([*flags, "--name", "neighbours", *fsdp, "--dtype", "bf16", "--arm",
+                     *NEIGHBOURS])
     Ranks.close = close
     train_wmss.main([*flags, "--name", "bf16", *fsdp, "--dtype", "bf16"])
 
@@ -123,6 +126,17 @@ def test_shards_compute_in_bf16_where_they_are_told_to(shards):
     assert half == pytest.approx(exact, rel=5e-3)
     assert half != pytest.approx(exact, rel=1e-6)
     assert all(w.dtype == torch.float32 for w in weights(shards / "bf16" / "wmss.pt").values())
+
+
+def test_losses_beside_the_method_take_shards_in_bf16(shards, trained, monkeypatch, tmp_path):
+    """Bug: hidden states in bf16 and a head in fp32, in the default of a GPU's node."""
+    monkeypatch.chdir(tmp_path)
+    train_wmss.main([*TINY, *from_m1(trained), "--gap", "both", "--dtype", "bf16", "--arm",
+                     *NEIGHBOURS, "--name", "one"])
+    for arm in NEIGHBOURS:
+        one, three = (trace(out / name, arm) for out, name in (
+            (tmp_path / "out", "one"), (shards, "neighbours")))
+        assert one and three == pytest.approx(one, rel=5e-3), arm
 
 
 def test_on_the_meta_device_no_weight_is_read(trained, hf_folder):

@@ -14,7 +14,7 @@ from runs import TINY, from_m1, interrupted, refuse, same, trace, weights
 
 import train_wmss
 from plumbing import stop
-from plumbing.run import Ranks
+from plumbing.run import Ranks, Run
 from train_wmss import Config
 
 
@@ -94,6 +94,33 @@ def test_outside_of_training_a_signal_ends_at_once(run, monkeypatch, capfd):
         run("--name", "b", "--stages", "base,sft")
     assert e.value.code == 143
     assert sorted(os.listdir("out/b")) == ["base.pt", "config.json", "log.jsonl", "report.html"]
+
+
+@pytest.mark.parametrize("flag", ([], ["--overwrite"]))
+def test_a_signal_before_the_run_has_begun_names_the_same_command(run, monkeypatch, capfd, flag):
+    """Bug: a command that resumes what is not there, or the old run that was to be deleted."""
+    if flag:
+        run("--name", "a", "--stages", "base")
+    before = sorted(os.listdir("out/a")) if flag else None
+    words = [*TINY, "--name", "a", *flag, "--stages", "base"]
+    monkeypatch.setattr(sys, "argv", ["train_wmss.py", *words])
+    with monkeypatch.context() as m:
+        m.setattr(Run, "read_data", lambda run: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            train_wmss.main()
+    said = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "stopped before anything was written" in said
+    assert said.split("train_wmss.py ")[1].split() == words
+    assert (sorted(os.listdir("out/a")) if flag else os.path.exists("out")) == (before or False)
+
+
+def test_on_several_nodes_the_command_of_one_is_not_said(monkeypatch):
+    """Bug: a sentence that starts one process where there were sixteen."""
+    monkeypatch.setattr(sys, "argv", ["train_wmss.py", "--name", "a"])
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setenv("WORLD_SIZE", "16")
+    assert stop.command("--resume") == \
+        "torchrun (as before, on every node) train_wmss.py --name a --resume"
 
 
 def test_two_ranks_stop_at_the_same_step_and_a_killed_rank_restarts_them(run, tmp_path, capsys):

@@ -100,7 +100,7 @@ def test_training_set_takes_text_or_a_task_by_the_flags(tmp_path, monkeypatch):
 def test_built_in_gives_2100_problems_and_names_the_flag_that_asks_for_too_many():
     """Bug: a message that speaks of an argument which the user never gave."""
     assert len(built_in("toy-math", "test")) == 2100
-    with pytest.raises(ValueError, match="--limit 20000: data: split 'test' has too few"):
+    with pytest.raises(ValueError, match="20000 problems to score: data: split 'test' has too few"):
         built_in("toy-math", "test", 20_000)
 
 

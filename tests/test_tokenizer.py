@@ -224,6 +224,14 @@ def test_what_is_encoded_decodes_to_itself(kind):
                                                       else t)
 
 
+def test_half_a_surrogate_pair_is_no_panic():
+    """Bug: a page of Rust, in a run's last stage, for half an emoji in a question."""
+    enc = toy_encoding()
+    assert enc.encode_ordinary("a\ud83d") == enc.encode("a\ud83d") == enc.encode("a")
+    with pytest.raises(ValueError, match=r"cannot spell '\\ud83d' of it"):
+        enc.check("1+\ud83d", " of it")
+
+
 @pytest.mark.parametrize("kind", ("qwen", "smollm2"))
 def test_every_way_to_encode_normalises_and_drops_alike(kind):
     """Bug: NFC or lacking bytes that encode() handles but the batch or numpy forms do not; a
@@ -520,7 +528,8 @@ def test_added_tokens_of_other_files_count_as_in_transformers(tmp_path):
         {"added_tokens_decoder": {str(FREE + 1): FLAGS | {"content": "<later>", "special": False},
                                   str(FREE): new}},
         {"added_tokens_decoder": {str(FREE): new}, "eos_token": "<|new|>"},
-        {"extra_special_tokens": [built]}, {"additional_special_tokens": [built]},
+        {"extra_special_tokens": [built]}, {"extra_special_tokens": {"image_token": built}},
+        {"additional_special_tokens": [built]},
         {"pad_token": {**FLAGS, "content": built, "__type": "AddedToken"}},
         {"eos_token": built}]
     for n, config in enumerate(cases):
@@ -531,6 +540,9 @@ def test_added_tokens_of_other_files_count_as_in_transformers(tmp_path):
         for text in ("the<|new|> th<|im_end|>", f"x{built}y {built}", "<later><|new|>the thing"):
             ids = theirs(text, add_special_tokens=False).input_ids
             assert enc.encode(text, allowed_special="all") == ids, config
+    folder = written(tmp_path / "split", tokenizer_config={"split_special_tokens": True})
+    with pytest.raises(ValueError, match="split_special_tokens"):
+        load_tokenizer(folder)
     for said, error in (({str(FREE + 5): new}, f"'<|new|>' has id {FREE + 5}, but"),
                         ({str(FREE): {**new, "lstrip": True}}, "'<|new|>' is lstrip")):
         folder = written(tmp_path / "bad", tokenizer_config={"added_tokens_decoder": said})
