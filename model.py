@@ -181,7 +181,7 @@ class Block(nn.Module):
 
 class GPT(nn.Module):
     """model(x) -> hidden (B, T, C); model.logits(x) -> (B, T, V); model.generate(prompts, n)."""
-    config_class = GPTConfig
+    config_class, rows_class = GPTConfig, Rows
 
     def __init__(self, cfg: GPTConfig):
         super().__init__()

@@ -437,7 +437,7 @@ def run_stages(run: Run):
         if "wmss" in stages and name != "wmss":             # the stage wmss trains all arms
             stage_arm(run, name)
     if "score" in stages and run.held_out:
-        validation.table(run)
+        validation.table(run, partial(MixedLoss, chunk_rows=cfg.chunk_rows or None))
         report(run)
     if "score" in stages and (cfg.task != "text" or cfg.score_data):
         stage_score(run)

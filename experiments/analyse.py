@@ -18,6 +18,7 @@ import os
 import sys
 from itertools import product
 
+import mpmath
 import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -166,17 +167,10 @@ def tested(rows, regime="default"):
 def t_tail(t, df):
     """Two-sided p of Student's t with df >= 1 degrees of freedom, which need not be whole.
 
-    With x = sqrt(df) tan(a) the density becomes cos(a)^(df - 1), which Simpson's rule integrates
-    over a finite range.
-
     >>> round(t_tail(2.776445, 4), 6)
     0.05
     """
-    def area(end, n=1000):
-        y = np.cos(np.linspace(0, end, n + 1)).clip(0) ** (df - 1)
-        return (y[0] + 4 * y[1:-1:2].sum() + 2 * y[2:-1:2].sum() + y[-1]) * end / (3 * n)
-
-    return max(0.0, float(1 - area(math.atan(abs(t) / math.sqrt(df))) / area(math.pi / 2)))
+    return float(mpmath.betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True))
 
 
 def t_quantile(df, p=0.05):
@@ -185,14 +179,7 @@ def t_quantile(df, p=0.05):
     >>> round(t_quantile(4), 4)
     2.7764
     """
-    low, high = 0.0, 1e4
-    for _ in range(50):                          # to 1e-11
-        middle = (low + high) / 2
-        if t_tail(middle, df) > p:
-            low = middle
-        else:
-            high = middle
-    return high
+    return float(mpmath.findroot(lambda t: t_tail(t, df) - p, (0, 1e4), "illinois"))
 
 
 def error_of(d):

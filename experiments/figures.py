@@ -6,7 +6,7 @@ them. Rows carry today's names of the arms, see analyse.read_rows.
 
 import numpy as np
 
-from plumbing import draw
+from plumbing import colours, draw
 
 # Qwen3-4B-Base, the paper's v2: mean gain of WMSS over its SFT on 7 math and 4 code benchmarks
 CLAIM = {"math": 4.9, "code": 4.4}
@@ -67,7 +67,7 @@ def rates_svg(rows):
         return curves
 
     panels = panels_of(rows, curves_of, ["sft"], "peak learning rate of stage 3", rates=True)
-    return draw.stacked(panels, "validation accuracy against the learning rate of stage 3")
+    return stacked(panels, "validation accuracy against the learning rate of stage 3")
 
 
 def lambda_svg(rows):
@@ -81,7 +81,7 @@ def lambda_svg(rows):
         return curves
 
     panels = panels_of(rows, curves_of, ["sft", "sft-steps"], "lambda (1 = plain SFT)")
-    return draw.stacked(panels, "validation accuracy against lambda")
+    return stacked(panels, "validation accuracy against lambda")
 
 
 def forest_svg(groups):
@@ -92,4 +92,19 @@ def forest_svg(groups):
     rows = {group: [(label, label.split(": ")[1], marks) for label, marks in lines]
             for group, lines in groups.items()}
     title = "Test accuracy less that of plain SFT, points"
-    return draw.stacked([draw.forest(title, rows, ("sft-steps", "sft-flops"), CLAIM)], title)
+    return stacked([draw.forest(title, rows, ("sft-steps", "sft-flops"), CLAIM)], title)
+
+
+def stacked(charts, title):
+    """The charts one below the other as the text of a file.svg that stands alone."""
+    parts, top = [], 0
+    for height, own, words in charts:
+        head = draw.text(draw.WIDTH / 2, 18, words, "middle", 13) if words else ""
+        parts.append(f'<g transform="translate(0 {top:.0f})">{head}{"".join(own)}</g>')
+        top += height + 10
+    used = [name for name in colours.TABLE if f'class="{name}"' in "".join(parts)]
+    style = colours.css((*dict.fromkeys(("paper", "ink", *used)),))
+    parts.append(f"<style>{style}svg{{background:var(--paper);font-family:sans-serif}}"
+                 "text{fill:var(--ink)}</style>")
+    more = f' xmlns="http://www.w3.org/2000/svg" width="{draw.WIDTH}" height="{top:.0f}"'
+    return draw.whole(top, parts, title, more) + "\n"

@@ -47,6 +47,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np
 from analyse import HERE, crossed, declared, declared_table, pack, parser_of, table, verdicts
+from figures import stacked
 
 import train_wmss
 from plumbing import draw
@@ -187,7 +188,7 @@ def figure(points, rows):
     groups = {str(point): [(f"{arm} less {reference}", arm, {"": (mean, half)}) for
                            (arm, reference), (mean, half, _) in point.differences(rows).items()]
               for point in points}
-    return draw.stacked([draw.forest("Declared differences, points", groups, ("",))],
+    return stacked([draw.forest("Declared differences, points", groups, ("",))],
                         "mixing less plain training where the data carry mistakes")
 
 

@@ -22,6 +22,7 @@ import analyse
 import mistakes
 import numpy as np
 from analyse import HERE, grouped, interval_of, less, table
+from figures import stacked
 
 from plumbing import draw
 from plumbing.cli import program
@@ -193,7 +194,7 @@ def odds_chart(found):
 
 def figure(found):
     charts = [map_chart(found, lam, "sft-flops") for lam in found.lams]
-    return draw.stacked([*charts, odds_chart(found)], "when mixing wins")
+    return stacked([*charts, odds_chart(found)], "when mixing wins")
 
 
 @program("phase")
@@ -218,7 +219,7 @@ def main(argv=None):
         parts.append(f"## {task}, seeds: {len({r['seed'] for r in rows})}\n\n![The map]({name})\n\n"
                      f"{map_table(found)}\n\n{analyse.places(rows)}")
     if curves:
-        write_text(os.path.join(a.into, "when.svg"), draw.stacked(curves, "when mixing wins"))
+        write_text(os.path.join(a.into, "when.svg"), stacked(curves, "when mixing wins"))
     if os.path.exists(a.rivals):
         rows = analyse.read_rows(a.rivals)
         parts.append(f"## What else helps\n\n{rivals_table(rows)}\n\n{analyse.places(rows)}")

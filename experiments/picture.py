@@ -13,6 +13,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from figures import stacked
+
 from entropy import find_gaps, load_pair
 from model import read_config
 from plumbing import draw
@@ -76,7 +78,7 @@ def picture(gaps, samples, enc, chosen):
     out.append(text(MARGIN, y + 24, "bars: entropy of the weak model (outline) and of"))
     out.append(text(MARGIN, y + 40, f"the live one (filled); the tallest is {highest:.2f} nats"))
     title = "solutions of the built-in task, each token coloured by entropy gap"
-    return draw.stacked([(y + 52, out, "")], title)
+    return stacked([(y + 52, out, "")], title)
 
 
 @program("picture")

@@ -56,7 +56,7 @@ import eval_math
 import train_wmss
 from data import encode
 from model import load_checkpoint, read_config
-from plumbing.files import commit
+from plumbing.files import append_lines, commit, whole_lines
 from plumbing.run import FREE_ON_RESUME, Folder, Ranks, Run
 from plumbing.tasks import TASKS
 from plumbing.tokenizer import toy_encoding
@@ -69,13 +69,6 @@ ROOT = os.path.dirname(HERE)
 RATE_FLAGS = ("sft_steps_lr", "sft_flops_lr", "joint_lr", "wmss_lr", "mask_lr")  # one is the arm's
 
 
-# What Run.read_data() finds for the built-in tasks, by the flags that it looks at: a worker does
-# many cells, and need not draw the same thousand problems for each.
-DATA = {}
-DATA_FLAGS = ("task", "seed", "clean", "label_noise", "val_share")
-FOUND = ("data_report", "enc", "tokenizer", "samples", "held_out", "digest")
-
-
 class Quiet(Run):
     """A run in any folder that says nothing; its log.jsonl is read when it is done."""
 
@@ -85,15 +78,7 @@ class Quiet(Run):
         folder.say = lambda *words: None
         super().__init__(cfg, Ranks(cfg), folder)
         os.makedirs(out, exist_ok=True)
-        open(folder.path("log.jsonl"), "a").close()
         self.read_data()
-
-    def read_data(self):
-        key = tuple(getattr(self.cfg, flag) for flag in DATA_FLAGS)
-        if key not in DATA or self.cfg.task == "text":
-            super().read_data()
-            DATA[key] = {name: getattr(self, name) for name in FOUND}
-        vars(self).update(DATA[key])
 
     def train(self):
         train_wmss.run_stages(self)
@@ -506,10 +491,7 @@ def run_jobs(pool, do, name, jobs, rows, keep):
 def open_rows(path, config):
     """Rows that are there -> ({key: row}, what is said of those to come, function that appends the
     row of a job)."""
-    with open(path, "ab+") as f:                # a last line that a crash left half-written goes
-        f.seek(0)
-        f.truncate(f.read().rfind(b"\n") + 1)
-    rows = {key_of(r): r for r in read_rows(path)}
+    rows = {key_of(r): r for r in read_rows(path)} if whole_lines(path) else {}
     versions = f"python {platform.python_version()}, torch {torch.__version__}"
     made = dict(commit=commit(), versions=versions, hardware=hardware(), config=config,
                 vocabulary=analyse.VOCABULARY)
@@ -517,18 +499,13 @@ def open_rows(path, config):
     if others:
         print(f"{path} has rows of other commits, which are kept: {', '.join(others)}")
 
-    def append(line):
-        with open(path, "a") as f:              # one write: whole or, after a crash, cut away
-            f.write(json.dumps(line) + "\n")
-            f.flush()
-            os.fsync(f.fileno())
-
     def keep(job, result):
-        append({k: job[k] for k in analyse.KEY if job[k] is not None} | result)
+        row = {k: job[k] for k in analyse.KEY if job[k] is not None} | result
+        append_lines(path, [json.dumps(row)])
         rows[key_of(job)] = job | result | made
 
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    append(dict(made=made, time=now))           # holds for the rows that follow
+    append_lines(path, [json.dumps(dict(made=made, time=now))])     # holds for the rows that follow
     return rows, made, keep
 
 

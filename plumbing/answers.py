@@ -13,7 +13,7 @@ import os
 import re
 from importlib.metadata import version
 
-from plumbing.files import code_digest
+from plumbing.files import append_lines, code_digest, whole_lines
 
 
 def weights(path):
@@ -36,31 +36,13 @@ class Answers:
         mark = hashlib.sha256(head.encode()).hexdigest()[:12]
         self.path, self.judge = os.path.join(folder, f"{name}-{mark}.jsonl"), judge
         self.there = {}
-        lines = self._whole_lines()
+        lines = whole_lines(self.path)
         for line in lines[1:]:
             row = json.loads(line)
             self.there[row["id"], row["sample"]] = row
         if not lines:
-            self._append(head)
+            append_lines(self.path, [head])
         self.said = f", {len(self.there):,} rows are there" if self.there else ""
-
-    def _whole_lines(self):
-        """The file's lines; the half one that a crash left at its end goes from the file, too."""
-        try:
-            with open(self.path, "r+b") as f:
-                content = f.read()
-                whole = content.rfind(b"\n") + 1
-                f.truncate(whole)
-        except FileNotFoundError:
-            return []
-        return content[:whole].decode().splitlines()
-
-    def _append(self, *lines):
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        with open(self.path, "a") as f:
-            f.write("".join(line + "\n" for line in lines))
-            f.flush()
-            os.fsync(f.fileno())
 
     def take(self, rows):
         """Fill in the rows of a batch if all of them are in the file -> whether they are."""
@@ -73,7 +55,7 @@ class Answers:
 
     def add(self, rows):
         """Judge the rows of a batch and append them."""
-        self._append(*map(json.dumps, self.judge(rows)))
+        append_lines(self.path, map(json.dumps, self.judge(rows)))
 
     def remove_others(self):
         """Delete the files of the same name that another setting, checkpoint or code has made."""

@@ -16,8 +16,7 @@ def flags(description, argv=None):
     add("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     add("--seed", type=int, default=0, help="of the draws")
     add("--max-new-tokens", type=int, help="default: 512, or as many as the model has room for")
-    add("--stop", action="append", default=[], metavar="TEXT",
-        help="an answer ends before this text; may be given again")
+    add("--stop", action="append", default=[], metavar="TEXT", help="it ends an answer; repeatable")
     add("--system", default="", help="system prompt of a conversation")
     add("--raw", action="store_true", help="continue the prompt as it is: no chat template")
     add("--device", default="auto", help="cuda, mps, cpu; auto: the first that is there")

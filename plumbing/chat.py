@@ -8,9 +8,11 @@ import functools
 import json
 import os
 import re
+import signal
+import threading
+from contextlib import contextmanager
 
 from plumbing.files import reason
-from plumbing.limits import harmless, time_limit
 from plumbing.tokenizer import SETTINGS, Tokenizer, load_tokenizer, special_tokens, tokenizer_files
 
 # "plain" is how the scores ask a model whose tokenizer has no template. Its completions begin with
@@ -320,3 +322,36 @@ def with_template(enc: Tokenizer, template: str = "auto", date: str = "",
     generation["eos_token_id"] = sorted(closing | set(enc.stop_ids))
     return load_tokenizer({**files, "chat_template.jinja": source, SETTINGS: json.dumps(settings),
                            "generation_config.json": json.dumps(generation)})
+
+
+@contextmanager
+def time_limit(seconds):
+    """TimeoutError inside `with` after so many seconds.
+
+    In the main thread and where there is SIGALRM (not on Windows); elsewhere there is no limit. A
+    single call into C is not interrupted, so see harmless() as well.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def ring(number, frame):
+        raise TimeoutError(f"it takes longer than {seconds} s")
+
+    former = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+
+
+def harmless(operator, left, right):
+    """Whether * or ** of two values of a template stays small: no text of 10^11 characters."""
+    if operator == "**":
+        return all(isinstance(x, (int, float)) and abs(x) < 1000 for x in (left, right))
+    size = 1
+    for x in (left, right):
+        size *= abs(x) if isinstance(x, (int, float)) else len(x)
+    return size <= 10**6 or isinstance(left, float) or isinstance(right, float)

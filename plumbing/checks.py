@@ -1,6 +1,5 @@
 """What can be refused is refused here, before the run's folder is touched and any costly work."""
 
-import contextlib
 import dataclasses
 import math
 import os
@@ -14,7 +13,7 @@ from plumbing.checkpoints import check_archive, is_finite
 from plumbing.cli import flag_of, parser_of
 from plumbing.confine import UNABLE
 from plumbing.controls import ARMS, ROWS
-from plumbing.files import parse_json, read_text
+from plumbing.files import read_json
 from plumbing.log_to import missing
 from plumbing.report import CODES
 from plumbing.scoring import asked
@@ -91,10 +90,8 @@ def fit_to_text(cfg, given):
 
     A run that is resumed keeps the values that it was started with.
     """
-    saved = {}
-    if cfg.resume:
-        with contextlib.suppress(OSError, ValueError, TypeError):   # Folder.open will say why
-            saved = dict(parse_json(read_text(os.path.join("out", cfg.name, "config.json"))))
+    path = os.path.join("out", cfg.name, "config.json")     # if it is broken, Folder.open says so
+    saved = dict(read_json(path) or {}) if cfg.resume else {}
     for field in dataclasses.fields(cfg):
         default = field.metadata.get("text")
         if default is not None and field.name not in given:

@@ -52,7 +52,9 @@ def generate(model, prompts, max_new_tokens, temperature=0.0, stop_ids=(), seed=
     order = [i for bucket in buckets for i in bucket]
     x = [pad_sequence([torch.tensor(prompts[i]) for i in bucket], batch_first=True).to(device)
          for bucket in buckets]                                               # (B_i, T_i) each
-    draws = torch.stack([_uniform(max_new_tokens, seeds[i]) for i in order]).to(exact(device))
+    chances = [torch.Generator().manual_seed(int(seeds[i])) for i in order]
+    draws = torch.stack([torch.rand(max_new_tokens, dtype=torch.float64, generator=chance)
+                         for chance in chances]).to(exact(device))
     pos = torch.tensor(sorted(lens), device=device) - 1                       # (B,) newest token's
     decoder = Decoder(models, lam, len(prompts), max(lens) + max_new_tokens)
     # progress in answers: by the tokens that are read and written, as if no answer ended early
@@ -101,11 +103,6 @@ def _check(models, lens, max_new_tokens, temperature, seeds):
                          "ids; their logits cannot be mixed")
 
 
-def _uniform(n, seed):
-    """n numbers of [0, 1) in float64, a function of the seed."""
-    return torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(int(seed)))
-
-
 def sample(z, temperature, draws):
     """Tokens (B,) of logits z (B, V): the first whose cumulative probability exceeds draws (B,).
 
@@ -134,15 +131,17 @@ class Decoder:
     def prefill(self, x, newest, answers=0.0):
         """Read whole prompts, a list of buckets (B_i, T_i); newest (B,): each row's last token.
         answers: what the bar of progress shows for it, layer by layer."""
-        shapes = [tuple(b.shape) for b in x]
-        lengths = torch.tensor([T for B, T in shapes for _ in range(B)], device=newest.device)
+        rows = self.models[0].rows_class([tuple(b.shape) for b in x], newest.device)
+        lengths = torch.tensor([T for B, T in rows.shapes for _ in range(B)], device=newest.device)
         starts = lengths.cumsum(0) - lengths                                  # (B,) in 0..P-1
+        row = torch.arange(len(lengths), device=newest.device).repeat_interleave(lengths)
+        slot = torch.arange(len(row), device=newest.device) - starts[row]
         n_layers, done = sum(map(len, self.caches)), count(1)
 
         def attend(layer, q, k, v):
-            y = attend_and_store(shapes, layer, q, k, v)
+            layer[0][row, :, slot], layer[1][row, :, slot] = k, v
             tick(answers * next(done) / n_layers)
-            return y
+            return rows.attend(q, k, v)
 
         return self._logits(x, None, attend, starts + newest)
 
@@ -191,23 +190,6 @@ def new_cache(model, rows, slots):
     kind = p.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else p.dtype
     return p.new_zeros(cfg.n_layers, 2, rows, cfg.n_kv_heads, slots, cfg.head_dim, dtype=dtype)
-
-
-def attend_and_store(shapes, layer, q, k, v):
-    """As Rows.attend of model.py, bucket by bucket, and writes k and v (P, K, D) to the cache."""
-    keys, values = layer
-    sizes = [B * T for B, T in shapes]
-    out = []
-    first = 0
-    for (B, T), *qkv in zip(shapes, *(t.split(sizes) for t in (q, k, v)), strict=True):
-        q, k, v = (t.unflatten(0, (B, T)).transpose(1, 2) for t in qkv)       # (B, H or K, T, D)
-        keys[first:first + B, :, :T] = k
-        values[first:first + B, :, :T] = v
-        first += B
-        gqa = q.size(1) != k.size(1)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
-        out.append(y.transpose(1, 2).flatten(0, 1))                           # (B * T, H, D)
-    return torch.cat(out)
 
 
 def attend_to_cache(rows, pos, seen, layer, q, k, v):

@@ -1,6 +1,6 @@
 """Charts as SVG, for report.html and for the figures of experiments/.
 
-A chart is (height, parts, title): inline() puts one on a page, stacked() makes a file of several.
+A chart is (height, parts, title): inline() puts one on a page, stacked() of figures.py a file.
 All are WIDTH wide, so that they stand on a phone as they are. Colours are names of colours.py.
 """
 
@@ -263,18 +263,3 @@ def inline(chart):
     """The chart as an element of a page that has the classes of colours.css()."""
     height, parts, title = chart
     return whole(height, [text(WIDTH / 2, 18, title, "middle", 13), *parts], title)
-
-
-def stacked(charts, title):
-    """The charts one below the other as the text of a file.svg that stands alone."""
-    parts, top = [], 0
-    for height, own, words in charts:
-        head = text(WIDTH / 2, 18, words, "middle", 13) if words else ""
-        parts.append(f'<g transform="translate(0 {top:.0f})">{head}{"".join(own)}</g>')
-        top += height + 10
-    used = [name for name in colours.TABLE if f'class="{name}"' in "".join(parts)]
-    style = colours.css((*dict.fromkeys(("paper", "ink", *used)),))
-    parts.append(f"<style>{style}svg{{background:var(--paper);font-family:sans-serif}}"
-                 "text{fill:var(--ink)}</style>")
-    more = f' xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{top:.0f}"'
-    return whole(top, parts, title, more) + "\n"

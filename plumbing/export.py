@@ -47,10 +47,9 @@ def export(source, folder, dtype=None, shard_bytes=5_000_000_000):
     try:
         os.makedirs(half)
         save_torch_state_dict(weights, half, max_shard_size=shard_bytes)
-        weights = os.listdir(half)
         for name, text in files.items():
             write_text(os.path.join(half, name), text)
-        for name in weights:
+        for name in os.listdir(half):
             path = os.path.join(half, name)     # safetensors makes it for its owner alone
             shutil.copymode(os.path.join(half, "config.json"), path)
             with open(path, "rb+") as f:

@@ -5,6 +5,7 @@ it is written there, or None. Every pattern is linear: a completion may be anyth
 """
 
 import re
+from collections import deque
 
 from plumbing.latex import MAX_CHARS, is_equal
 from plumbing.notation import SCALE, normalise
@@ -100,10 +101,7 @@ def to_ascii_marks(text):
 
 def last(pattern, text):
     """The last match of a pattern, or None."""
-    found = None
-    for m in pattern.finditer(text):
-        found = m
-    return found
+    return next(iter(deque(pattern.finditer(text), 1)), None)
 
 
 def boxed(text):

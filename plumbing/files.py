@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import glob
 import gzip
 import hashlib
 import io
@@ -56,6 +57,26 @@ def write_rows(path, rows):
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def append_lines(path, lines):
+    """Append lines to a file, in one write; a crash leaves a half one at most, see whole_lines."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "a") as f:
+        f.write("".join(line + "\n" for line in lines))
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def whole_lines(path):
+    """The lines of a file, if there is one; a half one at its end goes from the file, too."""
+    if not os.path.exists(path):
+        return []
+    with open(path, "r+b") as f:
+        content = f.read()
+        whole = content.rfind(b"\n") + 1
+        f.truncate(whole)
+    return content[:whole].decode().splitlines()
+
+
 def read_text(path):
     """The text of a file that another program has written; ValueError if it is too large."""
     if os.path.getsize(path) > MOST:
@@ -71,6 +92,14 @@ def parse_json(text):
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deep") from None
+
+
+def read_json(path, default=None):
+    """What a JSON file holds; the default where there is none, or a damaged one."""
+    try:
+        return parse_json(read_text(path))
+    except (OSError, ValueError):
+        return default
 
 
 def _read_all(path):
@@ -145,13 +174,8 @@ def sha256_of(path):
 def code_digest():
     """SHA-256 of this program's own code."""
     here = os.path.dirname(os.path.abspath(__file__))
-    total = hashlib.sha256()
-    for folder in (os.path.dirname(here), here):
-        for name in sorted(os.listdir(folder)):
-            if name.endswith(".py"):
-                with open(os.path.join(folder, name), "rb") as f:
-                    total.update(f.read())
-    return total.hexdigest()
+    code = [*glob.glob(f"{here}/*.py"), *glob.glob(f"{os.path.dirname(here)}/*.py")]
+    return hashlib.sha256("".join(map(sha256_of, sorted(code))).encode()).hexdigest()
 
 
 @functools.cache                # what a process runs is what it has imported; git takes 20 ms

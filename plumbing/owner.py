@@ -6,7 +6,7 @@ import shutil
 import socket
 import time
 
-from plumbing.files import parse_json, read_text
+from plumbing.files import read_json
 
 _locks = {}         # path -> open file; the kernel takes a lock back when its process ends
 
@@ -63,10 +63,7 @@ def has_begun(out):
 
 def is_run(out):
     """Whether its config.json is one of this program, and not that of a Hugging Face folder."""
-    try:
-        config = parse_json(read_text(os.path.join(out, "config.json")))
-    except (OSError, ValueError):
-        return False
+    config = read_json(os.path.join(out, "config.json"))
     mark = {"name", "stages", "seed", "lam"}
     return isinstance(config, dict) and mark <= config.keys() and "model_type" not in config
 

@@ -39,10 +39,9 @@ def extract(text: str, prompt: str, entry_point: str) -> tuple[str, str]:
     imports = rf"^from\s.*\bimport\b.*\b{name}\b"
     function = re.compile(rf"^[ \t]*{own}|{imports}", re.M)
     before, blocks = fences_of(text)
-    for form in (f"^{own}", rf"^[ \t]+{own}", imports):     # a method of that name may be another
-        with_function = [b for b in blocks if re.search(form, textwrap.dedent(b), re.M)]
-        if with_function:
-            break
+    found = [[block for block in blocks if re.search(form, textwrap.dedent(block), re.M)]
+             for form in (f"^{own}", rf"^[ \t]+{own}", imports)]    # the second may be a method
+    with_function = next(filter(None, found), [])
     if blocks and not with_function:
         # a model that goes on in a block which its prompt opened closes it behind the function
         lead = before[:len(before) - len(before.lstrip())]

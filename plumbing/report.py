@@ -18,7 +18,7 @@ from model import load_checkpoint, read_config
 from plumbing import colours, pictures
 from plumbing.controls import ARMS, ROWS, arm_of
 from plumbing.draw import CODES
-from plumbing.files import parse_json, read_rows, read_text, write_text
+from plumbing.files import read_json, read_rows, write_text
 from plumbing.pictures import REFERENCES
 
 TERMINAL_COLOURS = ("\x1b[90m", "\x1b[32m", "\x1b[31m", "\x1b[33m")     # grey, green, red, yellow
@@ -241,10 +241,9 @@ def scores_of(folder, wilson):
 
     wilson(right, n) -> 95 % interval: of eval_math, which this module may not import.
     """
-    if not os.path.exists(folder.path("scores.json")):
+    rows, answers = read_json(folder.path("scores.json"), {}).get("rows"), {}
+    if not rows:
         return {}
-    rows = parse_json(read_text(folder.path("scores.json")))["rows"]
-    answers = {}
     for r in rows:
         path = folder.path("answers", f"{r['model']}.jsonl")
         answers[r["model"]] = [row for _, row in read_rows(path)]
@@ -385,9 +384,7 @@ def write_report(run, load_gaps, wilson):
 
 def losses_of(folder):
     """{model: held-out loss} of val.json, or {}."""
-    if not os.path.exists(folder.path("val.json")):
-        return {}
-    rows = parse_json(read_text(folder.path("val.json")))
+    rows = read_json(folder.path("val.json"), [])
     return {row["model"]: row["val_loss"] for row in rows}
 
 
@@ -421,8 +418,7 @@ def kept_view(run, gaps):
     """token_view of the run's gaps; the models are read once for all pages of a run."""
     folder, path = run.folder, run.folder.path("tokens.json")
     made_of = [gaps.weak, gaps.live, gaps.commit, gaps.seconds]
-    if not folder.view and os.path.exists(path):
-        folder.view = parse_json(read_text(path))
+    folder.view = folder.view or read_json(path, {})
     if folder.view.get("made_of") != made_of:
         weak, live = (load_checkpoint(p, run.ranks.device, run.tokenizer)[0].eval()
                       for p in (gaps.weak, gaps.live))

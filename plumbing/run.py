@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import sys
+import textwrap
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -27,7 +28,7 @@ from plumbing.checks import check_interim
 from plumbing.cli import flag_of, preset_notes
 from plumbing.controls import ARMS, FORMER_NAMES, UNMIXED, Watch
 from plumbing.devices import has_bf16, pick
-from plumbing.files import commit, in_words, parse_json, read_text, write_text
+from plumbing.files import commit, in_words, parse_json, read_json, write_text
 from plumbing.log_to import SERVICES, numbers_of
 from plumbing.report import gap_table
 from plumbing.shard import cut, even_out, fill, full, local, shard, weights_of, whole
@@ -175,13 +176,13 @@ class Folder:
         """{name: path} of those models of the run that are there, in the order of names."""
         paths = {"base": self.checkpoint(0), "sft": self.checkpoint(1),
                  "fused": self.path("weak.pt")}
-        whole = os.path.exists(self.path("wmss.pt"))        # saved last
+        if not os.path.exists(self.path("wmss.pt")):        # it is saved last
+            names = [name for name in names if name not in ("weak", "fused")]
         found = {}
         for name in names:
             path = paths.get(name) or self.path(f"{name}.pt")
             if path in (self.cfg.base, self.cfg.sft) or os.path.exists(path):
-                if whole or name not in ("weak", "fused"):
-                    found[name] = path
+                found[name] = path
         if not found:
             raise ValueError(f"no checkpoint in {self.out} to score; run the stages before it")
         return found
@@ -195,9 +196,8 @@ class Folder:
         return self.path("wmss.pt" if t == self.cfg.rounds + 1 else f"wmss-round{t - 1}.pt")
 
     def has(self, t):
-        """Whether M_t is there: made by this run, or named by a flag (perhaps on the hub)."""
-        named = (self.cfg.base, self.cfg.sft, "")[min(t, 2)]
-        return bool(named) or os.path.exists(self.checkpoint(t))
+        """Whether M0 or M1 is there: made by this run, or named by a flag (perhaps on the hub)."""
+        return bool((self.cfg.base, self.cfg.sft)[t]) or os.path.exists(self.checkpoint(t))
 
     def gaps(self, t):
         return self.path("gaps.pt" if t == 1 else f"gaps-round{t}.pt")
@@ -321,10 +321,10 @@ class Folder:
     def _drop_scores(self):
         """A table describes the checkpoints beside it: it goes if one of them has gone."""
         try:
-            rows = parse_json(read_text(self.path("scores.json")))["rows"]
+            rows = read_json(self.path("scores.json"))["rows"]
             own = [self.path(os.path.basename(row["checkpoint"])) for row in rows
                    if os.path.basename(os.path.dirname(row["checkpoint"])) == self.cfg.name]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             return
         if not all(map(os.path.exists, own)):
             self.say("scores.json and report.html were of checkpoints that are gone: removed")
@@ -345,16 +345,12 @@ class Folder:
 
     def recorded(self, key):
         """What config.json says, if the run is gone on with or rank 0 has just begun it; or ""."""
-        if self.cfg.overwrite and self.rank == 0:
-            return ""
-        try:
-            return parse_json(read_text(self.path("config.json"))).get(key, "")
-        except (OSError, ValueError, AttributeError):
-            return ""
+        is_new = self.cfg.overwrite and self.rank == 0 or not owner.is_run(self.out)
+        return "" if is_new else read_json(self.path("config.json")).get(key, "")
 
     def _check_same_run(self, data, models):
         """-> the settings of the run in this folder, which are this run's."""
-        old = parse_json(read_text(self.path("config.json")))
+        old = read_json(self.path("config.json"))
         different = []
         for name, value in asdict(self.cfg).items():
             if name in old and old[name] != value and name not in FREE_ON_RESUME:
@@ -384,16 +380,11 @@ class Folder:
         self.say(f"WMSS | {ranks.device_name} x {ranks.world} | {ranks.dtype_name} | "
                  f"compile {compile} | python {versions['python']}, torch {versions['torch']} | "
                  f"commit {self.commit}")
-        line = ""
-        for name, value in asdict(self.cfg).items():
-            if value in ("", None, []):
-                continue
-            word = f"{name} {' '.join(value) if isinstance(value, list) else value}"
-            if len(line) + len(word) > 96:
-                self.say("  " + line)
-                line = ""
-            line += (", " if line else "") + word
-        self.say("  " + line)
+        words = [f"{name} {' '.join(value) if isinstance(value, list) else value}"
+                 for name, value in asdict(self.cfg).items() if value not in ("", None, [])]
+        text = ", ".join(word.replace(" ", "\0") for word in words)     # only commas end a line
+        self.say(textwrap.indent(textwrap.fill(text, 98, break_long_words=False,
+                                               break_on_hyphens=False), "  ").replace("\0", " "))
         if self.cfg.preset:
             self.say(f"  preset {self.cfg.preset}: {preset_notes(self.cfg.preset)}")
         for line in data_report:

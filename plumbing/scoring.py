@@ -9,7 +9,7 @@ import re
 from plumbing.benchmarks import GRADERS, SOURCES, parse_spec
 from plumbing.cli import parser_of
 from plumbing.code_benchmarks import EXPECTED
-from plumbing.files import parse_json, read_rows, read_text, sha256_of
+from plumbing.files import read_json, read_rows, sha256_of
 
 SAMPLES = (".jsonl", ".jsonl.gz")       # what eval_code.py takes for answers, not for a model
 CONSENT = "this runs code that a model wrote; pass --allow-code-execution if you want that"
@@ -257,10 +257,7 @@ def stem_of(a, name, record):
             (record.get("protocol") == "paper", "paper")]
     tagged = "-".join([stem, *([tag for is_set, tag in tags if is_set] or ["greedy"])])
     for free in (stem, tagged):
-        try:
-            there = parse_json(read_text(free + ".json"))
-        except (OSError, ValueError):
-            return free
+        there = read_json(free + ".json", ours)
         if ours.items() <= {**dict.fromkeys(keys), **there}.items():
             return free
     return f"{tagged}-{hashlib.sha256(json.dumps(ours).encode()).hexdigest()[:6]}"

@@ -41,8 +41,8 @@ class Stop:
     """
 
     def __init__(self, ranks):
-        self.ranks, self.number, self.waits, self.former = ranks, 0, False, {}
-        self.has_begun = False
+        self.ranks, self.number, self.former = ranks, 0, {}
+        self.waits = self.has_begun = False
         if ranks.world > 1:     # on the CPU: a GPU need not be waited for
             self.group = dist.new_group(backend="gloo", timeout=PATIENCE)
 

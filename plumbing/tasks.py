@@ -26,19 +26,10 @@ def corpus_set(enc: Tokenizer, n: int, seed: int, noise: float, task: str = "toy
     return encode(TASKS[task]("train", n, seed, noise), enc)
 
 
-def clean_set(enc: Tokenizer, n: int, seed: int, task: str = "toy-math",
-              noise: float = 0.0) -> list[Sample]:
-    """The paper's D: n samples of the train split. SFT, the entropy pass and WMSS read it.
-
-    noise: share of flawed ones; 0 is the paper, more asks when the method helps.
-    """
-    return encode(TASKS[task]("train", n, seed, noise), enc)
-
-
-def training_set(cfg: dict, enc: Tokenizer,
-                 say: Callable[[str], object] = lambda line: None) -> list[Sample]:
-    """D of a run. cfg: its flags; enc: what with_template gave, or the checkpoint's tokenizer."""
-    return data_sets(cfg, enc, say)[0]
+def training_set(cfg: dict, enc: Tokenizer) -> list[Sample]:
+    """The paper's D, which SFT, the entropy pass and WMSS read. cfg: flags of its run; enc: what
+    with_template gave, or the checkpoint's tokenizer."""
+    return data_sets(cfg, enc)[0]
 
 
 def data_sets(cfg: dict, enc: Tokenizer, say: Callable[[str], object] = lambda line: None
@@ -51,7 +42,8 @@ def data_sets(cfg: dict, enc: Tokenizer, say: Callable[[str], object] = lambda l
     """
     task, share = cfg.get("task", "toy-math"), cfg.get("val_share", 0.0)
     if task != "text":
-        samples = clean_set(enc, cfg["clean"], cfg["seed"], task, cfg.get("label_noise", 0.0))
+        flawed = cfg.get("label_noise", 0.0)        # 0 is the paper; more asks when it helps
+        samples = encode(TASKS[task]("train", cfg["clean"], cfg["seed"], flawed), enc)
         return samples, encode(TASKS[task]("val", math.ceil(share * len(samples))), enc)
     flags = {name: cfg[name] for name in ("prompt_column", "completion_column", "max_len", "long")}
     samples, held_out = load_text(cfg["data"], enc, say=say, **flags), []
@@ -92,8 +84,5 @@ def tokenizer_of(meta: dict) -> Tokenizer:
 
 
 def built_in(task: str, split: str, limit: int | None = None) -> list[Problem]:
-    """The first `limit` problems of a task, 2,100 by default."""
-    try:
-        return TASKS[task](split, limit or 2100)
-    except ValueError as e:
-        raise ValueError(f"{limit} problems to score: {e}") from None
+    """The first `limit` problems of a task, 2,100 by default; ValueError if it has not so many."""
+    return TASKS[task](split, limit or 2100)

@@ -5,6 +5,7 @@ tokens for every arm. Measuring it changes no bit of training.
 """
 
 import json
+from functools import partial
 
 import torch
 
@@ -13,7 +14,6 @@ from model import load_checkpoint
 from plumbing.controls import ROWS
 from plumbing.devices import exact
 from plumbing.files import write_text
-from plumbing.loss import linear_cross_entropy
 from plumbing.shard import even_out
 
 TIMES = 8               # how often an arm is measured: with 2 % held out it takes 5 % of its time
@@ -57,28 +57,16 @@ def of_training(run, mixed_loss):
     return found
 
 
-def of_checkpoints(run, parts):
-    """The loss of a model, or of a mix. parts: {path: weight of its logits}."""
-    models = [(c, load_checkpoint(path, run.ranks.device, run.tokenizer)[0].eval())
-              for path, c in parts.items()]
-
-    def summed_loss(x, y, positions):
-        branches = []
-        for c, model in models:
-            hidden = model(x).flatten(0, -2).index_select(0, positions)
-            branches.append((c, hidden, model.lm_head.weight))
-        return linear_cross_entropy(branches, y, run.cfg.chunk_rows or None)
-
-    return measure(run, summed_loss)
-
-
-def table(run):
-    """The losses of all models of a run: said, and written to val.json."""
-    rows, lam = [], run.cfg.lam
+def table(run, mixed_loss):
+    """The losses of all models of a run, by mixed_loss(strong, weak): said, and in val.json."""
+    rows = []
     for name, path in run.folder.models(ROWS).items():
-        fused = {path: 1 - lam, run.folder.path("wmss.pt"): lam}
-        parts = fused if name == "fused" else {path: 1.0}
-        rows.append(dict(model=name, checkpoint=path, **of_checkpoints(run, parts)))
+        paths, lam = [path], 1.0
+        if name == "fused":
+            paths, lam = [run.folder.path("wmss.pt"), path], run.cfg.lam
+        models = [load_checkpoint(p, run.ranks.device, run.tokenizer)[0].eval() for p in paths]
+        found = measure(run, partial(mixed_loss(*models), lam=lam))
+        rows.append(dict(model=name, checkpoint=path, **found))
     lines = [f"validation: {len(run.held_out):,} samples, {rows[0]['val_tokens']:,} loss tokens",
              f"{'model':14s}loss, nats a token"]
     lines += [f"{row['model']:14s}{row['val_loss']:.4f}" for row in rows]

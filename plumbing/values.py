@@ -140,9 +140,7 @@ def unpack(tree, references, depth=0):
 
 def overwrite(old, new, done):
     """old with the content of new if both are one kind of container, inner ones too; else new.
-
-    done: ids of what has been overwritten. What stands in two places gets one content.
-    """
+    done: ids of what has been overwritten; what stands in two places gets one content."""
     if type(old) is not type(new) or type(old).__name__ not in MUTABLE:
         return new
     if id(old) in done:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import train_wmss
+from plumbing.tasks import training_set
 
 TINY = ("--corpus 64 --clean 24 --dim 16 --n-heads 2 --n-layers 1 --base-steps 4 --batch-size 8 "
         "--score-n 14 --max-new-tokens 6 --log-every 1 --save-every 1000 --threads 1").split()
@@ -15,6 +16,12 @@ TINY = ("--corpus 64 --clean 24 --dim 16 --n-heads 2 --n-layers 1 --base-steps 4
 RATES = ("--wmss-lr 1e-3 --joint-lr 1e-3 --mask-lr 1e-3 --sft-steps-lr 1e-3 "
          "--sft-flops-lr 1e-3").split()
 BASELINES = ("--arm", "sft-steps", "sft-flops", "wmss")
+
+
+def clean_set(enc, n, seed, task="toy-math", noise=0.0):
+    """D of a run on a built-in task: n samples, a share `noise` of them with the usual mistake."""
+    flags = dict(task=task, clean=n, seed=seed, label_noise=noise)
+    return training_set(flags, enc)
 
 
 class Crash(Exception):

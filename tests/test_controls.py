@@ -7,7 +7,18 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import RATES, Crash, files_of, from_m1, gaps_of, records, same, scores, trace
+from runs import (
+    RATES,
+    Crash,
+    clean_set,
+    files_of,
+    from_m1,
+    gaps_of,
+    records,
+    same,
+    scores,
+    trace,
+)
 from tensors import mix_logits, rand, softmax
 
 import data
@@ -25,7 +36,6 @@ from plumbing.controls import (
     permute_logits,
     token_statistics,
 )
-from plumbing.tasks import clean_set
 from plumbing.tokenizer import toy_encoding
 
 # -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from runs import clean_set
 
 from data import (
     FAMILIES,
@@ -22,7 +23,7 @@ from data import (
     sub_columns,
     toy_math,
 )
-from plumbing.tasks import clean_set, corpus_set
+from plumbing.tasks import corpus_set
 from plumbing.tokenizer import toy_encoding
 
 

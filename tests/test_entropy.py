@@ -6,7 +6,10 @@ import sys
 
 import pytest
 import torch
-from runs import gaps_of
+from runs import (
+    clean_set,
+    gaps_of,
+)
 from tensors import largest_tensor
 
 import entropy
@@ -14,7 +17,6 @@ from data import collate
 from entropy import WEIGHTS, Gaps, find_gaps, gap_mask, gap_weights, measure, token_entropy
 from model import GPT, GPTConfig, load_checkpoint, save_checkpoint
 from plumbing.report import CODES, TERMINAL_COLOURS
-from plumbing.tasks import clean_set
 from plumbing.tokenizer import toy_encoding
 
 V = toy_encoding().n_vocab

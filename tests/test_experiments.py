@@ -138,21 +138,6 @@ def test_on_another_machine_only_the_seeds_that_are_missing_are_begun(tmp_path, 
     assert planned == sorted(planned)
 
 
-def test_cells_in_one_process_share_data_only_where_their_flags_say_so(tmp_path):
-    """Bug: a worker that trains seed 1 on the samples of seed 0, which it drew a cell before."""
-    first = dict(sweep.QUICK["config"], task="toy-math", seed=0)
-    others = [dict(first), *(dict(first, **{flag: value}) for flag, value in {
-        "task": "toy-code", "seed": 1, "clean": 25, "label_noise": 0.5, "val_share": 0.5}.items())]
-    for flags in [first, *others, *others]:
-        run = sweep.Quiet(str(tmp_path), **flags)
-        fresh = sweep.Run(run.cfg, run.ranks, run.folder)
-        fresh.read_data()
-        assert (run.digest, run.tokenizer) == (fresh.digest, fresh.tokenizer)
-        assert len(run.held_out) == len(fresh.held_out)
-    again = [sweep.Quiet(str(tmp_path), **first).samples for _ in range(2)]
-    assert again[0] is again[1]
-
-
 def test_a_killed_sweep_goes_on_and_ends_with_one_whole_row_per_cell(rows):
     """Bug: cells done twice or never, a half line that ends the reading, a test split read at more
     settings than the chosen one."""

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import answers, gaps_of, records, scores
+from runs import (
+    answers,
+    clean_set,
+    gaps_of,
+    records,
+    scores,
+)
 
 import entropy
 from data import FAMILIES, Sample
@@ -33,7 +39,6 @@ from plumbing.report import (
     visible,
     whole_characters,
 )
-from plumbing.tasks import clean_set
 from plumbing.tokenizer import toy_encoding
 
 ROOT = Path(__file__).parent.parent

@@ -20,6 +20,7 @@ from runs import (
     TINY,
     Crash,
     answers,
+    clean_set,
     files_of,
     from_m1,
     gaps_of,
@@ -41,7 +42,6 @@ from plumbing import tasks
 from plumbing.cli import program
 from plumbing.files import commit
 from plumbing.run import Folder, Ranks, sample_flops, step_flops
-from plumbing.tasks import clean_set
 from plumbing.tokenizer import toy_encoding
 from train_wmss import Config
 

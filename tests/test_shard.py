@@ -6,13 +6,22 @@ from functools import partial
 import pytest
 import torch
 from forks import torchrun
-from runs import RATES, TINY, from_m1, interrupted, records, scores, trace, weights
+from runs import (
+    RATES,
+    TINY,
+    clean_set,
+    from_m1,
+    interrupted,
+    records,
+    scores,
+    trace,
+    weights,
+)
 
 import train_wmss
 from data import micro_batches
 from model import load_checkpoint
 from plumbing.run import Ranks
-from plumbing.tasks import clean_set
 from plumbing.tokenizer import toy_encoding
 
 ARMS = ("wmss", "frozen", "permuted")

@@ -4,13 +4,14 @@ import json
 import random
 
 import pytest
+from runs import clean_set
 
 from data import Problem, draw_problems, toy_math
 from plumbing.tasks import (
     TASKS,
     built_in,
-    clean_set,
     corpus_set,
+    data_sets,
     task_of,
     tokenizer_of,
     training_set,
@@ -90,17 +91,17 @@ def test_training_set_takes_text_or_a_task_by_the_flags(tmp_path, monkeypatch):
     flags = {"task": "text", "data": ["a.jsonl"], "prompt_column": "", "completion_column": "",
              "max_len": 5, "long": "drop"}
     lines = []
-    samples = training_set(flags, toy_encoding(), lines.append)
+    samples = data_sets(flags, toy_encoding(), lines.append)[0]
     assert len(samples) == 3 and len(lines) == 1 and "2 dropped" in lines[0]
     old = training_set({"clean": 5, "seed": 0}, toy_encoding())
     new = clean_set(toy_encoding(), 5, 0)
     assert [s.tokens.tolist() for s in old] == [s.tokens.tolist() for s in new]
 
 
-def test_built_in_gives_2100_problems_and_names_the_flag_that_asks_for_too_many():
-    """Bug: a message that speaks of an argument which the user never gave."""
+def test_built_in_gives_2100_problems_and_says_that_a_flag_asks_for_too_many():
+    """Bug: a message that speaks of a flag which the user never gave; fewer problems than asked."""
     assert len(built_in("toy-math", "test")) == 2100
-    with pytest.raises(ValueError, match="20000 problems to score: data: split 'test' has too few"):
+    with pytest.raises(ValueError, match="data: split 'test' has too few .* n = 20000"):
         built_in("toy-math", "test", 20_000)
 
 

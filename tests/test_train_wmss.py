@@ -14,6 +14,7 @@ from runs import (
     BASELINES,
     TINY,
     answers,
+    clean_set,
     from_m1,
     gaps_of,
     records,
@@ -36,7 +37,7 @@ from plumbing.export import export
 from plumbing.loss import linear_cross_entropy
 from plumbing.report import score_table
 from plumbing.run import step_flops
-from plumbing.tasks import clean_set, tokenizer_of
+from plumbing.tasks import tokenizer_of
 from plumbing.tokenizer import load_tokenizer, toy_encoding
 from plumbing.toy_code import CODE_FAMILIES, toy_code
 from train_wmss import Config, MixedLoss, lr_at
