@@ -329,9 +329,9 @@ SETTLE, SETTLE_CALL = statement("__settle__()"), statement("__settle__(True)")
 def rewrite(node, imported):
     """A test with __settle__() behind each statement, and __same__(a, b) for `a is b`.
 
-    The candidate works on copies. A statement of the test sees an argument unchanged while it
-    runs, and changed, if the function changed it, from then on. Adds the names of the modules that
-    the test imports to the set `imported`.
+    The candidate works on copies: a statement of the test sees an argument unchanged while it runs,
+    changed from then on; not seen are changes before an exception, and one object in two places.
+    Adds the names of the modules that the test imports to the set `imported`.
     """
     kind = type(node).__name__
     if kind == "Import":
