@@ -306,6 +306,8 @@ def main(argv: list[str] | None = None) -> None:
     for spec in a.data:                                # all data are checked before any work
         sets[parse_spec(spec)[0]] = load_problems(spec, a.limit, a.any_count, a.split,
                                                   (a.prompt_column, a.completion_column))
+        if getattr(sets[parse_spec(spec)[0]][0], "test", ""):
+            raise ValueError(f"--data {spec}: eval_code.py scores programs")
     print(f"{a.checkpoint} on {a.device}", flush=True)
     model, enc, task = load_model(a.checkpoint, a.device)
     scoring.check_task(a, task)

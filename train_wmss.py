@@ -83,7 +83,7 @@ class Config:
     corpus: int = arg(12000, "samples of the noisy corpus that the base is trained on", low=1)
     noise: float = arg(0.5, "share of the corpus that makes the usual mistake", low=0, high=1)
     clean: int = arg(1000, "samples of the clean data set D, for SFT and WMSS", low=1)
-    label_noise: float = arg(0.0, "share of D that makes the usual mistake, too", low=0, high=1)
+    label_noise: float = arg(0.0, "share of D with the usual mistake, if it can", low=0, high=1)
 
     dim: int = arg(96, "width", low=1, group="model")
     n_layers: int = arg(2, "layers", low=1)
@@ -452,10 +452,10 @@ def main(argv: list[str] | None = None):
     def start():
         check_inputs(run, needs_gaps(cfg), sets_to_score)       # reads the data
         run.folder.open(run.digest)
+        run.stop.has_begun = True
 
     with run:                       # the lock on the folder, and the signals
         ranks.first(start)
-        run.stop.has_begun = True
         run.folder.check_shared(ranks)
         if ranks.rank > 0:
             run.read_data()             # after rank 0, which leaves tokenised text in the cache

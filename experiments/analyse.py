@@ -18,7 +18,7 @@ import os
 import sys
 from itertools import product
 
-import mpmath
+import mpmath  # it comes with torch
 import numpy as np
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -179,7 +179,10 @@ def t_quantile(df, p=0.05):
     >>> round(t_quantile(4), 4)
     2.7764
     """
-    return float(mpmath.findroot(lambda t: t_tail(t, df) - p, (0, 1e4), "illinois"))
+    low, high = 0.0, 2.0
+    while t_tail(high, df) > p:
+        low, high = high, 2 * high
+    return float(mpmath.findroot(lambda t: t_tail(t, df) / p - 1, (low, high), "illinois"))
 
 
 def error_of(d):

@@ -49,9 +49,10 @@ def check_flags(cfg, given):
     check(cfg.alpha + cfg.beta + cfg.gamma > 0,
           "--alpha, --beta and --gamma are all 0, so no sample would be drawn; give one a share")
     mixing = [name for name in cfg.arm if name != "wmss" and ARMS[name].weak != ""]
-    check(cfg.rounds == 1 or "wmss" in cfg.arm and not mixing,
+    check(cfg.rounds == 1 or "wmss" in cfg.arm, "--rounds: only the arm wmss has rounds; add it")
+    check(cfg.rounds == 1 or not mixing,
           "--rounds: of the arms with a weak model only wmss has rounds; pass --arm wmss without "
-          f"{', '.join(mixing) or 'others'} (--arm wmss --gap none iterates mixing alone)")
+          f"{', '.join(mixing)} (--arm wmss --gap none iterates mixing alone)")
     check(cfg.task == "text" or not cfg.data,
           f"--task {cfg.task} makes its own data; leave --task away to train on --data")
     check(cfg.task != "text" or cfg.data,
@@ -91,7 +92,7 @@ def fit_to_text(cfg, given):
     A run that is resumed keeps the values that it was started with.
     """
     path = os.path.join("out", cfg.name, "config.json")     # if it is broken, Folder.open says so
-    saved = dict(read_json(path) or {}) if cfg.resume else {}
+    saved = read_json(path, {}) if cfg.resume else {}
     for field in dataclasses.fields(cfg):
         default = field.metadata.get("text")
         if default is not None and field.name not in given:
@@ -138,19 +139,21 @@ def check_inputs(run, needs_gaps, sets_to_score):
             raise ValueError(f"the stage wmss needs {folder.gaps(cfg.rounds)}, which is not there; "
                              "add the stage entropy, or leave the gaps away (--gap none)")
     for t in range(2, cfg.rounds + 1):
-        if "entropy" in stages and "wmss" not in stages and not kept(folder.checkpoint(t)):
-            raise ValueError(f"the stage entropy of round {t} needs {folder.checkpoint(t)}, which "
-                             "the stage wmss makes; add that stage, or pass --rounds 1")
+        made = "wmss" in stages or kept(folder.checkpoint(t)) or kept(folder.gaps(t))
+        if "entropy" in stages and needs_gaps and not made:
+            raise ValueError(f"the stage entropy of round {t} needs {folder.checkpoint(t)}; add "
+                             "the stage wmss, which makes it, or pass --rounds 1")
     if stages == ["score"] and not paths and (cfg.overwrite or not folder.models(ROWS)):
         raise ValueError(f"no checkpoint in {folder.out} to score; run the stages before it")
     if cfg.overwrite:
         named = [*paths.values(), *cfg.data, *cfg.val_data, cfg.preset, cfg.template,
                  *(spec.partition("=")[2] for spec in cfg.score_data)]
-        own = os.path.realpath(folder.out) + os.sep
-        lost = [path for path in named if os.path.realpath(path).startswith(own)]
-        if lost:
-            raise ValueError(f"--overwrite would delete {lost[0]}, which this run is to read; "
-                             "choose another --name, or move it")
+        places = [{os.path.abspath(path) + os.sep, os.path.realpath(path) + os.sep}
+                  for path in (folder.out, *(re.sub("@[^@/]+$", "", p) for p in named if p))]
+        for path, both in zip(filter(None, named), places[1:], strict=True):
+            if any(a.startswith(b) or b.startswith(a) for a in both for b in places[0]):
+                raise ValueError(f"--overwrite would delete {path}, which this run is to read; "
+                                 "choose another --name, or move it")
     if "score" in stages and (cfg.task != "text" or cfg.score_data):
         room = model_cfg.max_seq_len if cfg.task == "text" else GPTConfig.max_seq_len
         _check_room(run, sets_to_score(run), room)
@@ -298,10 +301,9 @@ def entropy_flags(description, weights, argv=None):
     args = parser.parse_args(argv)
     if args.show < 0:
         parser.error(f"--show: expected a number of samples, found {args.show}")
-    for name in ("tau", "h"):
-        if not 0 <= (getattr(args, name) or 0) < math.inf:
-            raise ValueError("tau and h must be >= 0 nats and finite; found "
-                             f"--{name} {getattr(args, name)}")
+    if not all(0 <= (x or 0) < math.inf for x in (args.tau, args.h)):
+        raise ValueError("tau and h must be >= 0 nats and finite, found "
+                         f"--tau {args.tau} --h {args.h}")
     if os.path.isdir(args.report):
         parser.error(f"--report: expected the name of a page, found the folder {args.report}")
     return args

@@ -19,8 +19,6 @@ def pick(name: str = "auto") -> torch.device:
         if torch.cuda.is_available():
             name = "cuda"
     try:
-        if name == "meta":
-            raise RuntimeError("it computes nothing")
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         reason = str(e).splitlines()[0]

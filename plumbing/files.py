@@ -94,10 +94,11 @@ def parse_json(text):
         raise ValueError("it is nested too deep") from None
 
 
-def read_json(path, default=None):
-    """What a JSON file holds; the default where there is none, or a damaged one."""
+def read_json(path, default):
+    """What a JSON file holds; the default where it is not there, damaged, or of another type."""
     try:
-        return parse_json(read_text(path))
+        found = parse_json(read_text(path))
+        return found if type(found) is type(default) else default
     except (OSError, ValueError):
         return default
 
@@ -173,7 +174,7 @@ def sha256_of(path):
 
 def code_digest():
     """SHA-256 of this program's own code."""
-    here = os.path.dirname(os.path.abspath(__file__))
+    here = glob.escape(os.path.dirname(os.path.abspath(__file__)))
     code = [*glob.glob(f"{here}/*.py"), *glob.glob(f"{os.path.dirname(here)}/*.py")]
     return hashlib.sha256("".join(map(sha256_of, sorted(code))).encode()).hexdigest()
 

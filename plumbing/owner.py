@@ -13,8 +13,8 @@ _locks = {}         # path -> open file; the kernel takes a lock back when its p
 
 def _beside(out, ending):
     """The path .NAME.ending beside the folder `out`."""
-    parent, name = os.path.split(os.path.realpath(out))     # a link to a folder is that folder
-    return os.path.join(parent, f".{name}.{ending}")
+    parent, name = os.path.split(os.path.abspath(out))
+    return os.path.join(os.path.realpath(parent), f".{name}.{ending}")
 
 
 def lock(out):
@@ -63,9 +63,8 @@ def has_begun(out):
 
 def is_run(out):
     """Whether its config.json is one of this program, and not that of a Hugging Face folder."""
-    config = read_json(os.path.join(out, "config.json"))
-    mark = {"name", "stages", "seed", "lam"}
-    return isinstance(config, dict) and mark <= config.keys() and "model_type" not in config
+    config = read_json(os.path.join(out, "config.json"), {})
+    return {"name", "stages", "seed", "lam"} <= config.keys() and "model_type" not in config
 
 
 def remove(out):

@@ -39,13 +39,15 @@ def extract(text: str, prompt: str, entry_point: str) -> tuple[str, str]:
     imports = rf"^from\s.*\bimport\b.*\b{name}\b"
     function = re.compile(rf"^[ \t]*{own}|{imports}", re.M)
     before, blocks = fences_of(text)
-    found = [[block for block in blocks if re.search(form, textwrap.dedent(block), re.M)]
-             for form in (f"^{own}", rf"^[ \t]+{own}", imports)]    # the second may be a method
+    body = re.compile(r"^(class\b.*)(?:\n(?:[ \t].*)?)*", re.M)      # its methods are others
+    outlines = [body.sub(r"\1\n", textwrap.dedent(block)) for block in blocks]
+    ways = ((rf"^[ \t]*{own}", outlines), (imports, outlines), (function.pattern, blocks))
+    found = [[b for b, seen in zip(blocks, texts, strict=True) if re.search(way, seen, re.M)]
+             for way, texts in ways]
     with_function = next(filter(None, found), [])
     if blocks and not with_function:
         # a model that goes on in a block which its prompt opened closes it behind the function
-        lead = before[:len(before) - len(before.lstrip())]
-        goes_on = prompt and len(lead) < len(before) and lead[-1:] in (" ", "\t")
+        goes_on = prompt and re.match(r"\s*[ \t]\S", before)
         if function.search(before) or goes_on:
             blocks, lines = [], (prompt + text).split("\n")
             n_before = (prompt + before).count("\n")

@@ -259,14 +259,14 @@ class Folder:
         if begun and not owner.is_run(self.out):
             raise ValueError(f"{self.out} has no config.json of this program, so it is not a run "
                              "of ours; not touched, choose another --name or delete it yourself")
-        if begun and cfg.overwrite:
-            owner.remove(self.out)
-        elif begun and not cfg.resume:
+        if begun and not cfg.resume and not cfg.overwrite:
             raise ValueError(f"{self.out} exists; --resume goes on with it, --overwrite "
                              "deletes it, --name chooses another")
         paths = {name: getattr(cfg, name) for name in ("base", "sft", "weak_snapshot")}
         models = {name: digest_of(path) for name, path in paths.items() if path}
         config = {**asdict(cfg), "digest": data, "models": models}
+        if begun and cfg.overwrite:
+            owner.remove(self.out)
         if begun and cfg.resume:
             config = self._check_same_run(data, models)
             self._drop_scores()
@@ -321,7 +321,7 @@ class Folder:
     def _drop_scores(self):
         """A table describes the checkpoints beside it: it goes if one of them has gone."""
         try:
-            rows = read_json(self.path("scores.json"))["rows"]
+            rows = read_json(self.path("scores.json"), {})["rows"]
             own = [self.path(os.path.basename(row["checkpoint"])) for row in rows
                    if os.path.basename(os.path.dirname(row["checkpoint"])) == self.cfg.name]
         except (KeyError, TypeError):
@@ -346,11 +346,11 @@ class Folder:
     def recorded(self, key):
         """What config.json says, if the run is gone on with or rank 0 has just begun it; or ""."""
         is_new = self.cfg.overwrite and self.rank == 0 or not owner.is_run(self.out)
-        return "" if is_new else read_json(self.path("config.json")).get(key, "")
+        return "" if is_new else read_json(self.path("config.json"), {}).get(key, "")
 
     def _check_same_run(self, data, models):
         """-> the settings of the run in this folder, which are this run's."""
-        old = read_json(self.path("config.json"))
+        old = read_json(self.path("config.json"), {})
         different = []
         for name, value in asdict(self.cfg).items():
             if name in old and old[name] != value and name not in FREE_ON_RESUME:
@@ -636,9 +636,7 @@ class Progress:
         lower = [flag_of(rate), f"{self.lr / 3:.1g}"]
         interim = folder.path(f"resume-{self.arm}.pt")
         if self.arm not in ("base", "sft") and folder.has_files(rate, besides=interim):
-            names = (f"{self.cfg.name}-{arm}{n}" for n in ("", *range(2, 100)))
-            name = next(n for n in names if not os.path.exists(os.path.join("out", n)))
-            return stop.command("--name", name, "--arm", arm,
+            return stop.command("--name", f"{self.cfg.name}-{arm}", "--arm", arm,
                                 "--stages", "entropy,wmss", "--sft", folder.checkpoint(1), *lower,
                                 *(["--base", folder.checkpoint(0)] if folder.has(0) else []))
         again = stop.command("--resume", *lower)

@@ -103,7 +103,7 @@ def supervise(pids, done, timeout, folder):
     while True:
         ended = dict(poll.poll(20))
         if ended:
-            return "" if done in ended else "gone"
+            return "gone" if 0 in ended else ""
         now, looks, use = time.monotonic(), looks + 1, [used(pid) for pid in pids]
         if not any(runs for _, runs in use):
             slept += min(now - last, 0.05)      # a late look says nothing about the time before it
@@ -164,7 +164,7 @@ def zygote(folder):
             bury(pids)
         seconds = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before
         if reason == "gone":
-            return remove(folder)
+            return read(0, 1) or remove(folder)
         send(1, ["end", "timeout" if seconds > timeout else reason, seconds, in_force])
         for fd in (ready, done):
             os.close(fd)

@@ -81,7 +81,7 @@ class Stop:
 
     def leave(self, what):
         name = signal.Signals(self.number).name
-        again = command(*["--resume"] * self.has_begun)
+        again = command(*["--resume"] * (self.has_begun or self.waits))
         message = f"train_wmss: {name}: {what}; go on with: {again}"
         if self.waits or self.ranks.rank == 0:
             tell_torchrun(message)      # agreed: it shows that of whichever rank it first sees gone

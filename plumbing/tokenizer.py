@@ -265,7 +265,7 @@ def _from_files(files):
     pattern = _pattern(_steps(spec, "pre_tokenizer", "pretokenizers"))
     bos = _begins_with(_steps(spec, "post_processor", "processors"))
     special = special_tokens(config, _json(files, "special_tokens_map.json"))
-    _check(not config.get("split_special_tokens"), "split_special_tokens is not one that we have")
+    _check(not config.get("split_special_tokens"), "split_special_tokens true is not supported")
     tokens = _listed(spec.get("added_tokens") or [], config, special, model["vocab"])
     added = _added_tokens(tokens, model["vocab"], bool(normalizers))
     ranks = _ranks(model, added)

@@ -41,7 +41,7 @@ def wrong(*flags):
     (("--dim", "30"), "--dim: expected an even multiple of --n-heads 4, found 30"),
     (("--n-heads", "0"), "--n-heads: expected a number of at least 1, found 0"),
     (("--alpha", "0", "--beta", "0", "--gamma", "0"), "--alpha, --beta and --gamma are all 0"),
-    (("--rounds", "2", "--arm", "temperature"), "--rounds: of the arms with a weak model only"),
+    (("--rounds", "2", "--arm", "temperature"), "--rounds: only the arm wmss has rounds; add it"),
     (("--rounds", "2", "--arm", "wmss", "wmss-mask"), "without wmss-mask"),
     (("--rounds", "2", "--arm", "wmss", "joint"), "--rounds: of the arms with a weak model only"),
     (("--task", "text"), "--task text needs --data"),

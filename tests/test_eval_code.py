@@ -233,9 +233,12 @@ def test_a_fence_that_only_uses_the_function_is_not_taken_for_it():
     stands in the last fence; an answer with blank lines that takes minutes to read."""
     for problem in SAMPLE:
         for name, own in AROUND.items():
-            for more in MORE_FENCES[:dict(imported=0).get(name, 1 if "condition" in name else 2)]:
+            for more in MORE_FENCES[name == "imported":]:
                 answer = f"```python\n{own}\n```\nUse it:\n```python\n{more}```\n"
                 assert verdict_of(answer, problem) == "pass", (name, more)
+    draft = "```python\ndef add(a, b):\n    return 0\n```\n"
+    assert verdict_of(f"{draft}Better:\n```python\n{AROUND['under a condition']}```", SAMPLE[1]) \
+        == "pass", "a later answer, under a condition, is no method"
     began = time.process_time()
     for blank in ("\n" * 32_768, " " * 32_768, "\t\n" * 16_384):
         for text in (f"```python\n{blank}{WHOLE}```", f"{blank}```python\n{WHOLE}```"):

@@ -477,6 +477,8 @@ def test_a_task_of_ones_own_is_scored_as_the_built_in_ones(trained, tmp_path, mo
     record = json.loads((tmp_path / "double.json").read_text())
     assert record["system"] is None and record["max_new_tokens"] == 64
     assert record["graded_as"] == "double" and record["scores"]["n"] == 7
+    with pytest.raises(SystemExit, match="--data toy-code: eval_code.py scores programs"):
+        em.main([str(trained / "sft.pt"), "--data", "toy-code"])
     a = types.SimpleNamespace(checkpoint="a.pt", data=["toy-math"])
     with pytest.raises(ValueError, match="trained on double; score it with --data double"):
         scoring.check_task(a, "double")

@@ -547,6 +547,9 @@ def test_worked_examples_are_true():
         (30, 0.05, 2.04227),
         (120, 0.05, 1.97993),
         (10000, 0.05, 1.96020),
+        (10, 0.001, 4.5869),
+        (4, 0.001, 8.6103),
+        (1, 1e-8, 63661977.2),
     ],
 )
 def test_t_agrees_with_the_printed_tables(df, p, t):

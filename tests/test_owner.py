@@ -15,6 +15,7 @@ import train_wmss
 from plumbing import owner
 from plumbing import run as run_module
 from plumbing.checkpoints import digest_of
+from plumbing.files import read_json
 from plumbing.run import Folder, Ranks
 from train_wmss import Config
 
@@ -230,12 +231,15 @@ def test_a_rank_with_other_data_is_named_at_the_start(tmp_path, monkeypatch):
             folder.check_same(ranks, "d", "t")
 
 
-def test_a_folder_by_another_name_is_the_same_folder(tmp_path, monkeypatch):
-    """Bug: two runs in one folder, since one came by a link."""
-    monkeypatch.chdir(tmp_path)
-    os.makedirs("out/t")
-    os.symlink("t", "out/t2")
-    assert owner._beside("out/t", "lock") == owner._beside("out/t2", "lock")
+def test_what_is_damaged_or_of_another_type_is_not_there(tmp_path):
+    """Bug: a traceback for a JSON file that holds a list where a dictionary is wanted."""
+    path = tmp_path / "a.json"
+    for text in (None, "", "{", "[1]", '"ab"', "7"):
+        if text is not None:
+            path.write_text(text)
+        assert read_json(path, {}) == {} and not owner.is_run(tmp_path)
+    path.write_text('{"b": 1}')
+    assert read_json(path, {}) == {"b": 1} and read_json(path, []) == []
 
 
 def test_all_arms_have_a_rate():

@@ -468,7 +468,7 @@ def test_weights_that_changed_between_runs_are_noticed(run, hf_folder, text, tmp
 # the folder
 
 
-def test_existing_run_is_neither_overwritten_nor_resumed_with_other_values(run):
+def test_existing_run_is_neither_overwritten_nor_resumed_with_other_values(run, trained):
     """Bug: a night's checkpoints gone, or half a run at one lambda and half at another."""
     out = run("--name", "a", "--stages", "base")
     before = files_of(out)
@@ -481,6 +481,11 @@ def test_existing_run_is_neither_overwritten_nor_resumed_with_other_values(run):
     (out / "mine.txt").write_text("--lam 0.3\n")
     before = files_of(out)
     assert "would delete" in refuse(*flags, "--overwrite", "--preset", str(out / "mine.txt"))
+    os.symlink(out / "base.pt", out.parent / "link.pt")
+    os.symlink(trained / "base.pt", out / "m0.pt")
+    before = files_of(out)
+    for base in (out.parent / "link.pt", out / "m0.pt"):
+        assert "would delete" in refuse(*flags, "--overwrite", "--base", str(base))
     assert "not both" in refuse(*flags, "--overwrite", "--resume")
     assert files_of(out) == before
     os.mkdir(os.path.join("out", "mine"))

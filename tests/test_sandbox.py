@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -65,14 +66,30 @@ def test_a_caller_that_is_killed_leaves_no_folder(tmp_path):
             cwd=ROOT, stdout=subprocess.PIPE, text=True,
             env={**os.environ, "TMPDIR": str(tmp_path)})
         folder = caller.stdout.readline().strip()
-        while not wait and not os.path.exists(f"{folder}/junk"):
+        assert folder
+        patience = time.time() + 60
+        while not wait and not os.path.exists(f"{folder}/junk") and time.time() < patience:
             time.sleep(0.01)
         caller.kill()
         caller.communicate()
-        patience = time.time() + 30
         while os.path.exists(folder) and time.time() < patience:
             time.sleep(0.01)
         assert os.listdir(tmp_path) == []
+
+
+def test_a_runner_that_was_stopped_judges_on(tmp_path):
+    """Bug: the zygote takes stop() inside of a check for the death of its caller, and its folder
+    is gone for the next one."""
+    with Runner() as runner:
+        def ring(*_):
+            raise KeyboardInterrupt
+        former = signal.signal(signal.SIGALRM, ring)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            runner.check("", "def f(x):\n  while True: pass", "assert f(2) == 3", "f", 30)
+        signal.signal(signal.SIGALRM, former)
+        runner.stop()
+        assert status(runner, "def f(x): return x + 1") == "pass"
 
 
 def processes():
