@@ -163,7 +163,7 @@ FAMILIES = {        # family: (prompt, procedure, the operands' ranges), from ea
 
 
 def _suits(family, a, b, c=0):
-    """add, sub: no carry or borrow; carry, borrow: at least one; chain too: not negative."""
+    """add, sub: without a carry or borrow; carry, borrow: with one; no result below 0."""
     carries = a % 10 + b % 10 > 9 or a % 100 + b % 100 > 99
     borrows = a % 10 < b % 10 or a % 100 < b % 100
     if family in ("add", "carry"):

@@ -116,8 +116,8 @@ def score(jobs: list, timeout: float = 3.0, workers: int | None = None,
 
     A timeout or an error of the harness counts only if a second run, alone, has it again. Its limit
     is `timeout`, or twice the time of the problem's own solution if that is more: a slow machine is
-    no reason to fail. ValueError without allow_code_execution, and where a right program
-    does not pass, or a wrong one not fail: no verdict would mean anything.
+    no reason to fail. ValueError without allow_code_execution, and where a right program does not
+    pass, or a wrong one not fail: no verdict would mean anything.
     """
     if not allow_code_execution:
         raise ValueError(CONSENT)

@@ -171,7 +171,7 @@ def complete(model, enc, problems: list, *, max_new_tokens: int = 64, batch_size
                                      seed=[row["seed"] for row in own], weak=weak, lam=lam)
                 for i, row, tokens in zip(batch, own, new, strict=True):
                     text = enc.decode(tokens)
-                    if texts[i // n].endswith("\nAnswer:"):     # and then one of its own
+                    if texts[i // n].endswith("\nAnswer:"):     # a base model asks on by itself
                         text = text.partition("\nQuestion:")[0]
                     row.update(completion=text, tokens=len(tokens),
                                truncated=len(tokens) >= max_new_tokens)
@@ -263,9 +263,8 @@ def compare(path_a: str, path_b: str, draws: int = 2000, seed: int = 0) -> dict:
 
 def score(a, name: str, problems: list, model, enc, official: Callable | None) -> Answers:
     """Complete, judge and write one data set: NAME.jsonl (rows), NAME.json (settings, scores)."""
-    grader = getattr(problems[0], "grader", "")
-    if not grader:                                         # a built-in task, which has its own
-        grader = name
+    grader = getattr(problems[0], "grader", name)
+    if not hasattr(problems[0], "grader"):                 # a built-in task, which is its own
         system, wrap, new_tokens, batch = None, None, 64, 700
     else:
         system = PAPER_SYSTEM if a.protocol == "paper" else None
@@ -304,10 +303,11 @@ def main(argv: list[str] | None = None) -> None:
     official = official_grader() if a.grader == "official" else None
     sets = {}
     for spec in a.data:                                # all data are checked before any work
-        sets[parse_spec(spec)[0]] = load_problems(spec, a.limit, a.any_count, a.split,
-                                                  (a.prompt_column, a.completion_column))
-        if getattr(sets[parse_spec(spec)[0]][0], "test", ""):
+        problems = load_problems(spec, a.limit, a.any_count, a.split,
+                                 (a.prompt_column, a.completion_column))
+        if getattr(problems[0], "test", ""):
             raise ValueError(f"--data {spec}: eval_code.py scores programs")
+        sets[parse_spec(spec)[0]] = problems
     print(f"{a.checkpoint} on {a.device}", flush=True)
     model, enc, task = load_model(a.checkpoint, a.device)
     scoring.check_task(a, task)

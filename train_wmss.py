@@ -226,7 +226,7 @@ def train(run: Run, arm: str, strong: GPT, samples: list[Sample], batches: Seque
             with ranks.exchange(ddp, last):
                 with ranks.autocast(training=True):
                     loss = ddp(x, y, positions, lam)
-                # DDP and FSDP average over ranks: times their number is the mean
+                # DDP and FSDP average over ranks; times their number it is the mean
                 (loss * (ranks.world / max(1, n_tokens))).backward()
             total += loss.detach()
         progress.gradients(total)               # their norms, for the log

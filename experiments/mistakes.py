@@ -189,7 +189,7 @@ def figure(points, rows):
                            (arm, reference), (mean, half, _) in point.differences(rows).items()]
               for point in points}
     return stacked([draw.forest("Declared differences, points", groups, ("",))],
-                        "mixing less plain training where the data carry mistakes")
+                   "mixing less plain training where the data carry mistakes")
 
 
 def in_words(points, rows):
@@ -198,11 +198,11 @@ def in_words(points, rows):
     return ("**Predictions declared before any row** (`mistakes.py`): w is the share of right "
             "solutions in the base's corpus, q that in the fine-tuning set, of those that can be "
             "wrong (math: two thirds); all else makes the family's usual mistake. Stars: Holm over "
-            "a point's differences, where a gain is "
-            "foreseen. It holds if all that were named have one; no gain, if neither `joint` less "
-            "`sft-flops` nor less `sft-steps` has its interval above 0. On code `frozen` less "
-            "`permuted` was not declared; `sft-flops-joint` and `permuted-joint` were, but after "
-            "the rows of `joint`, which is held against them.\n\n" + "\n".join(lines))
+            "a point's differences, where a gain is foreseen. It holds if all that were named have "
+            "one; no gain, if neither `joint` less `sft-flops` nor less `sft-steps` has its "
+            "interval above 0. On code `frozen` less `permuted` was not declared; "
+            "`sft-flops-joint` and `permuted-joint` were, but after the rows of `joint`, which is "
+            "held against them.\n\n" + "\n".join(lines))
 
 
 def whole(rows):

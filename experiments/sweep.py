@@ -491,7 +491,8 @@ def run_jobs(pool, do, name, jobs, rows, keep):
 def open_rows(path, config):
     """Rows that are there -> ({key: row}, what is said of those to come, function that appends the
     row of a job)."""
-    rows = {key_of(r): r for r in read_rows(path)} if whole_lines(path) else {}
+    there = whole_lines(path)                   # a last line that a crash left half-written goes
+    rows = {key_of(r): r for r in read_rows(path)} if there else {}
     versions = f"python {platform.python_version()}, torch {torch.__version__}"
     made = dict(commit=commit(), versions=versions, hardware=hardware(), config=config,
                 vocabulary=analyse.VOCABULARY)

@@ -148,10 +148,10 @@ def check_inputs(run, needs_gaps, sets_to_score):
     if cfg.overwrite:
         named = [*paths.values(), *cfg.data, *cfg.val_data, cfg.preset, cfg.template,
                  *(spec.partition("=")[2] for spec in cfg.score_data)]
-        places = [{os.path.abspath(path) + os.sep, os.path.realpath(path) + os.sep}
-                  for path in (folder.out, *(re.sub("@[^@/]+$", "", p) for p in named if p))]
-        for path, both in zip(filter(None, named), places[1:], strict=True):
-            if any(a.startswith(b) or b.startswith(a) for a in both for b in places[0]):
+        own, *places = ({see(path) + os.sep for see in (os.path.abspath, os.path.realpath)}
+                        for path in (folder.out, *(re.sub("@[^@/]+$", "", p) for p in named if p)))
+        for path, place in zip(filter(None, named), places, strict=True):
+            if any(a.startswith(b) or b.startswith(a) for a in place for b in own):
                 raise ValueError(f"--overwrite would delete {path}, which this run is to read; "
                                  "choose another --name, or move it")
     if "score" in stages and (cfg.task != "text" or cfg.score_data):

@@ -139,7 +139,7 @@ class Decoder:
         n_layers, done = sum(map(len, self.caches)), count(1)
 
         def attend(layer, q, k, v):
-            layer[0][row, :, slot], layer[1][row, :, slot] = k, v
+            layer[0][row, :, slot], layer[1][row, :, slot] = k, v             # keys, values
             tick(answers * next(done) / n_layers)
             return rows.attend(q, k, v)
 

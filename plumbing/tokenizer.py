@@ -78,10 +78,10 @@ class Tokenizer(tiktoken.Encoding):
 
     def check(self, text, of=""):
         """ValueError on the first character of a text that the vocabulary cannot spell."""
-        for c in "" if self.spells(text) else text:
-            if not self.spells(c):
-                raise ValueError(f"the model's vocabulary of {self.n_vocab:,} tokens cannot spell "
-                                 f"{c!r}{of}")
+        if not self.spells(text):
+            c = next(c for c in text if not self.spells(c))
+            raise ValueError(f"the model's vocabulary of {self.n_vocab:,} tokens cannot spell "
+                             f"{c!r}{of}")
 
     def encode_ordinary(self, text):
         if self._plain(text):
