@@ -69,6 +69,7 @@ DECLARED = {
              for arm in ("joint", "wmss")],
     "own": [(arm, ref) for arm in ("frozen", "joint") for ref in ("sft-flops", "sft-steps")]
     + [("frozen", "permuted-frozen"), ("frozen", "reweighted")]}
+TITLES = dict(real="Clean data", own="Data with the weak model's own mistakes (`--own`)")
 SEEDS = (0, 1, 2, 3, 4)
 LAM = 0.5
 RATES = (1e-5, 3e-5, 1e-4)              # the first is the paper's
@@ -228,15 +229,21 @@ def do(job):
     return row | dict(log=log, total=time.time() - started)
 
 
-def page(rows, regime):
-    """The rows as Markdown: where they were made, each arm, the declared differences."""
+def page(rows, *regimes):
+    """The rows as Markdown, all regimes of which there are any: see section."""
+    command = "real.py --own" if regimes == ("own",) else "real.py"
+    head = f"# Real weights\n\nWritten by `python experiments/{command} --table`; do not edit."
+    found = [regime for regime in regimes or TITLES if any(r["regime"] == regime for r in rows)]
+    return "\n\n".join([head, *(section(rows, regime) for regime in found)])
+
+
+def section(rows, regime):
+    """Of one regime: where its rows were made, each arm, the declared differences."""
     rows = [r for r in rows if r["regime"] == regime]
     rows = [r for r in rows if r["config"] == rows[-1]["config"]]       # not of another design
     arms = analyse.tested(rows, regime).get("words", {})
     made = sorted({f"commit {r['commit']}, {r['versions']}, {r['hardware']}" for r in rows})
-    command = "real.py --own" if regime == "own" else "real.py"
-    head = (f"# Real weights\n\nWritten by `python experiments/{command} --table` from the rows of "
-            f"`{command}` ({'; '.join(made)}); do not edit.")
+    head = f"## {TITLES[regime]}\n\n{len(rows)} rows: {'; '.join(made)}."
     data = {r["seed"]: r["data"] for r in rows if "data" in r}
     if data:
         head += "\n\nLabels of the data, seeds " + ", ".join(map(str, sorted(data))) + ": "
@@ -294,7 +301,7 @@ def main(argv=None):
     a = parse(argv)
     regime = "own" if a.own else "real"
     if a.table:
-        return print(page(analyse.read_rows(a.out), regime))
+        return print(page(analyse.read_rows(a.out), *["own"][:a.own]))
     a.base, a.data = os.path.abspath(a.base), os.path.abspath(a.data)
     found = read_problems(a.data, a.quick)
     for split, problems in found.items():               # SVAMP has answers, no worked solutions

@@ -983,6 +983,8 @@ def test_own_mistakes_are_the_weak_models_and_its_right_answers_stay(word_flags,
                                          ("sft-flops", "frozen", "permuted-frozen"))}
     assert all(r["data"] == dict(right=1, gold=1, mistakes=1) and r["nll_data"] > 0 for r in found)
     assert {r["regime"] for r in found} == {"own"} and {r["split"] for r in found} == {"test"}
+    both = real.page([*found, *(dict(r, regime="real") for r in found)])    # not one of them alone
+    assert both.count("| frozen | lam 0.5") == 2 and "Clean" not in real.page(found)
 
 
 DATA = os.path.join(os.path.dirname(ROOT), "shared", "data")
