@@ -229,12 +229,12 @@ def do(job):
     return row | dict(log=log, total=time.time() - started)
 
 
-def page(rows, *regimes):
-    """The rows as Markdown, all regimes of which there are any: see section."""
-    command = "real.py --own" if regimes == ("own",) else "real.py"
-    head = f"# Real weights\n\nWritten by `python experiments/{command} --table`; do not edit."
-    found = [regime for regime in regimes or TITLES if any(r["regime"] == regime for r in rows)]
-    return "\n\n".join([head, *(section(rows, regime) for regime in found)])
+def page(rows, own=False):
+    """The rows as Markdown: a section for each design that has any; own: that of --own alone."""
+    command = "real.py --own --table" if own else "real.py --table"
+    head = f"# Real weights\n\nWritten by `python experiments/{command}`; do not edit."
+    there = {r["regime"] for r in rows} & ({"own"} if own else {*TITLES})
+    return "\n\n".join([head, *(section(rows, regime) for regime in TITLES if regime in there)])
 
 
 def section(rows, regime):
@@ -301,7 +301,7 @@ def main(argv=None):
     a = parse(argv)
     regime = "own" if a.own else "real"
     if a.table:
-        return print(page(analyse.read_rows(a.out), *["own"][:a.own]))
+        return print(page(analyse.read_rows(a.out), a.own))
     a.base, a.data = os.path.abspath(a.base), os.path.abspath(a.data)
     found = read_problems(a.data, a.quick)
     for split, problems in found.items():               # SVAMP has answers, no worked solutions

@@ -928,15 +928,15 @@ def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(word_flags, tmp
         assert 0 <= r["top1"] <= 1 and r["entropy"] > 0
         assert ("pass@8" in r) == (r["seed"] == 0 and r["arm"] != "weak")
     older = [dict(r, config={}, seed=r["seed"] + 3) for r in found]     # of another design
-    assert real.page(older + found, "real") == real.page(found, "real")
+    assert real.page(older + found) == real.page(found)
     with contextlib.redirect_stdout(io.StringIO()) as said:
         real.main([*word_flags[4:], "--table"])
     assert "| sft-steps | lr" in said.getvalue()
     monkeypatch.setattr(real, "SEEDS", seeds)
     monkeypatch.setitem(real.DECLARED, "real", [("wmss", "sft-steps")])
     matched = [dict(r, arm=real.MATCHED) for r in found if r["arm"] == "sft-steps"]
-    assert "wmss less sft-flops-wmss" not in real.page(found, "real")
-    whole = real.page(found + matched, "real")      # a gain of wmss never stands alone
+    assert "wmss less sft-flops-wmss" not in real.page(found)
+    whole = real.page(found + matched)      # a gain of wmss never stands alone
     assert whole.index("wmss less sft-steps |") < whole.index("wmss less sft-flops-wmss |")
 
 
@@ -1129,7 +1129,7 @@ def test_the_published_page_of_real_weights_is_that_of_the_rows():
     """Bug: rows were made again, or joined, and the page is the old one."""
     rows = analyse.read_rows(os.path.join(analyse.HERE, "real.jsonl"))
     published = pathlib.Path(analyse.HERE, "real.md").read_text(encoding="utf-8")
-    assert published == real.page(rows, "own") + "\n" and "| 5 | 51-52 |" in published
+    assert published == real.page(rows, own=True) + "\n" and "| 5 | 51-52 |" in published
 
 
 def test_the_published_mistakes_and_map_are_those_of_the_rows(tmp_path):
