@@ -266,8 +266,9 @@ def section(rows, regime):
     if all(len(arms.get(arm, ())) == len(SEEDS) for pair in DECLARED[regime] for arm in pair):
         last = analyse.declared_table(analyse.declared(arms, DECLARED[regime]))
         if regime == "real":            # wmss spends more than sft-flops
-            last += f"\n\nA gain of `wmss` counts only if it is one over `{MATCHED}`, too:\n\n"
-            last += analyse.declared_table(analyse.declared(arms, [("wmss", MATCHED)]))
+            last += f"\n\nA gain of `wmss` counts only if it is one over `{MATCHED}`, too"
+            found = analyse.declared(arms, [("wmss", MATCHED)])
+            last += ":\n\n" + analyse.declared_table(found) if found else " (not run)."
     return "\n\n".join([head, analyse.table(names, lines), last])
 
 
