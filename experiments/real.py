@@ -230,7 +230,7 @@ def do(job):
 
 
 def page(rows, own=False):
-    """The rows as Markdown: a section for each design that has any; own: that of --own alone."""
+    """The rows as Markdown: a section for each design that has any; own: only that of --own."""
     command = "real.py --own --table" if own else "real.py --table"
     head = f"# Real weights\n\nWritten by `python experiments/{command}`; do not edit."
     there = {r["regime"] for r in rows} & ({"own"} if own else {*TITLES})

@@ -936,6 +936,7 @@ def test_a_real_run_ends_with_a_row_per_cell_and_does_none_twice(word_flags, tmp
     monkeypatch.setitem(real.DECLARED, "real", [("wmss", "sft-steps")])
     matched = [dict(r, arm=real.MATCHED) for r in found if r["arm"] == "sft-steps"]
     assert "wmss less sft-flops-wmss" not in real.page(found)
+    assert real.page(found).endswith("too (not run).")      # not an empty table
     whole = real.page(found + matched)      # a gain of wmss never stands alone
     assert whole.index("wmss less sft-steps |") < whole.index("wmss less sft-flops-wmss |")
 
