@@ -1,7 +1,7 @@
 """When does mixing win? Rows of `sweep.py map` and `sweep.py rivals` -> phase.md and phase.svg.
 
 Also when.svg, the figure of README.md: accuracy against q, of the declared rows of mistakes.py;
-dashed the border of each.
+dashed the borders that lie within.
 
 Theory, for a frozen weak model: where training ends the mix fits the data. With the log-odds of the
 right token against the usual mistake's that is
@@ -73,6 +73,12 @@ class Map:
 
     def mean(self, regime, arm, lam=None, key="accuracy"):
         return float(np.mean([r[key] for r in self.cells[regime, arm, lam].values()]))
+
+    def seeds(self, w):
+        """How many, or "1 to 2" where the values of q differ."""
+        n = sorted({len(self.cells[regime, "weak", None]) for regime in self.regimes
+                    if shares_of(regime)[0] == w})
+        return " to ".join(map(str, dict.fromkeys((n[0], n[-1]))))
 
     def less(self, regime, arm, lam, reference):
         """The differences in points (S, P), see analyse.less."""
@@ -212,11 +218,15 @@ def main(argv=None):
         found = Map(rows)
         name = "phase.svg" if task == "toy-math" else f"phase-{task}.svg"
         write_text(os.path.join(a.into, name), figure(found))
-        points = {round(1 - p.label_noise, 2): p.accuracies(made) for p in mistakes.whole(made)
-                  if (p.task, p.noise) == (task, 0.95) and p.round != 3}    # 3: other seeds
+        points = {}
+        for p in mistakes.whole(made):
+            if (p.task, p.noise) == (task, 0.95) and p.round != 3:          # 3: other seeds
+                q = round(1 - p.label_noise, 2)
+                points[q] = points.get(q, {}) | p.accuracies(made)
         if points and 0.05 in found.weak:
             curves.append(curves_chart(task, points, found.weak[0.05]))
-        parts.append(f"## {task}, seeds: {len({r['seed'] for r in rows})}\n\n![The map]({name})\n\n"
+        seeds = "; ".join(f"w {w:g}: {found.seeds(w)}" for w in found.weak)
+        parts.append(f"## {task}\n\nSeeds, {seeds}.\n\n![The map]({name})\n\n"
                      f"{map_table(found)}\n\n{analyse.places(rows)}")
     if curves:
         write_text(os.path.join(a.into, "when.svg"), stacked(curves, "when mixing wins"))

@@ -82,15 +82,15 @@ def family_rows(gaps, samples):
 
 
 def gap_table(gaps, samples):
-    """Tokens and mean entropies by gap code; shares of tokens and of sampling weight by family."""
+    """Tokens and mean entropies by gap code, by family; Kish's effective number of samples."""
     lines = [f"{len(samples):,} samples, {len(gaps.codes):,} loss tokens | mean entropy (nats): "
-             f"weak {gaps.ent_weak.mean():.4f}, live {gaps.ent_live.mean():.4f}",
+             f"weak {gaps.ent_weak.mean():.4f}, live {gaps.ent_live.mean():.4f} | "
+             f"effective samples when resampled: {1 / gaps.weights.square().sum():,.1f}",
              f"{'code':15s} {'tokens':>9s} {'share':>7s} {'H weak':>8s} {'H live':>8s}"]
     for code, (name, count, share, weak, live) in enumerate(code_rows(gaps)):
         lines.append(f"{code} {name:13s} {count:>9s} {share:>7s} {weak:>8s} {live:>8s}")
-    names = " ".join(f"{name:>13s}" for name in CODES)
-    lines.append(f"\n{'family':15s} {'samples':>9s} {'mass':>7s} {'H weak':>8s} {'H live':>8s} "
-                 f"{names}")
+    names = "".join(f" {name:>13s}" for name in CODES)
+    lines += ["", f"{'family':15s}{'samples':>10s}{'mass':>8s}{'H weak':>9s}{'H live':>9s}{names}"]
     for family, n, _, mass, weak, live, codes in family_rows(gaps, samples):
         shares = " ".join(f"{share:13.1%}" for share in codes)
         lines.append(f"{family:15s} {n:9,d} {mass:7.1%} {weak:8.4f} {live:8.4f} {shares}")

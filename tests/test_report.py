@@ -65,7 +65,8 @@ def test_gap_table_counts_tokens_and_means_by_code_and_family(by_hand):
     table = gap_table(gaps, samples)
     n = len(gaps.codes)
     assert table.startswith(f"9 samples, {n:,} loss tokens | mean entropy (nats): "
-                            f"weak {gaps.ent_weak.mean():.4f}, live {gaps.ent_live.mean():.4f}")
+                            f"weak {gaps.ent_weak.mean():.4f}, live {gaps.ent_live.mean():.4f} | "
+                            f"effective samples when resampled: {45**2 / 285:.1f}\n")
     for code, name in enumerate(CODES):
         count = int((gaps.codes == code).sum())
         row = f"{code} {name:13s} {count:9,d} {count / n:7.1%} {code + 1:8.4f} {code / 2:8.4f}"
