@@ -5,9 +5,9 @@ right solutions in the data and w the weak model's probability of the right one,
 the majority (right if q > 1/2), mixing is right as soon as logit(q) > (1 - lam) logit(w). This is
 debiasing by a product of experts (Clark et al. 2019, He et al. 2019), seen from WMSS.
 
-Declared before any row was made, in five rounds (a few seeds on validation had suggested each):
-built-in tasks, math but for round 4, lambda 0.5, rate 3.1e-4 for all arms, stage 3 of 12 epochs,
-ten fresh seeds (10 to 19; in round 3: 20 to 29), 1,400 test problems with true answers.
+Declared before any row was made, in six rounds (a few seeds on validation had suggested each):
+built-in tasks, math but for rounds 4 and 6, lambda 0.5, rate 3.1e-4 for all arms, stage 3 of 12
+epochs, ten fresh seeds (10 to 19; in round 3: 20 to 29), 1,400 test problems with true answers.
 1. w = 0.05. Where q = 0.3 mixing must win: joint less sft-flops and joint less sft-steps (primary),
    frozen less both, joint less temperature and less permuted. At q = 0.7 theory sees no gain.
 2. w = 0.05, q = 0.5: mixing must win, the same primary; frozen less both; and, with no sign
@@ -26,8 +26,11 @@ ten fresh seeds (10 to 19; in round 3: 20 to 29), 1,400 test problems with true 
    these rows: joint above sft-flops-joint at q = 0.3 and 0.5; no sign is foreseen of joint less
    permuted-joint, nor of wmss less sft-flops-joint and less sft-steps. (Not declared: frozen less
    permuted, whose rows were there.)
-5. wmss, the paper's method, on the M1s of rounds 1 and 2 with w = 0.05: less sft-flops (joint's
-   FLOPs; its entropy pass costs 3 % more), sft-steps and joint. No sign is foreseen.
+5. and 6. (code) The paper's method by two formulas, on the M1s of rounds 1, 2 and 4, w = 0.05: that
+   of the released code (wmss), version 1 of the paper (wmss-v1). On seed 50 nearly all samples have
+   become less sure; the few that have not get 80 % of the draws from the first, as if D had 7 to 33
+   samples of 1,000, by the second 387 to 676. So wmss-v1 must be above wmss. No sign is foreseen
+   less sft-flops (joint's FLOPs, on code those of wmss; entropies cost 3 %), sft-steps and joint.
 Stars by Holm over the differences of a point where a gain is foreseen. All of it is published.
 
     python experiments/mistakes.py --allow-code-execution --seeds 10 11 12    # rows, resumable
@@ -36,7 +39,6 @@ Stars by Holm over the differences of a point where a gain is foreseen. All of i
 
 import contextlib
 import io
-import itertools
 import json
 import os
 import sys
@@ -57,13 +59,16 @@ from plumbing.cli import program
 from plumbing.files import commit, write_text
 
 ROWS = os.path.join(HERE, "mistakes.jsonl")
-SEEDS = dict.fromkeys((1, 2, 4, 5), range(10, 20)) | {3: range(20, 30)}
-TRAINED_WEAK = ("sft-flops-joint", "permuted-joint", "wmss")   # round 4: --weak joint, not frozen
+SEEDS = dict.fromkeys((1, 2, 4, 5, 6), range(10, 20)) | {3: range(20, 30)}
+# on code, too: --weak joint, not frozen
+TRAINED_WEAK = ("sft-flops-joint", "permuted-joint", "wmss", "wmss-v1")
 MODELS = ("base", "sft", "sft-steps", "sft-flops", "temperature", "permuted", "joint", "frozen",
           "wmss-mask", "reweighted", *TRAINED_WEAK)
 PRIMARY = [("joint", "sft-flops"), ("joint", "sft-steps")]
 COMMON = [*PRIMARY, ("frozen", "sft-flops"), ("frozen", "sft-steps")]
 CODE = [("joint", "sft-flops-joint"), *COMMON[1:]]
+FORMULAS = [("wmss-v1", "wmss"), *((arm, reference) for arm in ("wmss", "wmss-v1")
+                                   for reference in ("sft-steps", "joint"))]
 MASK = [("wmss-mask", reference) for reference in ("frozen", "sft-flops", "sft-steps")]
 ROUNDS = {1: [*COMMON, ("joint", "temperature"), ("joint", "permuted")],
           2: [*COMMON, ("reweighted", "sft-flops"), ("reweighted", "frozen")],
@@ -71,7 +76,8 @@ ROUNDS = {1: [*COMMON, ("joint", "temperature"), ("joint", "permuted")],
           4: [*CODE, ("joint", "permuted-joint"), ("wmss", "sft-flops-joint"),
               ("wmss", "sft-steps"), ("frozen", "permuted"), ("wmss-mask", "frozen"),
               ("reweighted", "frozen")],
-          5: [("wmss", "sft-flops"), ("wmss", "sft-steps"), ("wmss", "joint")]}
+          5: [*FORMULAS, ("wmss", "sft-flops"), ("wmss-v1", "sft-flops")],
+          6: [*FORMULAS, ("wmss", "sft-flops-joint"), ("wmss-v1", "sft-flops-joint")]}
 
 
 class Point(NamedTuple):
@@ -83,17 +89,19 @@ class Point(NamedTuple):
     task: str = "toy-math"
 
     def __str__(self):
-        words = f"w = {1 - self.noise:.2g}, q = {1 - self.label_noise:.1f}"
-        return words + {3: ", round 3", 4: ", code", 5: ", round 5"}.get(self.round, "")
+        more = {3: ", round 3", 4: ", code", 5: ", resampled", 6: ", code, resampled"}
+        return f"w = {1 - self.noise:.2g}, q = {1 - self.label_noise:.1f}{more.get(self.round, '')}"
 
     @property
     def models(self):
         compared = {"base", "sft"}.union(*ROUNDS[self.round])
         return [model for model in MODELS if model in compared]
 
-    def weak(self, model):
-        """The --weak of the run that makes a model."""
-        return "frozen" if "wmss-mask" in self.models and model not in TRAINED_WEAK else "joint"
+    def flags(self, model):
+        """Of the run that makes a model."""
+        frozen = "wmss-mask" in self.models and model not in TRAINED_WEAK
+        more = ("--weights", "v1") if model == "wmss-v1" else ()
+        return "--weak", "frozen" if frozen else "joint", *more
 
     def of(self, rows):
         older = dict(noise=0.95, task="toy-math")               # rows of which do not say so
@@ -132,7 +140,8 @@ POINTS = (Point(0.95, 0.7, 1, PRIMARY), Point(0.95, 0.3, 1, []), Point(0.95, 0.5
           Point(0.95, 0.1, 2, []), Point(0.5, 0.7, 2, []), Point(0.95, 0.7, 3, MASK),
           Point(0.95, 0.1, 3, MASK[:1]), Point(0.95, 0.7, 4, CODE, "toy-code"),
           Point(0.95, 0.5, 4, CODE, "toy-code"), Point(0.95, 0.1, 4, None, "toy-code"),
-          *(Point(0.95, label_noise, 5, None) for label_noise in (0.7, 0.5, 0.3, 0.1)))
+          *(Point(0.95, noise, 5, FORMULAS[:1]) for noise in (0.7, 0.5, 0.3, 0.1)),
+          *(Point(0.95, noise, 6, FORMULAS[:1], "toy-code") for noise in (0.7, 0.5, 0.1)))
 
 
 def read_rows(path=ROWS):
@@ -145,23 +154,26 @@ def run_seed(seed, n, rows, extra=()):
     made = []
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         bases = {}
-        for point, weak in itertools.product(POINTS, ("joint", "frozen")):
-            there = {r["model"]: r["correct"] for r in point.of(rows) if r["seed"] == seed}
-            models = [m for m in point.models if point.weak(m) == weak and m not in there]
+        for point, flags in [(p, f) for p in POINTS
+                             for f in sorted({*map(p.flags, p.models)}, reverse=True)]:
+            known = point.of([*rows, *made])
+            there = {r["model"]: r["correct"] for r in known if r["seed"] == seed}
+            models = [m for m in point.models if point.flags(m) == flags and m not in there]
             if seed not in SEEDS[point.round] or not models:
                 continue
             corpus = point.task, point.noise
-            name = f"{point.task}-{point.noise}-{point.label_noise}-{weak}-{point.round}"
-            arms = [m.removesuffix("-joint") for m in models if m not in ("base", "sft")]
+            name = "-".join(map(str, (*corpus, point.label_noise, *flags[1::2], point.round)))
+            arms = [m.removesuffix("-joint").removesuffix("-v1") for m in models]
             with contextlib.redirect_stdout(io.StringIO()):
                 train_wmss.main(["--preset", "mistakes", "--seed", str(seed), "--name", name,
                                  "--noise", str(point.noise), "--label-noise",
-                                 str(point.label_noise), "--weak", weak, "--arm", *arms,
+                                 str(point.label_noise), *flags, "--arm",
+                                 *[arm for arm in arms if arm not in ("base", "sft")],
                                  "--threads", "1", "--task", point.task, "--score-n", str(n),
                                  *bases.get(corpus, ()), *extra])
             bases.setdefault(corpus, ("--base", f"out/{name}/base.pt"))
-            for model in dict.fromkeys(["sft", *models]):
-                with open(f"out/{name}/answers/{model.removesuffix('-joint')}.jsonl") as f:
+            for model, arm in dict.fromkeys([("sft", "sft"), *zip(models, arms, strict=True)]):
+                with open(f"out/{name}/answers/{arm}.jsonl") as f:
                     right = [json.loads(line)["correct"] for line in f]
                 if there.get(model, pack(right)) != pack(right):
                     raise ValueError(f"seed {seed}, {point}: expected the M1 of the rows that are "

@@ -1038,7 +1038,7 @@ def test_a_declared_point_is_published_whole_or_not_at_all(tmp_path):
     assert not list(tmp_path.iterdir())
     mistakes.publish(rows[:-1], tmp_path)
     text = (tmp_path / "mistakes.md").read_text()
-    assert "q = 0.9, code" in text and "q = 0.9, round 5" not in text
+    assert "q = 0.9, code" in text and "q = 0.9, code, resampled" not in text
     mistakes.publish(rows, tmp_path)
     text = (tmp_path / "mistakes.md").read_text()
     assert "+20.00" in text and ("w = 0.05, q = 0.3: above 0: joint less sft-flops, joint less "
@@ -1049,16 +1049,16 @@ def test_a_declared_point_is_published_whole_or_not_at_all(tmp_path):
         for arm, reference in mistakes.ROUNDS[point.round]:
             stars += bool(better) and (arm in better) != (reference in better)
         assert part.count("]* |") == stars, part
-        right = [100 * r["accuracy"] for r in point.of(rows) if r["model"] == "sft-flops"]
-        assert f"| sft-flops | {np.mean(right):.2f} [" in part
+        right = [100 * r["accuracy"] for r in point.of(rows) if r["model"] == "sft-steps"]
+        assert f"| sft-steps | {np.mean(right):.2f} [" in part
     picture = (tmp_path / "mistakes.svg").read_text()
     assert xml.dom.minidom.parseString(picture)
     assert all(str(point) in picture for point in mistakes.POINTS)
     for arm, reference in sum(mistakes.ROUNDS.values(), []):
         assert f"{arm} less {reference}" in picture
     none = mistakes.in_words(mistakes.POINTS, made_up(0))
-    assert none.count("**is not confirmed**") == 6 and none.count("**holds**") == 3
-    assert none.count("no sign was foreseen") == 5
+    assert none.count("**is not confirmed**") == 13 and none.count("**holds**") == 3
+    assert none.count("no sign was foreseen") == 1
     against = [r | dict(accuracy=0.9, correct="ffffffffff") if r["model"] == "joint" else r
                for r in rows]
     said = mistakes.in_words(mistakes.POINTS, against)
@@ -1072,7 +1072,7 @@ def test_a_seed_makes_what_its_rows_lack_with_the_weak_model_that_each_arm_needs
 
     def train(argv):
         parser = argparse.ArgumentParser()
-        for flag in ("--name", "--weak", "--task", "--base"):
+        for flag in ("--name", "--weak", "--task", "--base", "--weights"):
             parser.add_argument(flag)
         parser.add_argument("--arm", nargs="+")
         flags = parser.parse_known_args(argv)[0]
@@ -1088,13 +1088,16 @@ def test_a_seed_makes_what_its_rows_lack_with_the_weak_model_that_each_arm_needs
     assert mistakes.run_seed(10, 40, rows) == [] and not calls
     lacking = [r for r in rows if r["model"] not in mistakes.TRAINED_WEAK]
     made = mistakes.run_seed(10, 40, lacking)
+    trained = mistakes.TRAINED_WEAK
     assert sorted((r["task"], r["label_noise"], r["model"]) for r in made) == sorted([
-        *itertools.product(["toy-code"], (0.1, 0.5, 0.7), mistakes.TRAINED_WEAK),
-        *itertools.product(["toy-math"], (0.1, 0.3, 0.5, 0.7), ["wmss"])])
-    assert {r["accuracy"] for r in made if r["model"] == "wmss"} == {24 / 40}
-    code, math = calls[:3], calls[3:]
-    assert [(c.weak, c.arm) for c in code] == [("joint", ["sft-flops", "permuted", "wmss"])] * 3
-    assert [(c.weak, c.arm) for c in math] == [("joint", ["wmss"])] * 4
+        *itertools.product(["toy-code"], (0.1, 0.5, 0.7), trained),
+        *itertools.product(["toy-math"], (0.1, 0.3, 0.5, 0.7), trained[-2:])])
+    assert {r["accuracy"] for r in made if "wmss" in r["model"]} == {24 / 40}
+    code, math = ([c for c in calls if c.task == task] for task in ("toy-code", "toy-math"))
+    flags = [("joint", None, ["sft-flops", "permuted", "wmss"]), ("joint", "v1", ["wmss"])]
+    assert [(c.weak, c.weights, c.arm) for c in code] == flags[:1] * 3 + flags[1:] * 3
+    flags = [("joint", "v1", ["wmss"]), ("joint", None, ["wmss"])] * 4
+    assert [(c.weak, c.weights, c.arm) for c in math] == flags
     for own in (code, math):
         assert [c.base for c in own] == [None] + [f"out/{own[0].name}/base.pt"] * (len(own) - 1)
     calls.clear()
@@ -1103,7 +1106,8 @@ def test_a_seed_makes_what_its_rows_lack_with_the_weak_model_that_each_arm_needs
                                or r["task"] != point.task])
     weak = {arm: call.weak for call in calls for arm in call.arm}
     assert weak["wmss-mask"] == weak["frozen"] == weak["reweighted"] == "frozen"
-    assert weak["wmss"] == "joint" and [c.weak for c in calls] == ["joint", "frozen"]
+    assert weak["wmss"] == "joint" and [c.weak for c in calls] == ["joint", "frozen", "joint"]
+    assert [c.weights for c in calls] == [None, None, "v1"]     # what is made once is there then
     with pytest.raises(ValueError, match="found another"):
         mistakes.run_seed(10, 40, [r | dict(correct="0000000000") if r["model"] == "sft" else r
                                    for r in lacking])
