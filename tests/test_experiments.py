@@ -1049,8 +1049,8 @@ def test_a_declared_point_is_published_whole_or_not_at_all(tmp_path):
         for arm, reference in mistakes.ROUNDS[point.round]:
             stars += bool(better) and (arm in better) != (reference in better)
         assert part.count("]* |") == stars, part
-        right = [100 * r["accuracy"] for r in point.of(rows) if r["model"] == "sft-steps"]
-        assert f"| sft-steps | {np.mean(right):.2f} [" in part
+        right = [100 * r["accuracy"] for r in point.of(rows) if r["model"] == "sft"]
+        assert f"| sft | {np.mean(right):.2f} [" in part
     picture = (tmp_path / "mistakes.svg").read_text()
     assert xml.dom.minidom.parseString(picture)
     assert all(str(point) in picture for point in mistakes.POINTS)
@@ -1065,7 +1065,8 @@ def test_a_declared_point_is_published_whole_or_not_at_all(tmp_path):
     assert said.count("mixing gains nothing; this **is not confirmed**") == 3
 
 
-def test_a_seed_makes_what_its_rows_lack_with_the_weak_model_that_each_arm_needs(monkeypatch):
+def test_a_seed_makes_what_its_rows_lack_with_the_weak_model_that_each_arm_needs(monkeypatch,
+                                                                                 tmp_path):
     """Bug: sft-flops with the FLOPs of a cheaper arm; one arm's answers under another's name; a row
     made twice; arms of two machines' M1s side by side."""
     calls = []
@@ -1085,17 +1086,17 @@ def test_a_seed_makes_what_its_rows_lack_with_the_weak_model_that_each_arm_needs
 
     monkeypatch.setattr(train_wmss, "main", train)
     rows = made_up(0)
-    assert mistakes.run_seed(10, 40, rows) == [] and not calls
+    assert mistakes.run_seed(10, 40, rows, tmp_path / "rows") == [] and not calls
     lacking = [r for r in rows if r["model"] not in mistakes.TRAINED_WEAK]
-    made = mistakes.run_seed(10, 40, lacking)
-    trained = mistakes.TRAINED_WEAK
+    made = mistakes.run_seed(10, 40, lacking, tmp_path / "rows")
+    trained = mistakes.TRAINED_WEAK[:3]
     assert sorted((r["task"], r["label_noise"], r["model"]) for r in made) == sorted([
         *itertools.product(["toy-code"], (0.1, 0.5, 0.7), trained),
-        *itertools.product(["toy-math"], (0.1, 0.3, 0.5, 0.7), trained[-2:])])
+        *itertools.product(["toy-math"], (0.1, 0.3, 0.5, 0.7), ["wmss", "wmss-v1"])])
     assert {r["accuracy"] for r in made if "wmss" in r["model"]} == {24 / 40}
     code, math = ([c for c in calls if c.task == task] for task in ("toy-code", "toy-math"))
-    flags = [("joint", None, ["sft-flops", "permuted", "wmss"]), ("joint", "v1", ["wmss"])]
-    assert [(c.weak, c.weights, c.arm) for c in code] == flags[:1] * 3 + flags[1:] * 3
+    assert [(c.weak, c.arm) for c in code] == [("joint", ["sft-flops", "permuted", "wmss"])] * 3
+    assert not any(c.weights for c in code)
     flags = [("joint", "v1", ["wmss"]), ("joint", None, ["wmss"])] * 4
     assert [(c.weak, c.weights, c.arm) for c in math] == flags
     for own in (code, math):
@@ -1103,14 +1104,18 @@ def test_a_seed_makes_what_its_rows_lack_with_the_weak_model_that_each_arm_needs
     calls.clear()
     point = next(p for p in mistakes.POINTS if p.round == 4 and p.wins is None)
     mistakes.run_seed(10, 40, [r for r in rows if r["label_noise"] != point.label_noise
-                               or r["task"] != point.task])
+                               or r["task"] != point.task], tmp_path / "rows")
     weak = {arm: call.weak for call in calls for arm in call.arm}
     assert weak["wmss-mask"] == weak["frozen"] == weak["reweighted"] == "frozen"
-    assert weak["wmss"] == "joint" and [c.weak for c in calls] == ["joint", "frozen", "joint"]
-    assert [c.weights for c in calls] == [None, None, "v1"]     # what is made once is there then
+    assert weak["wmss"] == "joint" and [c.weak for c in calls] == ["joint", "frozen"]
+    calls.clear()
+    made = mistakes.run_seed(30, 40, [], tmp_path / "fresh.jsonl")
+    assert mistakes.read_rows(tmp_path / "fresh.jsonl") == made
+    assert len({(r["label_noise"], r["model"]) for r in made}) == len(made) == 3 * 6
+    assert [c.weights for c in calls] == ["v1", None] * 3
     with pytest.raises(ValueError, match="found another"):
         mistakes.run_seed(10, 40, [r | dict(correct="0000000000") if r["model"] == "sft" else r
-                                   for r in lacking])
+                                   for r in lacking], tmp_path / "rows")
 
 
 def map_rows(path, differs):
