@@ -42,10 +42,9 @@ NAMES = ("toy", "regimes", "equal", "unsure")                   # files of rows
 # Rows written before `made` had a vocabulary -> today's names. `wmss` meant resampling and the gap
 # mask together then; it now means the paper's method, resampling alone (then `wmss-sample`).
 VOCABULARY = 2
-OLD_NAMES = {
-    "m1": "sft", "sft": "sft-steps", "d0": "temperature", "label-smoothing": "smoothing",
-    "wmss": "wmss-both", "wmss-sample": "wmss", "wmss-token": "wmss-mask",
-    "wmss-v1": "wmss-both-v1", "wmss-v2": "wmss-both-v2"}
+OLD_NAMES = {"m1": "sft", "sft": "sft-steps", "d0": "temperature", "label-smoothing": "smoothing",
+             "wmss": "wmss-both", "wmss-sample": "wmss", "wmss-token": "wmss-mask",
+             "wmss-v1": "wmss-both-v1", "wmss-v2": "wmss-both-v2"}
 
 
 def read_rows(path):

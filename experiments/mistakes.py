@@ -127,10 +127,9 @@ class Point(NamedTuple):
         found = self.differences(rows)
         if self.wins is None:
             return "no sign was foreseen"
-        if self.wins:
-            words = "above 0: " + ", ".join(f"{arm} less {ref}" for arm, ref in self.wins)
-            holds = all(found[pair][0] > 0 and found[pair][2] < 0.05 for pair in self.wins)
-        else:
+        words = "above 0: " + ", ".join(f"{arm} less {ref}" for arm, ref in self.wins)
+        holds = all(found[pair][0] > 0 and found[pair][2] < 0.05 for pair in self.wins)
+        if not self.wins:
             words = "mixing gains nothing"
             holds = not any(mean - half > 0 for mean, half, _ in map(found.get, PRIMARY))
         return f"{words}; this **{'holds' if holds else 'is not confirmed'}**"

@@ -74,12 +74,6 @@ class Map:
     def mean(self, regime, arm, lam=None, key="accuracy"):
         return float(np.mean([r[key] for r in self.cells[regime, arm, lam].values()]))
 
-    def seeds(self, w):
-        """How many, or "1 to 2" where the values of q differ."""
-        n = sorted({len(self.cells[regime, "weak", None]) for regime in self.regimes
-                    if shares_of(regime)[0] == w})
-        return " to ".join(map(str, dict.fromkeys((n[0], n[-1]))))
-
     def less(self, regime, arm, lam, reference):
         """The differences in points (S, P), see analyse.less."""
         return 100 * less(self.cells[regime, arm, lam], self.cells[regime, reference, None])
@@ -221,11 +215,11 @@ def main(argv=None):
         points = {}
         for p in mistakes.whole(made):
             if (p.task, p.noise) == (task, 0.95) and p.round != 3:          # 3: other seeds
-                q = round(1 - p.label_noise, 2)
-                points[q] = points.get(q, {}) | p.accuracies(made)
+                points.setdefault(round(1 - p.label_noise, 2), {}).update(p.accuracies(made))
         if points and 0.05 in found.weak:
             curves.append(curves_chart(task, points, found.weak[0.05]))
-        seeds = "; ".join(f"w {w:g}: {found.seeds(w)}" for w in found.weak)
+        seeds = {shares_of(regime)[0]: len(own) for (regime, *_), own in found.cells.items()}
+        seeds = "; ".join(f"w {w:g}: {seeds[w]}" for w in found.weak)
         parts.append(f"## {task}\n\nSeeds, {seeds}.\n\n![The map]({name})\n\n"
                      f"{map_table(found)}\n\n{analyse.places(rows)}")
     if curves:

@@ -64,11 +64,11 @@ from plumbing.tasks import training_set
 ARMS = ("sft-steps", "sft-flops", "temperature", "permuted", "frozen", "joint", "wmss")
 OWN_ARMS = ("sft-steps", "sft-flops", "joint", "frozen", "permuted-frozen", "reweighted")
 MATCHED = "sft-flops-wmss"              # SFT for the FLOPs of wmss; only if it is named
+PLAIN = ("sft-flops", "sft-steps")
 DECLARED = {
-    "real": [(arm, ref) for ref in ("sft-flops", "sft-steps", "temperature")
-             for arm in ("joint", "wmss")],
-    "own": [(arm, ref) for arm in ("frozen", "joint") for ref in ("sft-flops", "sft-steps")]
-    + [("frozen", "permuted-frozen"), ("frozen", "reweighted")]}
+    "real": [(arm, ref) for ref in (*PLAIN, "temperature") for arm in ("joint", "wmss")],
+    "own": [*((arm, ref) for arm in ("frozen", "joint") for ref in PLAIN),
+            ("frozen", "permuted-frozen"), ("frozen", "reweighted")]}
 TITLES = dict(real="Clean data", own="Data with the weak model's own mistakes (`--own`)")
 SEEDS = (0, 1, 2, 3, 4)
 LAM = 0.5
@@ -229,12 +229,11 @@ def do(job):
     return row | dict(log=log, total=time.time() - started)
 
 
-def page(rows, own=False):
-    """The rows as Markdown: a section for each design that has any; own: only that of --own."""
-    command = "real.py --own --table" if own else "real.py --table"
-    head = f"# Real weights\n\nWritten by `python experiments/{command}`; do not edit."
-    there = {r["regime"] for r in rows} & ({"own"} if own else {*TITLES})
-    return "\n\n".join([head, *(section(rows, regime) for regime in TITLES if regime in there)])
+def page(rows):
+    """The rows as Markdown: a section for each design that has any."""
+    head = "# Real weights\n\nWritten by `python experiments/real.py --table`; do not edit."
+    return "\n\n".join([head, *(section(rows, regime) for regime in TITLES
+                                if any(r["regime"] == regime for r in rows))])
 
 
 def section(rows, regime):
@@ -302,7 +301,7 @@ def main(argv=None):
     a = parse(argv)
     regime = "own" if a.own else "real"
     if a.table:
-        return print(page(analyse.read_rows(a.out), a.own))
+        return print(page(analyse.read_rows(a.out)))
     a.base, a.data = os.path.abspath(a.base), os.path.abspath(a.data)
     found = read_problems(a.data, a.quick)
     for split, problems in found.items():               # SVAMP has answers, no worked solutions

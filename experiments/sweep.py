@@ -95,8 +95,7 @@ TRAINED = {arm: dict(arm=[arm], gap="none") for arm in (
     "joint", *NEIGHBOURS)} | {
     "sft-flops-wmss": dict(arm=["sft-flops"], gap="both"),
     "permuted-frozen": dict(arm=["permuted"], gap="none", weak="frozen"),
-    "wmss": dict(arm=["wmss"], gap="sample"),
-    "wmss-mask": dict(arm=["wmss"], gap="token"),
+    "wmss": dict(arm=["wmss"], gap="sample"), "wmss-mask": dict(arm=["wmss"], gap="token"),
     "wmss-both": dict(arm=["wmss"], gap="both"),
     "wmss-both-v1": dict(arm=["wmss"], gap="both", weights="v1"),
     "wmss-both-v2": dict(arm=["wmss"], gap="both", weights="v2", dedup=True)}
@@ -146,9 +145,8 @@ COMMANDS = {
                   and not arm.startswith(("rule", "sft-early"))], *FREE)),
     "regimes": dict(SMALL, rates=5, lams=(0.3, 0.6, 0.9), regimes=OWN, arms=(
         *PLAIN, "temperature", "frozen", "permuted", "joint", "wmss", "wmss-both", *FREE)),
-    "equal": dict(
-        FULL, regimes=("default",), lams=(0.5, 0.7, 0.9),
-        arms=(*PLAIN, "temperature", "permuted", "frozen", "joint", "wmss"),
+    "equal": dict(FULL, regimes=("default",), lams=(0.5, 0.7, 0.9), arms=(
+        *PLAIN, "temperature", "permuted", "frozen", "joint", "wmss"),
         lrs={"toy-math": (4.43e-5, 7.27e-5, 9.32e-5, 1.19e-4, 1.53e-4, 1.96e-4, 2.51e-4, 4.13e-4),
              "toy-code": (3.22e-4, 5.29e-4, 6.78e-4, 8.68e-4, 1.11e-3, 1.43e-3, 1.83e-3, 2.34e-3)}),
     "unsure": dict(SMALL, regimes=("unsure",), lams=(0.5, 0.8),
