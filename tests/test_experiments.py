@@ -1097,7 +1097,7 @@ def test_a_seed_makes_what_its_rows_lack_with_the_weak_model_that_each_arm_needs
     code, math = ([c for c in calls if c.task == task] for task in ("toy-code", "toy-math"))
     assert [(c.weak, c.arm) for c in code] == [("joint", ["sft-flops", "permuted", "wmss"])] * 3
     assert not any(c.weights for c in code)
-    flags = [("joint", "v1", ["wmss"]), ("joint", None, ["wmss"])] * 4
+    flags = [("joint", None, ["wmss"]), ("joint", "v1", ["wmss"])] * 4      # sft is in the first
     assert [(c.weak, c.weights, c.arm) for c in math] == flags
     for own in (code, math):
         assert [c.base for c in own] == [None] + [f"out/{own[0].name}/base.pt"] * (len(own) - 1)
@@ -1112,7 +1112,7 @@ def test_a_seed_makes_what_its_rows_lack_with_the_weak_model_that_each_arm_needs
     made = mistakes.run_seed(30, 40, [], tmp_path / "fresh.jsonl")
     assert mistakes.read_rows(tmp_path / "fresh.jsonl") == made
     assert len({(r["label_noise"], r["model"]) for r in made}) == len(made) == 3 * 6
-    assert [c.weights for c in calls] == ["v1", None] * 3
+    assert [c.weights for c in calls] == [None, "v1"] * 3
     with pytest.raises(ValueError, match="found another"):
         mistakes.run_seed(10, 40, [r | dict(correct="0000000000") if r["model"] == "sft" else r
                                    for r in lacking], tmp_path / "rows")
