@@ -152,8 +152,8 @@ def run_seed(seed, n, rows, save, extra=()):
     made = []
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         bases = {}
-        for point, flags in [(p, f) for p in POINTS
-                             for f in sorted({*map(p.flags, p.models)}, key=len)]:  # sft first
+        for point, flags in [(p, f) for p in POINTS             # base and sft are in the first
+                             for f in dict.fromkeys(map(p.flags, p.models))]:
             known = point.of([*rows, *made])
             there = {r["model"]: r["correct"] for r in known if r["seed"] == seed}
             models = [m for m in point.models if point.flags(m) == flags and m not in there]

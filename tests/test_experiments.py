@@ -1107,7 +1107,7 @@ def test_a_seed_makes_what_its_rows_lack_with_the_weak_model_that_each_arm_needs
                                or r["task"] != point.task], tmp_path / "rows")
     weak = {arm: call.weak for call in calls for arm in call.arm}
     assert weak["wmss-mask"] == weak["frozen"] == weak["reweighted"] == "frozen"
-    assert weak["wmss"] == "joint" and [c.weak for c in calls] == ["joint", "frozen"]
+    assert weak["wmss"] == "joint" and [c.weak for c in calls] == ["frozen", "joint"]
     calls.clear()
     made = mistakes.run_seed(30, 40, [], tmp_path / "fresh.jsonl")
     assert mistakes.read_rows(tmp_path / "fresh.jsonl") == made
