@@ -200,8 +200,8 @@ def tables(points, rows):
 
 def figure(points, rows):
     """The declared differences at each point -> text of an SVG."""
-    groups = {str(point): [(f"{arm} less {reference}", arm, {"": (mean, half)}) for
-                           (arm, reference), (mean, half, _) in point.differences(rows).items()]
+    groups = {str(point): [(f"{arm} less {reference}", arm.removesuffix("-v1"), {"": (mean, half)})
+                           for (arm, reference), (mean, half, _) in point.differences(rows).items()]
               for point in points}
     return stacked([draw.forest("Declared differences, points", groups, ("",))],
                    "mixing less plain training where the data carry mistakes")

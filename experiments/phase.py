@@ -131,7 +131,7 @@ def curves_chart(task, points, weak):
              if any(arm in found for found in points.values())}
     tens = [right / 10 for *_, line in drawn.values() for _, right in line]
     height, parts, title = draw.curves(
-        f"{task}: right answers, %; base's corpus right in 5 %, λ 0.5", drawn,
+        f"{task}: right answers, % (w 0.05, λ 0.5)", drawn,
         [(q, draw.plain(q)) for q in sorted(points)],
         "share q that is right, of the labels that can be wrong", 10 * math.floor(min(tens)),
         10 * math.ceil(max(tens)))
