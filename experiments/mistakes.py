@@ -60,7 +60,7 @@ from plumbing.files import append_lines, commit, whole_lines, write_text
 
 ROWS = os.path.join(HERE, "mistakes.jsonl")
 SEEDS = dict.fromkeys((1, 2, 4, 5), range(10, 20)) | {3: range(20, 30), 6: range(30, 40)}
-# on code, too: --weak joint, not frozen
+# made with --weak joint, also at points where the mask has a frozen weak model
 TRAINED_WEAK = ("sft-flops-joint", "permuted-joint", "wmss", "wmss-v1")
 MODELS = ("base", "sft", "sft-steps", "sft-flops", "temperature", "permuted", "joint", "frozen",
           "wmss-mask", "reweighted", *TRAINED_WEAK)
@@ -98,7 +98,7 @@ class Point(NamedTuple):
         return [model for model in MODELS if model in compared]
 
     def flags(self, model):
-        """Of the run that makes a model."""
+        """Flags of the run that makes a model, apart from its arm."""
         frozen = "wmss-mask" in self.models and model not in TRAINED_WEAK
         more = ("--weights", "v1") if model == "wmss-v1" else ()
         return "--weak", "frozen" if frozen else "joint", *more
@@ -127,9 +127,10 @@ class Point(NamedTuple):
         found = self.differences(rows)
         if self.wins is None:
             return "no sign was foreseen"
-        words = "above 0: " + ", ".join(f"{arm} less {ref}" for arm, ref in self.wins)
-        holds = all(found[pair][0] > 0 and found[pair][2] < 0.05 for pair in self.wins)
-        if not self.wins:
+        if self.wins:
+            words = "above 0: " + ", ".join(f"{arm} less {ref}" for arm, ref in self.wins)
+            holds = all(found[pair][0] > 0 and found[pair][2] < 0.05 for pair in self.wins)
+        else:
             words = "mixing gains nothing"
             holds = not any(mean - half > 0 for mean, half, _ in map(found.get, PRIMARY))
         return f"{words}; this **{'holds' if holds else 'is not confirmed'}**"

@@ -218,8 +218,8 @@ def main(argv=None):
                 points.setdefault(round(1 - p.label_noise, 2), {}).update(p.accuracies(made))
         if points and 0.05 in found.weak:
             curves.append(curves_chart(task, points, found.weak[0.05]))
-        seeds = {shares_of(regime)[0]: len(own) for (regime, *_), own in found.cells.items()}
-        seeds = "; ".join(f"w {w:g}: {seeds[w]}" for w in found.weak)
+        n_seeds = {shares_of(regime)[0]: len(own) for (regime, *_), own in found.cells.items()}
+        seeds = "; ".join(f"w {w:g}: {n_seeds[w]}" for w in found.weak)
         parts.append(f"## {task}\n\nSeeds, {seeds}.\n\n![The map]({name})\n\n"
                      f"{map_table(found)}\n\n{analyse.places(rows)}")
     if curves:

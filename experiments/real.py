@@ -64,11 +64,11 @@ from plumbing.tasks import training_set
 ARMS = ("sft-steps", "sft-flops", "temperature", "permuted", "frozen", "joint", "wmss")
 OWN_ARMS = ("sft-steps", "sft-flops", "joint", "frozen", "permuted-frozen", "reweighted")
 MATCHED = "sft-flops-wmss"              # SFT for the FLOPs of wmss; only if it is named
-PLAIN = ("sft-flops", "sft-steps")
 DECLARED = {
-    "real": [(arm, ref) for ref in (*PLAIN, "temperature") for arm in ("joint", "wmss")],
-    "own": [*((arm, ref) for arm in ("frozen", "joint") for ref in PLAIN),
-            ("frozen", "permuted-frozen"), ("frozen", "reweighted")]}
+    "real": [(arm, ref) for ref in ("sft-flops", "sft-steps", "temperature")
+             for arm in ("joint", "wmss")],
+    "own": [(arm, ref) for arm in ("frozen", "joint") for ref in ("sft-flops", "sft-steps")]
+    + [("frozen", "permuted-frozen"), ("frozen", "reweighted")]}
 TITLES = dict(real="Clean data", own="Data with the weak model's own mistakes (`--own`)")
 SEEDS = (0, 1, 2, 3, 4)
 LAM = 0.5

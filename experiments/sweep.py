@@ -122,7 +122,7 @@ REGIMES = {
     "snapshot": ({}, dict(weak_snapshot="early")),              # weak: an early SFT snapshot
     "two-rounds": ({}, dict(rounds=2))}
 # The data carry the weak model's own mistakes: of the base's corpus a share w is right, of the
-# fine-tuning set q (a share seeds the draw: equal ones would make one). Stage 3 follows the data.
+# fine-tuning set q (+ 1e-9: equal shares would draw the same problems). Stage 3 is long.
 SHARES = {f"w{w:g}-q{q:g}": (dict(noise=1 - w, label_noise=round(1 - q, 2) + 1e-9 * (w == q)),
                              dict(wmss_epochs=12.0))
           for w in (0.02, 0.05, 0.2, 0.5) for q in (0.1, 0.3, 0.5, 0.7, 0.9)}
