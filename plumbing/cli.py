@@ -198,8 +198,8 @@ def _read(flags, parser, argv, problems):
     for word in unknown:
         name, is_flag = word.split("=")[0], word.startswith("--")
         if is_flag:
-            close = difflib.get_close_matches(name, [flag.name for flag in flags.values()], 1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            close = difflib.get_close_matches(name[2:], [flag.name[2:] for flag in flags.values()], 1)
+            hint = f"; did you mean --{close[0]}?" if close else ""
             problems.append(f"{name} is no flag of this program{hint}")
             after_unknown = "=" not in word
         elif not after_unknown:                 # the value of a mistyped flag was named with it
