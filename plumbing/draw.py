@@ -192,7 +192,7 @@ def rows_frame(labels, low, high, top):
     left = 14 + max(map(words_wide, labels))
     x, parts = scale(low, high, left, RIGHT - 8), []
     bottom = top + 8 + 22 * len(labels)
-    for v in ticks(low, high, n=max(3, (RIGHT - left) // 40)):
+    for v in ticks(low, high, n=max(4, (RIGHT - left) // 40)):
         parts += [line(x(v), top, x(v), bottom, "grid" if v else "ink"),
                   text(x(v), bottom + 15, plain(v), "middle")]
     ys = [top + 15 + 22 * i for i in range(len(labels))]
