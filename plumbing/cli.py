@@ -198,7 +198,7 @@ def _read(flags, parser, argv, problems):
     for word in unknown:
         name, is_flag = word.split("=")[0], word.startswith("--")
         if is_flag:
-            close = difflib.get_close_matches(name[2:], [flag.name[2:] for flag in flags.values()], 1)
+            close = difflib.get_close_matches(name[2:], [f.name[2:] for f in flags.values()], 1)
             hint = f"; did you mean --{close[0]}?" if close else ""
             problems.append(f"{name} is no flag of this program{hint}")
             after_unknown = "=" not in word
