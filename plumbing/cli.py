@@ -199,7 +199,7 @@ def _read(flags, parser, argv, problems):
         name, is_flag = word.split("=")[0], word.startswith("--")
         if is_flag:
             close = difflib.get_close_matches(name[2:], [f.name[2:] for f in flags.values()], 1)
-            hint = f"; did you mean --{close[0]}?" if close else ""
+            hint = f"; did you mean --{close[0]}?" if close else ""     # their dashes match always
             problems.append(f"{name} is no flag of this program{hint}")
             after_unknown = "=" not in word
         elif not after_unknown:                 # the value of a mistyped flag was named with it

@@ -121,6 +121,11 @@ def test_a_flag_may_not_be_cut_short():
     assert "--over is no flag of this program; did you mean --overwrite?" in wrong("--over")
 
 
+def test_a_flag_that_is_near_to_none_gets_no_suggestion():
+    """Bug: the dashes made --out near to --any-count."""
+    assert "--out is no flag of this program\n" in wrong("--out") + "\n"
+
+
 def test_what_was_given_is_known():
     """Bug: a default taken for a wish of the user's."""
     cfg, given = parse(Config, ["--lam", "0.5", "--no-compile"], check=None)
