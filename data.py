@@ -150,31 +150,29 @@ def _chain(a, b, c, bug=False):
     return [*first, str(total), *then], result
 
 
-_TWO, _THREE, _DIGIT = (10, 99), (100, 999), (2, 9)
-FAMILIES = {        # family: (prompt, procedure, the operands' ranges), from easy to hard
-    "add": ("{}+{}:", add_columns, (_THREE, _THREE)),
-    "sub": ("{}-{}:", sub_columns, (_THREE, _THREE)),
-    "carry": ("{}+{}:", add_columns, (_THREE, _THREE)),
-    "order": ("{}+{}*{}:", _order, (_TWO, _DIGIT, _DIGIT)),
-    "chain": ("{}+{}-{}:", _chain, (_THREE, _THREE, _THREE)),
-    "borrow": ("{}-{}:", sub_columns, (_THREE, _THREE)),
-    "times": ("{}*{}:", mul_columns, (_THREE, _DIGIT)),
+FAMILIES = {        # family: (prompt, procedure, the operands' digits), from easy to hard
+    "add": ("{}+{}:", add_columns, (3, 3)),
+    "sub": ("{}-{}:", sub_columns, (3, 3)),
+    "carry": ("{}+{}:", add_columns, (3, 3)),
+    "order": ("{}+{}*{}:", _order, (2, 1, 1)),
+    "chain": ("{}+{}-{}:", _chain, (3, 3, 3)),
+    "borrow": ("{}-{}:", sub_columns, (3, 3)),
+    "times": ("{}*{}:", mul_columns, (3, 1)),
 }
 
 
 def _suits(family, a, b, c=0):
     """add, sub: without a carry or borrow; carry, borrow: with one; no result below 0."""
-    carries = a % 10 + b % 10 > 9 or a % 100 + b % 100 > 99
-    borrows = a % 10 < b % 10 or a % 100 < b % 100
     if family in ("add", "carry"):
-        return carries == (family == "carry")
+        return (add_columns(a, b) != add_columns(a, b, bug=True)) == (family == "carry")
     if family in ("sub", "borrow"):
-        return a > b and borrows == (family == "borrow")
+        return a > b and (sub_columns(a, b) != sub_columns(a, b, bug=True)) == (family == "borrow")
     return family != "chain" or add_columns(a, b, bug=True)[1] > c
 
 
-def _draw_math(family, rng):
-    prompt, procedure, ranges = FAMILIES[family]
+def _draw_math(family, rng, more=0):
+    prompt, procedure, digits = FAMILIES[family]
+    ranges = [(10**(d - 1 + more), 10**(d + more) - 1) if d > 1 else (2, 9) for d in digits]
     operands = [rng.randint(low, high) for low, high in ranges]
     while not _suits(family, *operands):
         operands = [rng.randint(low, high) for low, high in ranges]
@@ -184,10 +182,12 @@ def _draw_math(family, rng):
                    mistake=f"{','.join(wrong_steps)};{wrong}")
 
 
-def toy_math(split: str, n: int, seed: int = 0, noise: float = 0.0) -> list[Problem]:
-    """n problems of a split of the math task, a function of the arguments; see draw_problems."""
+def toy_math(split: str, n: int, seed: int = 0, noise: float = 0.0, more: int = 0) -> list[Problem]:
+    """n problems of a split of the math task, a function of the arguments; see draw_problems.
+    more: columns beyond 2 or 3 in all operands but digits, for longer solutions."""
     rng = random.Random(f"{split} {seed} {noise}")
-    return draw_problems(split, n, rng, noise, list(FAMILIES), _draw_math)
+    draw = partial(_draw_math, more=more)
+    return draw_problems(split, n, rng, noise, list(FAMILIES), draw)
 
 
 # ---- samples and batches -----------------------------------------------------------------------

@@ -35,7 +35,7 @@ MIXING = ("joint", "frozen", "wmss-mask", "wmss", "wmss-both")
 SETTING = ("lr", "lam", "mu")
 PLACE = ("regime", "task", "arm")
 KEY = (*PLACE, "seed", *SETTING, "split")
-NAMES = ("toy", "regimes", "equal", "unsure")                   # files of rows
+NAMES = ("toy", "regimes", "equal", "unsure", "chains")         # files of rows
 
 # ---- rows --------------------------------------------------------------------------------------
 
@@ -269,8 +269,7 @@ def pairs_of(arms, references=REFERENCES):
             continue
         mean, half, p = crossed(d)
         by_seed = [mcnemar(int((row > 0).sum()), int((row < 0).sum())) for row in d]
-        out[arm, ref] = dict(mean=mean, half=half, p=p, mcnemar=by_seed,
-                             seeds=d.mean(1).tolist())
+        out[arm, ref] = dict(mean=mean, half=half, p=p, mcnemar=by_seed, seeds=d.mean(1).tolist())
     return out
 
 
@@ -448,8 +447,7 @@ def controls_table(rows):
     for regime, lam in grouped(rows, "regime", "lam"):
         if lam is None:
             continue
-        fits = [r for r in on("val", rows, regime)
-                if r["lam"] == lam or r["arm"] in REFERENCES[:2]]
+        fits = [r for r in on("val", rows, regime) if r["lam"] == lam or r["arm"] in REFERENCES[:2]]
         best = {place: max(by_setting(own).values(), key=mean_of)
                 for place, own in grouped(fits, "task", "arm").items()}
         for task, arm in best:
@@ -547,24 +545,25 @@ def run_blocks(rows, before, behind, pairs=()):
     return out
 
 
-def runs_of(toy, regimes, equal, unsure):
+def runs_of(toy, regimes, equal, unsure, chains):
     """{run: what tested() finds}; those of ten seeds come first."""
     others = dict.fromkeys(r["regime"] for r in regimes if r["regime"] != "default")
     return {"equal rates": tested(equal), "unsure": tested(unsure, "unsure"),
-            "ten seeds": tested(regimes), "five seeds": tested(toy),
-            **{regime: tested(regimes, regime) for regime in others}}
+            "long chains": tested(chains, "chains"), "ten seeds": tested(regimes),
+            "five seeds": tested(toy), **{regime: tested(regimes, regime) for regime in others}}
 
 
-def blocks(toy, regimes, equal=(), unsure=()):
+def blocks(toy, regimes, equal=(), unsure=(), chains=()):
     """Heading in TABLES.md -> its Markdown."""
     again = [r for r in regimes if r["regime"] == "default"]
     others = [r for r in regimes if r["regime"] != "default"]
     out = run_blocks(equal, "equal rates, ", ", equal rates", EQUAL)
     out |= run_blocks(unsure, "unsure, ", ", unsure", UNSURE)
+    out |= run_blocks(chains, "chains, ", ", chains", UNSURE)
     out |= run_blocks(again, "ten seeds, ", " ten seeds") | run_blocks(toy, "", "")
     if regimes:
         out |= {"regimes": regime_table(regimes), "controls, regimes": controls_table(others)}
-    for name, rows in zip(NAMES, (toy, regimes, equal, unsure), strict=True):
+    for name, rows in zip(NAMES, (toy, regimes, equal, unsure, chains), strict=True):
         if rows:
             out[f"rows {name}"] = places(rows)
     return out
@@ -611,7 +610,7 @@ def main(argv=None):
         paths = [os.path.join(HERE, f"{name}.jsonl") for name in NAMES]
     found = [read_rows(path) if path and os.path.exists(path) else [] for path in paths]
     write_text(os.path.join(a.into, "TABLES.md"), page(blocks(*found)))
-    toy, regimes, equal, _ = found
+    toy, regimes, equal, *_ = found
     again = [r for r in regimes if r["regime"] == "default"]
     leading = [r for r in toy if (r["task"],) not in grouped(again, "task")] + again
     fairest = [r for r in leading if (r["task"],) not in grouped(equal, "task")] + equal

@@ -10,21 +10,17 @@ per cell; whatever has a row is not done again, so a killed sweep goes on where 
     python experiments/sweep.py regimes --tasks toy-math                 # -> regimes.jsonl
     python experiments/sweep.py equal --seeds 10 --allow-code-execution  # -> equal.jsonl
     python experiments/sweep.py unsure --seeds 10 --tasks toy-math       # -> unsure.jsonl
+    python experiments/sweep.py chains --seeds 10                        # -> chains.jsonl
     python experiments/sweep.py map --tasks toy-math --seeds 3           # -> map.jsonl
     python experiments/sweep.py rivals --tasks toy-math --seeds 3        # -> rivals.jsonl
-    python experiments/sweep.py toy --quick --tasks toy-math --out try.jsonl    # does it run?
     python experiments/analyse.py                                        # tables and figures
 
 toy, regimes: each arm at its best of equally many settings. equal: the same rates for every arm;
-unsure: the same, M1 being unsure where a mistake begins. map: where mixing wins if a share of the
-data is wrong; rivals: what else helps there (both on validation, at one rate fixed in advance).
-Nothing of the training is written here again: a cell is train_wmss.py's own stages in this process.
-
-Declared for `equal` before any of its rows: joint, frozen and wmss less sft-steps and less
-sft-flops, on both tasks, each arm at the best of eight rates and, if it mixes, of three lambdas;
-stars by Holm over these twelve differences, ten seeds. For `unsure`: joint, frozen, wmss and
-wmss-mask less both, joint less temperature and less permuted, weights-only less sft-steps; on math,
-each at the best of six rates and, if it mixes, of two lambdas; Holm over these eleven, ten seeds.
+unsure: the same, M1 being unsure where a mistake begins; chains: the same, of longer solutions.
+map: where mixing wins if a share of the data is wrong; rivals: what else helps there (both on
+validation, at one rate fixed in advance). Nothing of the training is written here again: a cell is
+train_wmss.py's own stages in this process. Declared before any of their rows: the differences
+analyse.EQUAL for `equal`, analyse.UNSURE for `unsure` and `chains`; ten seeds, Holm over a run's.
 """
 
 import dataclasses
@@ -54,7 +50,7 @@ from rules import RULES, by_sample, label_of, log_odds, log_p_of, marks
 import eval_code
 import eval_math
 import train_wmss
-from data import encode
+from data import encode, toy_math
 from model import load_checkpoint, read_config
 from plumbing.files import append_lines, commit, whole_lines
 from plumbing.run import FREE_ON_RESUME, Folder, Ranks, Run
@@ -127,8 +123,10 @@ SHARES = {f"w{w:g}-q{q:g}": (dict(noise=1 - w, label_noise=round(1 - q, 2) + 1e-
                              dict(wmss_epochs=12.0))
           for w in (0.02, 0.05, 0.2, 0.5) for q in (0.1, 0.3, 0.5, 0.7, 0.9)}
 OWN = tuple(REGIMES)
-REGIMES |= SHARES | {"unsure": (dict(noise=0.7, sft_epochs=2.0, sft_lr=2e-4),
-                                dict(wmss_epochs=2.0))}
+REGIMES |= SHARES | {
+    "unsure": (dict(noise=0.7, sft_epochs=2.0, sft_lr=2e-4), dict(wmss_epochs=2.0)),
+    "chains": (dict(noise=0.7, sft_epochs=1.0, sft_lr=1.2e-4), dict(wmss_epochs=2.0))}
+TASKS["long-math"] = functools.partial(toy_math, more=1)        # longer chains: a column more
 
 # ---- the commands: what each of them trains, and how much of it --------------------------------
 #
@@ -139,6 +137,7 @@ FULL = dict(config={}, rates=6, lams=(0.3, 0.5, 0.7, 0.9), lrs={},
             val={"toy-math": 1400, "toy-code": 700}, test=2100, k=350)
 SMALL = dict(FULL, val={"toy-math": 700, "toy-code": 480})
 PLAIN = (*START, "sft-steps", "sft-flops")
+UNSURE = (*PLAIN, "temperature", "permuted", "weights-only", "frozen", "joint", "wmss", "wmss-mask")
 COMMANDS = {
     "toy": dict(FULL, regimes=("default",), arms=(
         *START, *[arm for arm in TRAINED if arm not in NEIGHBOURS
@@ -151,8 +150,9 @@ COMMANDS = {
              "toy-code": (3.22e-4, 5.29e-4, 6.78e-4, 8.68e-4, 1.11e-3, 1.43e-3, 1.83e-3, 2.34e-3)}),
     "unsure": dict(SMALL, regimes=("unsure",), lams=(0.5, 0.8),
                    lrs={"unsure": (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)},
-                   arms=(*PLAIN, "temperature", "permuted", "weights-only", "frozen", "joint",
-                         "wmss", "wmss-mask", "wmss-both")),
+                   arms=(*UNSURE, "wmss-both")),
+    "chains": dict(SMALL, config=dict(max_new_tokens=80), val={"long-math": 700}, arms=UNSURE,
+                   regimes=("chains",), lams=(0.5, 0.8), lrs={"chains": (1e-4, 2e-4, 4e-4, 8e-4)}),
     "map": dict(SMALL, test=0, regimes=tuple(SHARES), lams=(0.3, 0.5, 0.7),
                 lrs=dict.fromkeys(SHARES, (3.1e-4,)), arms=(*PLAIN, "frozen", "joint")),
     "rivals": dict(SMALL, test=0, regimes=("w0.05-q0.3", "w0.05-q0.9"), lams=(0.5,),
@@ -163,7 +163,7 @@ COMMANDS = {
 QUICK = dict(
     config=dict(corpus=64, clean=24, dim=16, n_heads=2, n_layers=1, base_steps=4, batch_size=8,
                 max_new_tokens=6),
-    rates=2, lams=(0.5,), val={"toy-math": 28, "toy-code": 16}, k=7)
+    rates=2, lams=(0.5,), val={"toy-math": 28, "toy-code": 16, "long-math": 28}, k=7)
 
 
 def rates(n):
@@ -172,10 +172,8 @@ def rates(n):
 
 
 def settings(arm, size, task="", regime=""):
-    """What is tried for an arm on validation -> list of {lr, lam, mu}, None: has none.
-
-    Where a command does not say the rates: equally many settings for each arm but START.
-    """
+    """What is tried for an arm on validation -> list of {lr, lam, mu}, None: has none. Where a
+    command does not say the rates: equally many settings for each arm but START."""
     n = size["rates"] * len(size["lams"])
     lrs = size["lrs"].get(regime, size["lrs"].get(task))
     if arm in START:
@@ -335,7 +333,7 @@ VERDICTS = {}
 
 
 def judge(job, rows, problems):
-    if job["task"] == "toy-math":
+    if job["task"] != "toy-code":
         return eval_math.judge(rows)
     unseen = {(r["id"], r["completion"]): dict(r) for r in rows}
     unseen = [r for key, r in unseen.items() if key not in VERDICTS]
@@ -512,7 +510,7 @@ def parser_of(doc, tasks, code):
     """The flags that sweeps share; code: which of the tasks runs programs, "" if none does."""
     parser = analyse.parser_of(doc)
     flag = parser.add_argument
-    flag("--tasks", nargs="+", choices=tuple(tasks), default=list(tasks), help="(both)")
+    flag("--tasks", nargs="+", choices=tuple(tasks), default=list(tasks), help="(all it has)")
     flag("--arms", nargs="+", help="only these (all)")
     flag("--out", help="file of rows (named after the command, beside this file)")
     flag("--work", help="folder of checkpoints (in out/ beside train_wmss.py)")
@@ -553,6 +551,7 @@ def main(argv=None):
     parser.add_argument("--regimes", nargs="+", help="only these (all)")
     a = parser.parse_args(argv)
     size = COMMANDS[a.command]
+    a.tasks = [task for task in a.tasks if task in size["val"]]
     if a.quick:
         size = dict(size, **QUICK, test=min(28, size["test"]))
     cells = plan(a.tasks, a.seeds, size)
@@ -561,6 +560,8 @@ def main(argv=None):
               for regime in a.regimes or () if regime not in size["regimes"]]
     if a.seeds < 1:
         wrong.append("--seeds: expected 1 or more")
+    if not a.tasks:
+        wrong.append(f"--tasks: {a.command} is of {' and '.join(COMMANDS[a.command]['val'])}")
     if wrong:
         parser.error("\n  ".join(wrong))
     set_paths(a, a.command, "sweep-quick" if a.quick else "sweep")

@@ -379,10 +379,10 @@ def test_every_arm_is_tried_as_often_on_the_same_range():
 
 def test_where_rates_are_equal_they_are_equal_for_every_arm():
     """Bug: plain SFT at more rates than what it is compared with, which then looks worse."""
-    for command in ("equal", "unsure", "map", "rivals"):
+    for command in ("equal", "unsure", "chains", "map", "rivals"):
         size = sweep.COMMANDS[command]
         tried = {}
-        for c in sweep.plan(["toy-math", "toy-code"], 1, size):
+        for c in sweep.plan(list(size["val"]), 1, size):
             if c["arm"] not in sweep.START:
                 key = (c["task"], c["regime"], c["arm"], c["lam"])
                 tried.setdefault(key[:2], {}).setdefault(key[2:], set()).add(c["lr"])
@@ -776,7 +776,8 @@ def test_rows_of_two_machines_are_not_said_to_come_from_either():
                                     "1 rows, 0.5 h of one process (a card, v, commit c).")
 
 
-@pytest.mark.parametrize("run, regime, n", [("equal", "default", 6), ("unsure", "unsure", 11)])
+@pytest.mark.parametrize("run, regime, n", [("equal", "default", 6), ("unsure", "unsure", 11),
+                                            ("chains", "chains", 11)])
 def test_what_was_declared_for_a_run_is_the_family_of_its_stars(run, regime, n):
     """Bug: a run whose regime has another name leaves an empty page; Holm over all pairs, or over
     fewer than were declared."""
@@ -790,7 +791,7 @@ def test_what_was_declared_for_a_run_is_the_family_of_its_stars(run, regime, n):
                          versions="v", commit="c", total=1.0)
             rows += [found, dict(found, split="val")]
     blocks = analyse.blocks([], [], **{run: rows})
-    name = {"equal": "equal rates", "unsure": "unsure"}[run]
+    name = {"equal": "equal rates"}.get(run, run)
     assert {f"main {name}, toy-math", f"controls, {name}"} <= blocks.keys()
     lines = blocks[f"declared, {name}"].splitlines()[2:]
     pairs = [line.split(" | ")[0][2:].replace("toy-math ", "").split(" less ") for line in lines]
