@@ -193,7 +193,7 @@ def odds_chart(found):
 
 
 def figure(found):
-    charts = [map_chart(found, lam, "sft-flops") for lam in found.lams]
+    charts = [map_chart(found, lam, reference) for reference in PLAIN for lam in found.lams]
     return stacked([*charts, odds_chart(found)], "when mixing wins")
 
 
