@@ -53,8 +53,8 @@ from plumbing.tasks import corpus_set
 @dataclass
 class Config:
     name: str = arg("toy", "everything the run makes lies in out/NAME", group="the run")
-    preset: str = arg("", "a file of flags: smoke, mistakes, smollm2-gsm8k, qwen3-0.6b-gsm8k, "
-                      "qwen3-4b-am or your own; flags of the command line win")
+    preset: str = arg("", "a file of flags: smoke, mistakes, mistakes-code, smollm2-gsm8k, "
+                      "qwen3-0.6b-gsm8k, qwen3-4b-am or your own; flags of the command line win")
     stages: str = arg(",".join(STAGES), "the stages to run, in this order")
     resume: Literal["", "yes", "auto"] = arg("", "go on with an interrupted out/NAME, or add "
                                              "stages to it; auto: start it if need be", bare="yes")
