@@ -523,6 +523,8 @@ def test_checkpoints_of_other_flags_are_made_anew(work, tmp_path):
     [
         (["toy"], "--allow-code-execution"),
         (["toy", "--quick", "--tasks", "toy-math"], "name its --out"),
+        (["chains", "--tasks", "toy-math"], "--tasks: chains is of long-math"),
+        (["map", "--tasks", "long-math"], "--tasks: map is of toy-math and toy-code"),
         (["toy", "--tasks", "toy-math", "--arms", "sfd"], "found sfd"),
         (["toy", "--tasks", "toy-math", "--seeds", "0"], "1 or more"),
         (["toy", "--tasks", "toy-math", "--regimes", "few"], "some of default, found few"),
