@@ -184,7 +184,7 @@ def _draw_math(family, rng, more=0):
 
 def toy_math(split: str, n: int, seed: int = 0, noise: float = 0.0, more: int = 0) -> list[Problem]:
     """n problems of a split of the math task, a function of the arguments; see draw_problems.
-    more: columns beyond 2 or 3 in all operands but digits, for longer solutions."""
+    more: columns added to all operands but single digits; solutions grow with them."""
     rng = random.Random(f"{split} {seed} {noise}")
     draw = partial(_draw_math, more=more)
     return draw_problems(split, n, rng, noise, list(FAMILIES), draw)

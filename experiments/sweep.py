@@ -137,7 +137,7 @@ FULL = dict(config={}, rates=6, lams=(0.3, 0.5, 0.7, 0.9), lrs={},
             val={"toy-math": 1400, "toy-code": 700}, test=2100, k=350)
 SMALL = dict(FULL, val={"toy-math": 700, "toy-code": 480})
 PLAIN = (*START, "sft-steps", "sft-flops")
-UNSURE = (*PLAIN, "temperature", "permuted", "weights-only", "frozen", "joint", "wmss", "wmss-mask")
+PARTS = (*PLAIN, "temperature", "permuted", "weights-only", "frozen", "joint", "wmss", "wmss-mask")
 COMMANDS = {
     "toy": dict(FULL, regimes=("default",), arms=(
         *START, *[arm for arm in TRAINED if arm not in NEIGHBOURS
@@ -150,8 +150,8 @@ COMMANDS = {
              "toy-code": (3.22e-4, 5.29e-4, 6.78e-4, 8.68e-4, 1.11e-3, 1.43e-3, 1.83e-3, 2.34e-3)}),
     "unsure": dict(SMALL, regimes=("unsure",), lams=(0.5, 0.8),
                    lrs={"unsure": (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)},
-                   arms=(*UNSURE, "wmss-both")),
-    "chains": dict(SMALL, config=dict(max_new_tokens=80), val={"long-math": 700}, arms=UNSURE,
+                   arms=(*PARTS, "wmss-both")),
+    "chains": dict(SMALL, config=dict(max_new_tokens=80), val={"long-math": 700}, arms=PARTS,
                    regimes=("chains",), lams=(0.5, 0.8), lrs={"chains": (1e-4, 2e-4, 4e-4, 8e-4)}),
     "map": dict(SMALL, test=0, regimes=tuple(SHARES), lams=(0.3, 0.5, 0.7),
                 lrs=dict.fromkeys(SHARES, (3.1e-4,)), arms=(*PLAIN, "frozen", "joint")),
